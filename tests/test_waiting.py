@@ -29,8 +29,7 @@ TRAINING_STEP = {  # where a step of training waits, how often, and why
     "model.py:forward": (1, "sizes of the images"),
     "blocks.py:list_by_level": (2, "which cells become which tokens, and how many an image has"),
     "blocks.py:most": (1, "people of the image with most: slots of denoising queries"),
-    "targets.py:counts": (1, "people of each image: where costs of one end"),
-    "losses.py:match_people": (2, "costs to the program, pairs back: SciPy assigns them"),
+    "losses.py:match_people": (3, "costs and people of each image to the program, pairs back: SciPy assigns them"),
     "learner.py:step": (1, "losses, and whether the gradient is finite"),
 }
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dto_pipeline.lab.golden import GoldenReport
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -20,14 +24,33 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.lab.golden import check_golden
-
     report = check_golden(Path(arguments.folder))
     text = json.dumps(report.to_json(), indent=1)
-    if arguments.json == "-":
-        print(text)
-    else:
-        print(report.as_table())
+    print(text if arguments.json == "-" else report.as_table())
     if arguments.json not in (None, "-"):
         Path(arguments.json).write_text(text + "\n")
     return 0 if report.passed else 1
+
+
+def check_golden(folder: Path) -> GoldenReport:
+    """Run every family found in `folder`.
+
+    Raises:
+        GoldenFolderError: there is no case of any family.
+    """
+    from dto_pipeline.lab import golden_labels, golden_mahmr
+    from dto_pipeline.lab.golden import GoldenFolderError, GoldenReport
+
+    families = {
+        "solver": golden_labels.check_solver_cases,
+        "person": golden_labels.check_person_cases,
+        "image": golden_labels.check_image_cases,
+        "rh_metric": golden_labels.check_rh_cases,
+        "depth": golden_labels.check_depth_cases,
+        "mahmr": golden_mahmr.check_mahmr_cases,
+    }
+    results = {family: check(folder) for family, check in families.items()}
+    if not any(results.values()):
+        expected = ", ".join(families)
+        raise GoldenFolderError(f"{folder} holds no recorded cases; expected one of the folders {expected} in it")
+    return GoldenReport(results)

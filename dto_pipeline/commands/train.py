@@ -14,7 +14,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "train",
         help="train a multi-person mesh network on label shards; resumes by itself",
         description="Learns a network from labels and leaves a folder: checkpoints/ (the newest two), metrics.csv and "
-        "evaluation.csv (tensorboard/ shows both), train.json. The same command started "
+        "evaluation.csv, train.json. The same command started "
         "again goes on from the newest checkpoint that can be read. CONFIG.yaml names the labels (data.labels: folders "
         "of runs or exports) and options; jobs/train.yaml is one to start from, docs/training.md tells what they do. "
         "--workers N shares every step among N processes of Ray Train, each with data.batch_images images and, with "

@@ -9,6 +9,7 @@ connections); what fails then names bucket, key and next step.
 
 from __future__ import annotations
 
+import configparser
 import io
 import os
 import random
@@ -33,16 +34,16 @@ _GIVEN_UP = timedelta(minutes=5)  # after which nothing is tried again
 _MAX_PUT = 5 << 30  # bytes that stores take in one PUT
 _ATOMIC_SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "memory")  # that create an object only if it is absent
 _SCHEMES = (*_ATOMIC_SCHEMES, "http", "https")
-_KEYS = (
-    *("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
-    "AWS_SKIP_SIGNATURE",
-)  # variables that obstore takes credentials from, or needs none
-_NO_CREDENTIALS = "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles are not read)"
+_ELSEWHERE = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_SKIP_SIGNATURE")
+_PROFILES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
+_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
+_NO_CREDENTIALS = "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role"
 _ACCESS = "access is denied; the credentials need GetObject, PutObject, DeleteObject and ListBucket there"
 _ADVICE = {  # what an error's text holds -> what to do; the first that fits
     "NoSuchBucket": "the bucket does not exist; make it, or check its name and endpoint",
-    "InvalidAccessKeyId": "the access key is unknown; check AWS_ACCESS_KEY_ID",
-    "SignatureDoesNotMatch": "the secret key is wrong; check AWS_SECRET_ACCESS_KEY",
+    "InvalidAccessKeyId": "the access key is unknown; check AWS_ACCESS_KEY_ID or the profile",
+    "SignatureDoesNotMatch": "the secret key is wrong; check AWS_SECRET_ACCESS_KEY or the profile",
+    "Range request not supported": "this server sends no parts of files; fetch them, or serve them by one that does",
     "ExpiredToken": "the session token has expired; renew the credentials",
     "PermanentRedirect": "the bucket is in another region; set AWS_REGION, or region= in the URI",
     "AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_REGION, or region= in the URI",
@@ -280,20 +281,42 @@ def _open_memory() -> Any:
 
 
 def _s3_config(options: dict[str, str]) -> dict[str, Any]:
-    """What obstore is told besides what it reads in the environment: server and region. Raises: StoreError: no keys."""
-    if not any(name in os.environ for name in _KEYS):  # else the node's role
-        if profile := os.environ.get("AWS_PROFILE"):
-            advice = f'eval "$(aws configure export-credentials --profile {profile} --format env)"'
-            raise StoreError(f"AWS_PROFILE is {profile}, and profiles are not read here; set its keys with {advice}")
-        if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
-            raise StoreError(_NO_CREDENTIALS)
-    config: dict[str, Any] = {"disable_bulk_delete": True}
+    """What obstore is told besides what it reads in the environment: server, region, and the keys of a profile."""
+    config: dict[str, Any] = {"disable_bulk_delete": True, **_profile_keys()}
     if "endpoint_override" in options:
         config["endpoint"] = f"{options.get('scheme', 'https')}://{options['endpoint_override']}"
     else:
         named = [os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")]
         config |= {"endpoint": found} if (found := next(filter(None, named), None)) else {}
     return config | ({"region": options["region"]} if "region" in options else {})
+
+
+def _profile_keys() -> dict[str, str]:
+    """Keys and region that `aws configure` wrote for AWS_PROFILE (or "default"), where the environment has no keys.
+
+    Raises:
+        StoreError: AWS_PROFILE has no keys (a role or single sign-on), or nothing has.
+    """
+    if "AWS_ACCESS_KEY_ID" in os.environ or any(name in os.environ for name in _ELSEWHERE):
+        return {}
+    name = os.environ.get("AWS_PROFILE", "default")
+    found: dict[str, str] = {}
+    for variable, place in _PROFILES.items():
+        parser = configparser.ConfigParser(interpolation=None, default_section="")
+        try:
+            parser.read(Path(os.environ.get(variable, place)).expanduser())
+        except (configparser.Error, UnicodeDecodeError) as error:
+            raise StoreError(f"{os.environ.get(variable, place)} cannot be read: {error}") from error
+        for section in (name, f"profile {name}"):
+            found |= dict(parser[section]) if parser.has_section(section) else {}
+    if _KEYS[0] in found:
+        return {key: found[key] for key in (*_KEYS, "region") if key in found}
+    if "AWS_PROFILE" in os.environ:
+        advice = f'eval "$(aws configure export-credentials --profile {name} --format env)"'
+        raise StoreError(f"the profile {name} holds no keys (a role or single sign-on?); set them with {advice}")
+    if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
+        raise StoreError(_NO_CREDENTIALS)
+    return {}  # the node's role
 
 
 def _check_process(scheme: str) -> None:

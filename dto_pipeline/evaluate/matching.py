@@ -53,7 +53,8 @@ def join_images(found: Sequence[str], truth: Sequence[str]) -> ImageJoin:
     for parts in _PARTS:
         sides = [[_key(name, parts) for name in names] for names in (found, truth)]
         once = [{key for key, times in Counter(keys).items() if times == 1} for keys in sides]
-        places = {key: place for place, key in enumerate(sides[0]) if key in once[0] & once[1]}
+        both = once[0] & once[1]
+        places = {key: place for place, key in enumerate(sides[0]) if key in both}
         if len(places) > most:
             most, where, shown = len(places), np.array([places.get(key, -1) for key in sides[1]]), parts
     if most == 0:

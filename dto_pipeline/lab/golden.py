@@ -143,29 +143,6 @@ class GoldenReport:
         return "\n".join(lines)
 
 
-def check_golden(folder: Path) -> GoldenReport:
-    """Run every family found in `folder`.
-
-    Raises:
-        GoldenFolderError: there is no case of any family.
-    """
-    from dto_pipeline.lab import golden_labels, golden_mahmr  # they report by this module
-
-    families = {
-        "solver": golden_labels.check_solver_cases,
-        "person": golden_labels.check_person_cases,
-        "image": golden_labels.check_image_cases,
-        "rh_metric": golden_labels.check_rh_cases,
-        "depth": golden_labels.check_depth_cases,
-        "mahmr": golden_mahmr.check_mahmr_cases,
-    }
-    results = {family: check(folder) for family, check in families.items()}
-    if not any(results.values()):
-        expected = ", ".join(families)
-        raise GoldenFolderError(f"{folder} holds no recorded cases; expected one of the folders {expected} in it")
-    return GoldenReport(results)
-
-
 def _summary(cases: Sequence[Case]) -> dict[str, Any]:
     strict = [case for case in cases if case.strict]
     worst: dict[str, tuple[float, float | None]] = {}

@@ -140,7 +140,7 @@ def _check_augment(body: BodyModel, said: Mapping[str, Any], arrays: Arrays, cas
     vertices = body.vertices(*map(torch.from_numpy, shapes)).numpy()
     cells = mark_cells(
         project_points(vertices, camera, behind=True), depth / focal, np.hypot(*boxes[:, 2:].T).clip(0, 1),
-        varied.frame.size, mesh_edges(body.faces.numpy()), clamp=True,
+        varied.frame.size, mesh_edges(body), clamp=True,
     )  # fmt: skip
     found = {
         "poses": _rotations(varied.pose[kept]),

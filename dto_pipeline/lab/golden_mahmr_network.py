@@ -204,6 +204,7 @@ class Recording:
             queries=decoder["queries"],
             betas=11 if config["kid"] else 10,
             camera=bool(config["fov"]),
+            as_published=True,
         )
         model = replace(model, **other)
         network = MeshNetwork(sizes, model, config["input_size"], (sat["conf_thresh"], sat["scale_thresh"]))
@@ -263,11 +264,11 @@ def _check_outputs(name: str, record: Recording, case: Case) -> None:
         network.fov_head.last.bias.copy_(torch.tensor([-0.5]))
     regressor = record.regressor[[3, 2]] if name == "joints14" else None
     seen = record.images[images]
-    found = network(seen, given_map=recorded.pop("given_scale_map", None), by_image=False)
+    found = network(seen, given_map=recorded.pop("given_scale_map", None))
     found = with_joints(found, record.body, regressor)
     _compare(case, _outputs(found, len(seen), record.body), recorded)
-    if (counts := record.said.get(f"{name}_tokens")) is not None and found.tokens is not None:
-        image, level = found.tokens.image, found.tokens.level
+    if (counts := record.said.get(f"{name}_tokens")) is not None:
+        image, level = found.tokens["image"], found.tokens["level"]
         tokens = [[int(((image == b) & (level == k)).sum()) for k in range(3)] for b in range(len(seen))]
         case.equal("tokens", tokens, counts)
 
@@ -275,7 +276,7 @@ def _check_outputs(name: str, record: Recording, case: Case) -> None:
 def _check_layers(record: Recording, case: Case) -> None:
     recorded, network = record.group("layers"), record.network()
     with torch.no_grad():
-        predictions = with_joints(network(record.images, by_image=False), record.body)
+        predictions = with_joints(network(record.images), record.body)
     found = {name: getattr(predictions, name) for name in ("poses", "betas", "boxes", "depths", "confs")}
     found |= {"hs": predictions.states, "reference": predictions.references}
     assert predictions.j2ds is not None
@@ -306,7 +307,7 @@ def _check_denoising(record: Recording, case: Case) -> None:
     sign = {name: recorded[f"{name}_sign01"].float() * 2 - 1 for name in ("box", "param")}
     noise = (sign["box"], recorded["box_rand"], sign["param"], recorded["param_rand"])
     content, logits = noisy_queries(known, network.dn_enc, noise)
-    predictions = network(record.images[: len(counts)], known=known, noise=noise, by_image=False)
+    predictions = network(record.images[: len(counts)], known=known, noise=noise)
     found = {"query_content": content, "query_box_logit": logits}
     found["self_attention_blocked"] = ~allowed_pairs(known, network.sizes.queries)
     for name in ("boxes", "confs", "poses", "betas"):
@@ -317,9 +318,9 @@ def _check_denoising(record: Recording, case: Case) -> None:
 def _check_step(record: Recording, case: Case) -> None:
     recorded, said, network = record.group("step"), record.said["step"], record.network()
     network.train()
-    found = with_joints(network(record.images, by_image=False), record.body)
+    found = with_joints(network(record.images), record.body)
     assert found.cells is not None
-    recorded["scale_map_lens"] = torch.tensor(found.cells.lengths)
+    recorded["scale_map_lens"] = torch.tensor(found.cells[2])
     size = torch.tensor([image.shape[1:] for image in record.images])
     targets = _targets(recorded, recorded["counts"].tolist(), img_size=size)
     weights = {name.partition(".")[0]: weight for name, (_, weight) in said["terms"].items()}
@@ -358,25 +359,24 @@ def _check_preprocess(record: Recording, case: Case) -> None:
 def _outputs(found: Predictions, images: int, body: BodyModel) -> dict[str, torch.Tensor]:
     """Every quantity a group may hold, of the last layer."""
     assert found.cells is not None
-    assert found.tokens is not None
     last = ("confs", "boxes", "poses", "betas", "transl", "depths", "j3ds", "j2ds")
     betas = torch.nn.functional.pad(found.betas[-1], (0, 11 - found.betas.shape[-1]))
     tokens = found.tokens
-    level_side = 14 * 2.0**tokens.level / found.input_size
+    level_side = 14 * 2.0 ** tokens["level"] / found.input_size
     return {
         **{name: getattr(found, name)[-1] for name in last},
         "intrinsics": found.intrinsics,
         "scale_map": found.scale_map,
-        "scale_map_y": found.cells.y,
-        "scale_map_x": found.cells.x,
-        "scale_map_lens": torch.tensor(found.cells.lengths),
-        "token_lens": torch.bincount(tokens.image, minlength=images),
-        "token_level": tokens.level,
-        "token_y": (tokens.place[:, 1] + 0.5) * level_side,
-        "token_x": (tokens.place[:, 0] + 0.5) * level_side,
+        "scale_map_y": found.cells[0],
+        "scale_map_x": found.cells[1],
+        "scale_map_lens": torch.tensor(found.cells[2]),
+        "token_lens": torch.bincount(tokens["image"], minlength=images),
+        "token_level": tokens["level"],
+        "token_y": (tokens["place"][:, 1] + 0.5) * level_side,
+        "token_x": (tokens["place"][:, 0] + 0.5) * level_side,
         "verts_every_200": body.vertices(found.poses[-1], betas, found.transl[-1])[..., ::_VERTEX_STEP, :],
-        "memory": tokens.memory,
-        "memory_pos": tokens.code,
+        "memory": tokens["memory"],
+        "memory_pos": tokens["code"],
         **({} if found.fov is None else {"fov_raw": found.fov}),
     }
 

@@ -1,7 +1,7 @@
 """One image and its people seen by another camera: resized to S, rotated, mirrored, zoomed, cut at the bottom (MA-HMR).
 
-What happens to a label is told by `vary`, to pixels by `paint`, from the same `Draw`. Metres, radians, pixels of the
-resized image; cameras have their origin at the corner of the first pixel, warps at its centre, as published.
+Metres, radians, pixels of the resized image; cameras have their origin at the corner of the first pixel, warps at its
+centre, as published.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from dto_pipeline.maths.rotation import axis_angle_to_matrix, matrix_to_axis_ang
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.config import AugmentConfig
 
-MIRROR_JOINTS = (0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20, 23, 22)
-"""SMPL's 24 joints with left and right exchanged."""
+MIRROR_JOINTS = (0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20, 23, 22)  # of SMPL
 _CHEST = 9  # a picture is never cut above the lowest of these joints
 _CROP_SHAPE = (2.0, 5.0)  # of the Beta distribution of how much stays below
 _LARGEST_AREA, _ASPECTS, _OCCLUSION_TRIES = 0.3, (0.5, 2.0), 6  # of a rectangle of noise over a box
@@ -70,8 +69,7 @@ def draw_variation(random: np.random.Generator, config: AugmentConfig) -> Draw:
 
 
 def draw_paint(random: np.random.Generator, frame: Frame, boxes: np.ndarray, config: AugmentConfig) -> Frame:
-    """The frame with rectangles of noise over parts of people, boxes (P, 4) corners [px of the varied image], and
-    colours."""
+    """The frame with rectangles of noise over parts of people, boxes (P, 4) corners [px of it], and colours."""
     width, height = frame.size
     patches = []
     for left, top, right, bottom in boxes:
@@ -119,20 +117,22 @@ def _reading(frame: Frame) -> torch.Tensor:
     (w, h), (width, height) = frame.resized, frame.size
     steps = np.diag([2 / w, 2 / h, 1.0]) @ [[1, 0, 0.5 - w / 2], [0, 1, 0.5 - h / 2], [0, 0, 1]]
     mirror = np.array([[-1, 0, w - 1], [0, 1, 0], [0, 0, 1.0]]) if frame.flip else np.eye(3)
-    back = np.eye(3) if frame.warp is None else np.linalg.inv(np.vstack([frame.warp, [0, 0, 1]]))
-    grow = np.array([w / width, frame.rows / height])
-    cut = np.array([[grow[0], 0, (grow[0] - 1) / 2], [0, grow[1], (grow[1] - 1) / 2], [0, 0, 1]])
     pixels = np.array([[width / 2, 0, width / 2 - 0.5], [0, height / 2, height / 2 - 0.5], [0, 0, 1]])
-    return torch.from_numpy((steps @ mirror @ back @ cut @ pixels)[:2]).float()
+    return torch.from_numpy((steps @ mirror @ _source(frame) @ pixels)[:2]).float()
+
+
+def _source(frame: Frame) -> np.ndarray:
+    """(3, 3) from pixels of the varied image to those of the resized (and mirrored) one."""
+    x, y = frame.resized[0] / frame.size[0], frame.rows / frame.size[1]
+    back = np.eye(3) if frame.warp is None else np.linalg.inv(np.vstack([frame.warp, [0, 0, 1]]))
+    return back @ [[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]]
 
 
 def fit_size(width: int, height: int, side: int) -> tuple[tuple[int, int], float]:
     """Width and height of an image whose longer side is made S, and the rate r by which lengths grow."""
-    if width >= height:
-        rate = side / width
-        return (side, max(1, int(rate * height))), rate
-    rate = side / height
-    return (max(1, int(rate * width)), side), rate
+    rate = side / max(width, height)
+    wide, high = (max(1, int(rate * length)) for length in (width, height))
+    return ((side, high) if width >= height else (wide, side)), rate
 
 
 def vary(
@@ -212,12 +212,9 @@ def inside_image(points: np.ndarray, frame: Frame) -> np.ndarray:
     place = np.where(finite[..., None], points, -1.0).clip(-1e6, 1e6)
     width, height = frame.size
     inside = (place >= 0).all(-1) & (place[..., 0] < width) & (place[..., 1] < height)
-    pixel = np.trunc(place)
     if frame.warp is not None:
-        w, h = frame.resized
-        before = (pixel + 0.5) * [w / width, frame.rows / height] - 0.5 if frame.rows != h else pixel
-        inverse = np.linalg.inv(np.vstack([frame.warp, [0, 0, 1]]))[:2]
-        source = before @ inverse[:, :2].T + inverse[:, 2]
+        (w, h), matrix = frame.resized, _source(frame)[:2]
+        source = np.trunc(place) @ matrix[:, :2].T + matrix[:, 2]
         inside &= (source > -1).all(-1) & (source[..., 0] < w) & (source[..., 1] < h)
     return inside
 

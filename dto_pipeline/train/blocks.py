@@ -1,7 +1,6 @@
 """Parts of the network: perceptrons, encoder blocks, decoder layers, the sine code, tokens, denoising queries.
 
-Names of weights are the published ones. B images, N tokens of the longest, Q queries, C and D widths of encoder and
-decoder.
+B images, N tokens of the longest, Q queries, C and D widths of encoder and decoder.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 TEMPERATURE = 20.0  # of the sine code
@@ -37,7 +36,7 @@ class Mlp(nn.Module):
         """The layer whose outputs are the perceptron's."""
         return self.layers[-1]  # type: ignore[return-value]
 
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
+    def forward(self, values: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             values = layer(values).relu()
         return self.layers[-1](values)
@@ -54,11 +53,11 @@ class Block(nn.Module):
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width)})
         self.ls1, self.ls2 = (nn.ParameterDict({"gamma": nn.Parameter(torch.ones(width))}) for _ in range(2))
 
-    def forward(self, tokens: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: Tensor, real: Tensor) -> Tensor:
         """tokens (B, N, C), real (B, N) bool: only these are looked at."""
-        parts = self.attn["qkv"](self.norm1(tokens)).chunk(3, dim=-1)
-        query, key, value = (split_heads(part, self.heads) for part in parts)
-        tokens = tokens + self.ls1["gamma"] * self.attn["proj"](attend(query, key, value, real[:, None, None]))
+        query, key, value = self.attn["qkv"](self.norm1(tokens)).chunk(3, dim=-1)
+        attended = attend(query, key, value, self.heads, real[:, None, None])
+        tokens = tokens + self.ls1["gamma"] * self.attn["proj"](attended)
         hidden = functional.gelu(self.mlp["fc1"](self.norm2(tokens)))
         return tokens + self.ls2["gamma"] * self.mlp["fc2"](hidden)
 
@@ -76,43 +75,38 @@ class DecoderLayer(nn.ModuleDict):
         self.heads, self.is_first = heads, first
 
     def forward(
-        self, content: torch.Tensor, place: torch.Tensor, sine: torch.Tensor, memory: torch.Tensor,
-        memory_place: torch.Tensor, real: torch.Tensor, may_see: torch.Tensor | None,
-    ) -> torch.Tensor:  # fmt: skip
+        self, content: Tensor, place: Tensor, sine: Tensor, memory: Tensor,
+        memory_place: Tensor, real: Tensor, may_see: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         """t, p and g (B, Q, D) of the queries, memory and its places (B, N, D), `real` (B, N) bool: no padding,
         `may_see` (Q, Q) bool, rows = who looks, None = everybody sees everybody -> t (B, Q, D)."""
         # u = norm1(t), q = Wqc u + Wqp p, k = Wkc u + Wkp p, v = Wv u
         seen = self["norm1"](content)
         query = self["sa_qcontent_proj"](seen) + self["sa_qpos_proj"](place)
         key = self["sa_kcontent_proj"](seen) + self["sa_kpos_proj"](place)
-        query, key, value = (split_heads(part, self.heads) for part in (query, key, self["sa_v_proj"](seen)))
-        content = content + self["sa_out_proj"](attend(query, key, value, may_see))
+        content = content + self["sa_out_proj"](attend(query, key, self["sa_v_proj"](seen), self.heads, may_see))
 
         # u = norm2(t), in every head q = [Wqc u, Wsine g], k = [Wkc memory, Wkp pos]; + Wqp p, + Wkp pos in layer 0
         query, key = self["ca_qcontent_proj"](self["norm2"](content)), self["ca_kcontent_proj"](memory)
         key_place = self["ca_kpos_proj"](memory_place)
         if self.is_first:
             query, key = query + self["ca_qpos_proj"](place), key + key_place
+        pairs = (query, self["ca_qpos_sine_proj"](sine)), (key, key_place)
         query, key = (
-            torch.cat([split_heads(part, self.heads) for part in pair], dim=-1)
-            for pair in ((query, self["ca_qpos_sine_proj"](sine)), (key, key_place))
+            torch.cat([part.unflatten(-1, (self.heads, -1)) for part in pair], -1).flatten(-2) for pair in pairs
         )
-        value = split_heads(self["ca_v_proj"](memory), self.heads)
-        content = content + self["ca_out_proj"](attend(query, key, value, real[:, None, None]))
+        attended = attend(query, key, self["ca_v_proj"](memory), self.heads, real[:, None, None])
+        content = content + self["ca_out_proj"](attended)
         return content + self["linear2"](self["linear1"](self["norm3"](content)).relu())
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """(B, heads, n, d) each -> (B, n, heads * d); scaled by 1 / sqrt(d of the queries)."""
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+    """(B, n, heads * d) each -> (B, n, heads * d of the values); scaled by 1 / sqrt(d of the queries)."""
+    query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))
     return functional.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(-2)
 
 
-def split_heads(values: torch.Tensor, heads: int) -> torch.Tensor:
-    """(B, n, C) -> (B, heads, n, C / heads)."""
-    return values.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-
-def sine_code(xy: torch.Tensor, width: int) -> torch.Tensor:
+def sine_code(xy: Tensor, width: int) -> Tensor:
     """Code of a place: (..., 2) x, y in [0, 1] -> (..., width) [code of y, code of x].
 
     For n = width / 2 features of a coordinate v: phase 2 pi v / 20^(2 floor(k / 2) / n), even k sine, odd k cosine.
@@ -123,27 +117,25 @@ def sine_code(xy: torch.Tensor, width: int) -> torch.Tensor:
     return torch.where(k % 2 == 0, phase.sin(), phase.cos()).flatten(-2)
 
 
-def inverse_sigmoid(share: torch.Tensor) -> torch.Tensor:
+def inverse_sigmoid(share: Tensor) -> Tensor:
     """ln(max(x, 1e-5) / max(1 - x, 1e-5)), x clipped to [0, 1]."""
     share = share.clamp(0, 1)
     return (share.clamp(min=1e-5) / (1 - share).clamp(min=1e-5)).log()
 
 
-def corners(centred: torch.Tensor) -> torch.Tensor:
+def corners(centred: Tensor) -> Tensor:
     """(..., 4) cx, cy, w, h -> left, top, right, bottom."""
     centre, half = centred[..., :2], centred[..., 2:] / 2
     return torch.cat([centre - half, centre + half], dim=-1)
 
 
-def number_within(image: torch.Tensor, count: int) -> torch.Tensor:
+def number_within(image: Tensor, count: int) -> Tensor:
     """(T,) of rows that lie image after image, `image` (T,) ascending of `count`: which row of its image each is."""
     starts = torch.searchsorted(image, torch.arange(count, device=image.device))
     return torch.arange(len(image), device=image.device) - starts[image]
 
 
-def pad_rows(
-    values: torch.Tensor, image: torch.Tensor, count: int, longest: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_rows(values: Tensor, image: Tensor, count: int, longest: int | None = None) -> tuple[Tensor, Tensor]:
     """Rows (T, ...) of B images one after the other, `image` (T,) ascending -> (B, N, ...), 0 where nothing is, and
     (B, N) bool where there is something; N = `longest`, None = asked for, which a GPU waits for."""
     place = image, number_within(image, count)
@@ -154,24 +146,14 @@ def pad_rows(
     return padded, real.index_put(place, real.new_ones(()))
 
 
-def image_numbers(lengths: Sequence[int], device: torch.device | None = None) -> torch.Tensor:
+def image_numbers(lengths: Sequence[int], device: torch.device | None = None) -> Tensor:
     """(T,) which image each row belongs to."""
     return torch.cat([torch.full((length,), number, device=device) for number, length in enumerate(lengths)])
 
 
-@dataclass(frozen=True)
-class Cells:
-    """T cells of 28 px of B images, image after image, each in Z-order: a group of 2 x 2 is four rows in a row."""
-
-    image: torch.Tensor  # (T,) int64
-    y: torch.Tensor  # (T,) int64 row
-    x: torch.Tensor
-    lengths: list[int]  # cells of each image
-
-
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)  # or nothing that learns could use it
-def z_order(rows: int, columns: int, device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def z_order(rows: int, columns: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Rows and columns (n,) of a grid's cells in Z-order: bits of x at even places of the key, of y at odd ones."""
     sides = (torch.arange(side, device=device) for side in (rows, columns))
     y, x = (part.flatten() for part in torch.meshgrid(*sides, indexing="ij"))
@@ -180,7 +162,7 @@ def z_order(rows: int, columns: int, device: torch.device | None = None) -> tupl
     return y[order], x[order]
 
 
-def choose_tokens(scale_map: torch.Tensor, by_image: bool, limits: tuple[float, float]) -> torch.Tensor:
+def choose_tokens(scale_map: Tensor, by_image: bool, limits: tuple[float, float]) -> Tensor:
     """(3, T) bool by level: which cells become four finer tokens (small), stay, or become one with their group
     (background), by their confidence and scale (T, 2) and the limits of these, see `CONFIDENT` and `SMALL`.
 
@@ -196,7 +178,7 @@ def choose_tokens(scale_map: torch.Tensor, by_image: bool, limits: tuple[float, 
     return torch.stack([small, kept, ~valid])
 
 
-def list_by_level(chosen: torch.Tensor, lengths: list[int]) -> tuple[list[torch.Tensor], int, int]:
+def list_by_level(chosen: Tensor, lengths: list[int]) -> tuple[list[Tensor], int, int]:
     """Cells of each level, of background the first of each group; then how many small tokens, and tokens of all levels,
     an image has at most. `lengths`: cells of each image. A GPU waits twice."""
     first = torch.arange(chosen.shape[1], device=chosen.device) % 4 == 0
@@ -207,23 +189,20 @@ def list_by_level(chosen: torch.Tensor, lengths: list[int]) -> tuple[list[torch.
     return list(cells), int(tokens[:, 0].max()), int(tokens.sum(1).max())
 
 
-Noise = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-"""What chance gives, rows [all positive, all negative] x G: signs -1, 1 and sizes in [0, 1) of box (2 N G, 4), then of
-body (2 N G, 82)."""
+# what chance gives, rows [all positive, all negative] x G: signs -1, 1 and sizes in [0, 1) of box (2 N G, 4), then body
+Noise = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Known:
-    """The N people of B images from whom denoising queries start: made wrong on purpose, to be put right (stage 1).
+    """The N people of B images from whom denoising queries start: made wrong on purpose, to be put right (stage 1). G
+    groups of 2 P slots stand before the queries, P the most people of an image: P near their people ("positive"), P
+    farther away ("negative"); person k of an image stands at 2 P g + k and 2 P g + P + k."""
 
-    G groups of 2 P slots stand before the queries of their own, P being the most people of an image: P near their
-    people ("positive"), then P farther away ("negative"); person k of an image stands at 2 P g + k and 2 P g + P + k.
-    """
-
-    image: torch.Tensor  # (N,) int64 ascending
+    image: Tensor  # (N,) int64 ascending
     images: int  # B
-    boxes: torch.Tensor  # (N, 4) cx, cy, w, h as shares of S
-    body: torch.Tensor  # (N, 82) pose and betas
+    boxes: Tensor  # (N, 4) cx, cy, w, h as shares of S
+    body: Tensor  # (N, 82) pose and betas
     groups: int  # G
 
     @cached_property
@@ -231,13 +210,13 @@ class Known:
         """P; a GPU waits for it once."""
         return int(number_within(self.image, self.images).max()) + 1 if len(self.image) else 0
 
-    def slots(self, negative: bool) -> torch.Tensor:
+    def slots(self, negative: bool) -> Tensor:
         """(G, N) where each person stands in each group."""
         group = torch.arange(self.groups, device=self.image.device)[:, None]
         return 2 * self.most * group + self.most * negative + number_within(self.image, self.images)
 
 
-def noisy_queries(known: Known, encode: nn.Module, noise: Noise | None) -> tuple[torch.Tensor, torch.Tensor]:
+def noisy_queries(known: Known, encode: nn.Module, noise: Noise | None) -> tuple[Tensor, Tensor]:
     """Content (B, 2 P G, D) and box logits (B, 2 P G, 4) of the slots; 0 where nobody stands. `noise`: None = drawn."""
     people, times = len(known.image), 2 * known.groups
     drawn = list(noise or ())
@@ -256,7 +235,7 @@ def noisy_queries(known: Known, encode: nn.Module, noise: Noise | None) -> tuple
     return content, boxes.new_zeros(known.images, count, 4).index_put((image, slots), inverse_sigmoid(boxes))
 
 
-def allowed_pairs(known: Known, queries: int) -> torch.Tensor:
+def allowed_pairs(known: Known, queries: int) -> Tensor:
     """(n, n) bool, rows look at columns, n = 2 P G + Q: slots at their group and all queries, queries at queries."""
     slots = 2 * known.most * known.groups
     group = torch.arange(slots + queries, device=known.image.device) // max(1, 2 * known.most)

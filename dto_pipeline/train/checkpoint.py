@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-import dto_pipeline
+from dto_pipeline import __version__
 from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.files import is_temporary
-from dto_pipeline.data.torch_files import TorchFileError, read_torch_file, write_torch_file
+from dto_pipeline.data.torch_files import read_torch_file, write_torch_file
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.networks import ModelError, ModelReference
 from dto_pipeline.models.stored_networks import make_fitting, plain_weights
@@ -29,21 +29,24 @@ from dto_pipeline.train.config import PATCH, TrainConfig, train_config_from_dict
 from dto_pipeline.train.model import MeshNetwork
 
 FORMAT, FOLDER = "dto-checkpoint/2", "checkpoints"
+# entries of a released file that are no weights: licensed arrays of the body, and constants
 IGNORED = re.compile(r"(human_model\..*|z_order_map|x_coords|y_coords|cam_intrinsics)$")
-"""Entries of a released file that are no weights: licensed arrays of the body, and constants."""
 _KEPT = 2  # newest checkpoints of a training: the one in use and the one before, should a disk fail
 _KINDS: dict[str, type] = dict.fromkeys(("config", "init", "weights", "optimizer", "position", "versions"), dict)
 _KINDS["body_sha256"] = str
 _HEAD_WIDTH = 64  # features of an encoder's head, in every DINOv2
 _DINOV2 = (  # names of a block in transformers (v4 or v5), and the published ones
     (r"attention\.(output\.dense|o_proj)\.", "attn.proj."),
-    (r"attention\.(attention\.query|q_proj)\.", "attn.q."),
-    (r"attention\.(attention\.key|k_proj)\.", "attn.k."),
-    (r"attention\.(attention\.value|v_proj)\.", "attn.v."),
+    (r"attention\.(attention\.)?([qkv])(uery|ey|alue|_proj)\.", r"attn.\2."),
     (r"layer_scale(\d)\.lambda1", r"ls\1.gamma"),
 )
+_BLOCK = ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")
 _MOST_NAMED = 8  # missing or unexpected names told one by one
 _LOG = logging.getLogger(__name__)
+
+
+class TrainError(DtoError, RuntimeError):
+    """A training that cannot start or go on."""
 
 
 class CheckpointError(DtoError, ValueError):
@@ -104,8 +107,7 @@ def begin_from(network: MeshNetwork, weights: Mapping[str, torch.Tensor], path: 
     the file lacks becomes zeros. Raises: CheckpointError: a weight of both has another shape, or they share none."""
     own, grown = network.state_dict(), dict(weights)
     for name, value in weights.items():
-        is_shape = name == "mean_shape" or re.match(r"shape_head\.\d+\.layers\.\d+\.(weight|bias)$", name)
-        if is_shape and len(value) == 10 and network.sizes.betas == 11:
+        if name.startswith(("mean_shape", "shape_head.")) and (len(value), len(own.get(name, ()))) == (10, 11):
             grown[name] = torch.cat([value, value.new_zeros(1, *value.shape[1:])])
     other = [name for name in own if name in grown and own[name].shape != grown[name].shape]
     if other:
@@ -187,11 +189,7 @@ def read_checkpoint(path: str | Path, heads: int | None = None) -> Checkpoint:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a checkpoint, a training's folder or a released file")
     if not path.is_dir():
-        try:
-            content = read_torch_file(path)
-        except TorchFileError as error:
-            advice = "of a checkpoint give the folder of its training to take the newest that can be read"
-            raise TorchFileError(f"{error}; {advice}") from error
+        content = read_torch_file(path)
         is_ours = isinstance(content, dict) and "format" in content
         return _checkpoint_of(content, path) if is_ours else read_released(content, path, heads)
     for one in reversed(list_checkpoints(path)):
@@ -203,9 +201,9 @@ def read_checkpoint(path: str | Path, heads: int | None = None) -> Checkpoint:
         for reason in damaged:
             _LOG.warning("%s; taking %s instead", reason, one)
         return checkpoint
-    if not damaged:
-        raise CheckpointError(f"{path} holds no {FOLDER}/step-*.pt; give a training's folder or a checkpoint file")
-    raise CheckpointError(f"no checkpoint can be read: {'; '.join(damaged)}; remove them to train anew")
+    if damaged:
+        raise CheckpointError(f"no checkpoint can be read: {'; '.join(damaged)}; remove them to train anew")
+    raise CheckpointError(f"{path} holds no {FOLDER}/step-*.pt; give a training's folder or a checkpoint file")
 
 
 def _checkpoint_of(content: Any, path: Path) -> Checkpoint:
@@ -290,24 +288,22 @@ def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:
 def dinov2_weights(state: Mapping[str, torch.Tensor], config: TrainConfig) -> dict[str, torch.Tensor]:
     """What a DINOv2 of transformers (names of v4 or v5) begins an encoder with: both patch projections are its own,
     additional blocks copies of its first ones, the inner norm one of its last. Raises: CheckpointError: other names."""
-    named = dict(state)
     for theirs, ours in _DINOV2:
-        named = {re.sub(theirs, ours, name): value for name, value in named.items()}
-    parts = ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")
+        state = {re.sub(theirs, ours, name): value for name, value in state.items()}
     try:
-        position = named["embeddings.position_embeddings"][0].float()
-        found = {"encoder_cr_token": named["embeddings.cls_token"][0].float() + position[:1]}
+        position = state["embeddings.position_embeddings"][0].float()
+        found = {"encoder_cr_token": state["embeddings.cls_token"][0].float() + position[:1]}
         found["encoder_pos_embeds"] = enlarge_positions(position[1:], config.data.input_size // PATCH)
         for kind in ("weight", "bias"):
-            patches = named[f"embeddings.patch_embeddings.projection.{kind}"]
+            patches = state[f"embeddings.patch_embeddings.projection.{kind}"]
             found |= {f"encoder_patch_proj.{number}.{kind}": patches for number in range(2)}
-            found |= {f"{norm}.{kind}": named[f"layernorm.{kind}"] for norm in ("encoder.norm", "enc_inter_norm")}
+            found |= {f"{norm}.{kind}": state[f"layernorm.{kind}"] for norm in ("encoder.norm", "enc_inter_norm")}
         for layer in range(config.encoder.layers):
-            own = f"encoder.layer.{layer}."
-            block = {f"ls{number}.gamma": named[f"{own}ls{number}.gamma"] for number in (1, 2)}
+            names = ["ls1.gamma", "ls2.gamma", *(f"{part}.{kind}" for part in _BLOCK for kind in ("weight", "bias"))]
+            block = {name: state[f"encoder.layer.{layer}.{name}"] for name in names}
             for kind in ("weight", "bias"):
-                block |= {f"{part}.{kind}": named[f"{own}{part}.{kind}"] for part in parts}
-                block[f"attn.qkv.{kind}"] = torch.cat([named[f"{own}attn.{letter}.{kind}"] for letter in "qkv"])
+                parts = [state[f"encoder.layer.{layer}.attn.{letter}.{kind}"] for letter in "qkv"]
+                block[f"attn.qkv.{kind}"] = torch.cat(parts)
             stacks = ["blocks", *(["additional_blocks"] if layer < config.encoder.additional else [])]
             found |= {f"encoder.{stack}.{layer}.{name}": v for stack in stacks for name, v in block.items()}
     except KeyError as error:
@@ -326,5 +322,4 @@ def enlarge_positions(position: torch.Tensor, side: int) -> torch.Tensor:
 
 def library_versions() -> dict[str, str]:
     """What made a checkpoint."""
-    libraries = {name: version(name) for name in ("torch", "transformers", "numpy")}
-    return {"dto_pipeline": dto_pipeline.__version__} | libraries
+    return {name: version(name) for name in ("torch", "transformers", "numpy")} | {"dto_pipeline": __version__}

@@ -28,15 +28,14 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 }
 # section.key -> least and most, where not 0 and any; those of sizes keep a described network from filling the memory
 _RANGES: dict[str, tuple[float, float]] = {
-    **{f"encoder.{key}": (1, most) for key, most in {"width": 4096, "layers": 64, "heads": 256}.items()},
-    **{"encoder.hidden": (0, 16384), "encoder.additional": (0, 16), "model.denoising": (0, 100)},
-    **{f"model.{key}": (1, most) for key, most in {"width": 4096, "heads": 256, "layers": 24, "hidden": 16384}.items()},
-    **{"model.queries": (1, 2000), "data.input_size": (GROUP, 5600), "data.holdout": (0, 0.999)},
+    **{"encoder.width": (1, 4096), "encoder.layers": (1, 64), "encoder.heads": (1, 256), "encoder.hidden": (0, 16384)},
+    **{"model.width": (1, 4096), "model.layers": (1, 24), "model.heads": (1, 256), "model.hidden": (1, 16384)},
+    **{"encoder.additional": (0, 16), "model.denoising": (0, 100), "model.queries": (1, 2000)},
+    **{"data.input_size": (GROUP, 5600), "data.holdout": (0, 0.999), "data.patience": (1e-3, math.inf)},
     **{f"loop.{key}": (1, math.inf) for key in ("steps", "log_every", "checkpoint_every", "torch_threads")},
     **{f"data.{key}": (1, math.inf) for key in ("max_people", "min_joints", "batch_images", "shuffle_images")},
     **{f"augment.{key}": (0, 1) for key in ("flip", "crop", "occlude", "colour")},
     **{"augment.max_angle": (0, 180), "augment.min_scale": (1e-3, 1e3), "augment.max_scale": (1e-3, 1e3)},
-    "data.patience": (1e-3, math.inf),
 }
 
 

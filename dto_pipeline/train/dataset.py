@@ -1,12 +1,12 @@
 """Label files and photographs as batches of training: read, seen by a drawn variation, joined, in a reproducible order.
 
 A reading process holds the index (4 bytes an image), the order of the epoch (8), and the labels of one shuffling window
-(about 3 kB an image of 5 people). An image that cannot be used is left out of its batch and named. Knows no network and
-no run. Metres, pixels, radians.
+(about 3 kB an image of 5 people). Metres, pixels, radians.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,26 +25,18 @@ from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.status import UnusableImage
 from dto_pipeline.train import targets as labelled
 from dto_pipeline.train.augment import Draw, Frame, draw_paint, draw_variation, paint, resize
-from dto_pipeline.train.checkpoint import Position
+from dto_pipeline.train.checkpoint import Position, TrainError
 from dto_pipeline.train.config import GROUP, AugmentConfig, DataConfig, TrainConfig, without_augmentation
 
 _PROCESS_LOST, _TOO_LONG = "DataLoader worker", "timed out"  # stand in what PyTorch says of reading processes
+_LOG = logging.getLogger(__name__)
 _PREFETCH = 2  # batches that each of them reads ahead
 _BLIND = 256  # images in a row from the start that could not be used, after which no more are tried
 _TRIES = 10  # variations of an image that are drawn until somebody is seen of everybody
 _ORDER, _DRAWS = 0, 1  # streams of chance: never the same numbers for both
 
 
-class ReadingProcessLost(DtoError, RuntimeError):
-    """A process that reads images was killed, or gives nothing any more."""
-
-
-class Turn(NamedTuple):
-    """One image of an epoch."""
-
-    epoch: int
-    position: int  # in the epoch's order: decides the augmentation
-    image: int  # of the index, pieces end to end
+Turn = tuple[int, int, int]  # epoch, position in its order (decides the augmentation), image of the index
 
 
 class Sample(NamedTuple):
@@ -148,7 +140,7 @@ def deal_batches(
     together = batch * world
     for first in range(start * together, len(order), together):
         positions = range(first, min(first + together, len(order)))[rank::world]
-        yield [Turn(epoch, position, int(order[position])) for position in positions]
+        yield [(epoch, position, int(order[position])) for position in positions]
 
 
 class TrainingImages(Dataset[Item]):
@@ -167,14 +159,11 @@ class TrainingImages(Dataset[Item]):
         self._rules = labelled.Rules(body, config, augment or without_augmentation(AugmentConfig()))
         self.pieces = index_pieces(sets, Part(config.select, config.holdout, held_out, config.limits))
         if not self.pieces:
-            said = f"{config.select!r} with people; choose another data.select"
+            said = f"{config.select!r} with people (data.select), within data.max_error (labels of solver.mode paper"
+            said += " tell none); loosen these"
             if held_out:
                 said = f"held out (data.holdout is {config.holdout}); raise data.holdout, or set it to 0"
-            elif config.max_error:
-                said = f"{config.select!r} with people and an expected error of at most {config.max_error:g} m (labels"
-                said += " of solver.mode paper tell none); raise data.max_error, or set it to 0"
-            names = ", ".join(one.name for one in sets) or "no labels"
-            raise LabelsError(f"{names}: no image is {said}, or name more labels")
+            raise LabelsError(f"{', '.join(one.name for one in sets)}: no image is {said}, or name more labels")
         self.counts = np.array([piece.rows.size for piece in self.pieces], np.int64)
         self.weights = np.array([(config.weights or [1.0] * len(sets))[piece.label_set] for piece in self.pieces])
         self._starts = np.cumsum([0, *self.counts])
@@ -186,8 +175,9 @@ class TrainingImages(Dataset[Item]):
 
     def __getitem__(self, turn: Turn) -> Item:
         """One image of an epoch. Raises: LabelsError, ManifestError: label files changed since they were opened."""
-        number = int(np.searchsorted(self._starts, turn.image, side="right")) - 1
-        columns, row = self._read(number), turn.image - int(self._starts[number])
+        epoch, position, image = turn
+        number = int(np.searchsorted(self._starts, image, side="right")) - 1
+        columns, row = self._read(number), image - int(self._starts[number])
         label_set, config = self.pieces[number].label_set, self.config
         image_id, *told = (columns.images[name][row] for name in ("image_id", "width", "height"))
         if label_set not in self._stores:
@@ -201,7 +191,7 @@ class TrainingImages(Dataset[Item]):
             trusted = not config.trust or config.trust[label_set] == "3d"
             complete = labels.complete and (not config.complete or config.complete[label_set])
             size, labels = labelled.square_pixels(file.size, replace(labels, trusted=trusted, complete=complete))
-            seen = self._vary(np.random.default_rng([_DRAWS, config.seed, turn.epoch, turn.position]), size, labels)
+            seen = self._vary(np.random.default_rng([_DRAWS, config.seed, epoch, position]), size, labels)
             return Sample(str(image_id), resize(file.rgb, seen.frame.resized), seen)
         except UnusableImage as error:
             return f"{image_id}: {error}"
@@ -262,23 +252,24 @@ class TrainingData:
         return self.epoch(0)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]:
-        """The batches of an epoch from a step on, exactly as they would have come without an interruption.
-
-        Raises: LabelsError, ManifestError: label files changed since they were opened. ReadingProcessLost: see there.
-        """
+        """The batches of an epoch from a step on, as they would have come without an interruption. Raises: LabelsError,
+        ManifestError: label files changed meanwhile. TrainError: a reading process is lost."""
         images, config = self.images, self.images.config
         order = epoch_order(images.counts, images.weights, config.seed, epoch, config.shuffle_images)
         turns: Any = deal_batches(order, config.batch_images, epoch, start_step, *self._share)
         several: dict[str, Any] = {"num_workers": config.workers, "prefetch_factor": _PREFETCH}
         several |= {"timeout": config.patience, "multiprocessing_context": self.start_method}
-        own = torch.Generator()  # or reading would take numbers from the one that draws noise
         loader = DataLoader(
-            images, batch_sampler=turns, collate_fn=ReadItems, pin_memory=self._pin, generator=own,
+            images, batch_sampler=turns, collate_fn=ReadItems, pin_memory=self._pin,
+            generator=torch.Generator(),  # or reading would take numbers from the one that draws noise
             **several if config.workers else {},
         )  # fmt: skip
         try:
             for read in loader:
-                yield collate_samples(read.items) if isinstance(read, ReadItems) else read
+                batch = collate_samples(read.items) if isinstance(read, ReadItems) else read
+                for line in batch.skipped:
+                    _LOG.warning("left out %s", line)
+                yield batch
         except DtoError as error:  # a reading process sends its whole trace along; the sentence stands last
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except RuntimeError as error:
@@ -289,7 +280,7 @@ class TrainingData:
                 said += "(data.patience); look at their storage, then raise data.patience, or set data.workers=0"
             elif _PROCESS_LOST not in str(error):
                 raise
-            raise ReadingProcessLost(said) from error
+            raise TrainError(said) from error
 
 
 def open_stream(
@@ -308,9 +299,7 @@ def open_stream(
 
 def batches_from(stream: Any, position: Position) -> Iterator[tuple[TrainBatch, Position]]:
     """Endless batches of a stream (see `TrainingData.epoch`) from a position on, each with the position after it.
-
-    Raises: LabelsError: an epoch has no batch, no image that can be used, or shows nobody.
-    """
+    Raises: LabelsError: an epoch has no image that can be used, or shows nobody."""
     while True:
         is_whole, images, people, skipped = position.batch == 0, 0, 0, list[str]()
         for batch in stream.epoch(position.epoch, position.batch):
@@ -323,9 +312,7 @@ def batches_from(stream: Any, position: Position) -> Iterator[tuple[TrainBatch, 
         if not images and skipped and (is_whole or len(skipped) >= _BLIND):
             said = f"none of {len(skipped)} images could be used, the first: {skipped[0]}; is data.images where the "
             raise LabelsError(f"{said}photographs of data.labels are?")
-        if is_whole and images and not people:
-            said = f"a whole epoch of {images} images showed nobody; look at data.labels and data.select, or loosen "
-            raise LabelsError(f"{said}augment and data.min_joints")
-        if is_whole and not images and not skipped:
-            raise LabelsError("an epoch has no images; are all data.weights 0?")
+        if is_whole and not people and (images or not skipped):
+            said = f"a whole epoch of {images} images showed nobody; look at data.labels, select and weights, "
+            raise LabelsError(f"{said}or loosen augment and data.min_joints")
         position = Position(position.step, position.epoch + 1, 0)

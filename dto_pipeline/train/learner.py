@@ -9,11 +9,10 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,13 +22,13 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.reading import open_regular
 from dto_pipeline.train.blocks import CONFIDENT, Known, corners
+from dto_pipeline.train.checkpoint import TrainError
 from dto_pipeline.train.config import LoopConfig, TrainConfig
 from dto_pipeline.train.dataset import TrainBatch
 from dto_pipeline.train.losses import compute_losses, generalised_iou, match_people
 from dto_pipeline.train.model import MeshNetwork, Predictions, with_joints
 from dto_pipeline.train.targets import TREE_JOINTS
 
-T = TypeVar("T")
 MEASURES = {
     "pair_depth_error": "pairwise depth error [m]",
     "near_pair_depth_error": "pairwise depth error, pairs within 1 m [m]",
@@ -44,10 +43,7 @@ _REACH = 1.0  # `near_pair_depth_error` is over pairs whose true z differ by at 
 _SAME = 0.2  # people nearer to each other than this in z are in one order of depth [m]
 _MOST_SKIPPED = 10  # steps in a row without a finite gradient, after which training stops
 _HEAD_TOP, _NECK = 3, 2  # rows of J_regressor_extra
-
-
-class TrainingDiverged(DtoError, RuntimeError):
-    """Gradients are not finite any more."""
+Predict = Callable[[TrainBatch], Predictions]  # with joints
 
 
 @dataclass
@@ -77,7 +73,7 @@ class Learner:
 
         Returns: the loss, each unweighted loss of the last layer, the gradient's norm before clipping, the rate,
         `skipped_images`: how many could not be read, in all processes, and `skipped_step`: 1 if the gradient was not
-        finite and the weights were left alone. Raises: TrainingDiverged: no finite gradient in many steps.
+        finite and the weights were left alone. Raises: TrainError: no finite gradient in many steps.
         """
         self.network.train()
         rate, config = learning_rate(number, self.config.loop), self.config
@@ -109,7 +105,7 @@ class Learner:
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= _MOST_SKIPPED:
             said = f"gradients were not finite in {_MOST_SKIPPED} steps in a row"
-            raise TrainingDiverged(f"{said}; lower loop.rate, or use loop.precision=float32")
+            raise TrainError(f"{said}; lower loop.rate, or use loop.precision=float32")
         return told | {"skipped_step": 1.0}
 
     @torch.no_grad()
@@ -119,22 +115,21 @@ class Learner:
         return self._look(self.network, batch.to(self.device))
 
     def _look(self, network: nn.Module, batch: TrainBatch, known: Known | None = None) -> Predictions:
-        model, half = self.config.model, self.config.loop.precision == "bfloat16"
-        centres = batch.targets.intrinsics[:, :2, 2] if not model.as_published else None
+        half, centres = self.config.loop.precision == "bfloat16", batch.targets.intrinsics[:, :2, 2]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            found = network(batch.images, centres=centres, by_image=not model.as_published, known=known)
+            found = network(batch.images, centres, known)
         return with_joints(found, self.body, self._regressor, with_all=self._regressor is not None)
 
 
 def build_optimizer(network: MeshNetwork, config: LoopConfig) -> torch.optim.AdamW:
     """AdamW; the encoder's weights learn `encoder_rate` times as fast, and are left as they are where that is 0."""
     names = ("encoder.blocks.", "encoder.norm.", "encoder_")  # what a DINOv2 begins; additional blocks always learn
-    parts: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for name, weight in network.named_parameters():
-        factor = config.encoder_rate if name.startswith(names) else 1.0
-        weight.requires_grad_(factor > 0)
-        parts.setdefault((name.startswith(names), factor), []).append(weight)
-    groups = [{"params": parts[key], "factor": key[1]} for key in sorted(parts, reverse=True) if key[1] > 0]
+    encoder = [weight for name, weight in network.named_parameters() if name.startswith(names)]
+    others = [weight for name, weight in network.named_parameters() if not name.startswith(names)]
+    for weight in encoder:
+        weight.requires_grad_(config.encoder_rate > 0)
+    groups = [{"params": encoder, "factor": config.encoder_rate}, {"params": others, "factor": 1.0}]
+    groups = [group for group in groups if group["factor"]]
     return torch.optim.AdamW(groups, lr=config.rate, weight_decay=config.weight_decay)
 
 
@@ -146,35 +141,24 @@ def learning_rate(step: int, config: LoopConfig) -> float:
     return config.rate * (config.last_rate + (1 - config.last_rate) * (1 + math.cos(math.pi * share)) / 2)
 
 
-def read_regressor(path: str, body: BodyModel) -> torch.Tensor | None:
+def read_regressor(path: str, body: BodyModel) -> Tensor | None:
     """(2, V) head top and neck of J_regressor_extra.npy, None where it is not named. Raises: DtoError."""
     if not path:
         return None
-
-    def check(_: str, shape: tuple[int, ...], kind: np.dtype) -> None:
-        said = f"it holds {kind} of shape {shape}; expected (9, {body.num_vertices}), as the body model"
-        expect(shape == (9, body.num_vertices) and kind.kind == "f", said)
-
+    shaped = (9, body.num_vertices)
     try:
         with open_regular(path) as stream:
-            found = read_npy(stream, check)
+            found = read_npy(stream, lambda _, shape, kind: expect(shape == shaped, f"shape {shape}"))
     except (OSError, ValueError) as error:
-        raise DtoError(f"data.regressor {path} cannot be used: {error}; give J_regressor_extra.npy") from error
+        said = f"expected J_regressor_extra.npy, {shaped} as the body model"
+        raise DtoError(f"data.regressor {path} cannot be used: {error}; {said}") from error
     return torch.from_numpy(found[[_HEAD_TOP, _NECK]]).float().to(body.faces.device)
 
 
-def evaluate(
-    predict: Callable[[TrainBatch], Predictions], batches: Iterable[TrainBatch], body: BodyModel
-) -> dict[str, float]:
-    """Means over all people, pairs and images of held-out batches, of all processes; `body` where predictions are.
-
-    Every labelled body is answered by the query that the training's own matching assigns to it, however sure the
-    network is of it, so that networks are compared over the same people; how many of these queries would be reported is
-    told beside (`recall`). For the community's definitions on finished predictions see `dto eval`.
-
-    Returns:
-        The counts `images`, `skipped_images`, `persons` and `pairs`, and the means `MEASURES`, where there are images.
-    """
+def evaluate(predict: Predict, batches: Iterable[TrainBatch], body: BodyModel) -> dict[str, float]:
+    """Means of held-out batches over all processes: `MEASURES`, and how many `images`, `skipped_images`, `persons` and
+    `pairs` there are; `body` where predictions are. Every labelled body is answered by the query that matching assigns
+    to it, however sure the network is of it, so that networks are compared over the same people."""
     sums = torch.zeros(2 + len(MEASURES), 2, dtype=torch.float64, device=body.faces.device)
     for there in batches:
         batch = there.to(sums.device)
@@ -185,12 +169,12 @@ def evaluate(
     told = {"images": images, "skipped_images": skipped}
     if not images:
         return told
-    means = {name: a / b if b else math.nan for name, (a, b) in zip(MEASURES, pairs, strict=True)}
-    counts = {name: b for name, (_, b) in zip(MEASURES, pairs, strict=True)}
-    return told | {"persons": counts["mpjpe"], "pairs": counts["ordinal"]} | means
+    means = dict(zip(MEASURES, pairs, strict=True))
+    told |= {"persons": means["mpjpe"][1], "pairs": means["ordinal"][1]}
+    return told | {name: total / count if count else math.nan for name, (total, count) in means.items()}
 
 
-def _measure(batch: TrainBatch, predictions: Predictions, body: BodyModel) -> dict[str, torch.Tensor]:
+def _measure(batch: TrainBatch, predictions: Predictions, body: BodyModel) -> dict[str, Tensor]:
     """The values (n,) of each of `MEASURES` in a batch: of people, of pairs of one image, of images with a camera."""
     targets = batch.targets
     matches = match_people(predictions, targets)
@@ -222,7 +206,7 @@ def _measure(batch: TrainBatch, predictions: Predictions, body: BodyModel) -> di
     }
 
 
-def mean_over_processes(numbers: torch.Tensor) -> torch.Tensor:
+def mean_over_processes(numbers: Tensor) -> Tensor:
     """Mean of numbers over the processes that share a step; in a single one the numbers themselves."""
     if not distributed.is_initialized():
         return numbers
@@ -241,7 +225,7 @@ def own_rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def broadcast_from_rank_0(value: T) -> T:
+def broadcast_from_rank_0(value: Any) -> Any:
     """What rank 0 says, in all processes."""
     said: list[Any] = [value]
     if distributed.is_initialized():

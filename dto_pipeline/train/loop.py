@@ -1,6 +1,5 @@
 """The training loop, and its two ways to run: in this process, or as workers of Ray Train. The only door to Ray here.
 
-Every process runs `run_rank`: step, and at intervals metrics, a checkpoint, an evaluation (each process its share).
 Whoever starts, at first, after a crash or as a replacement for a lost worker, goes on from the newest checkpoint that
 can be read. docs/training.md lists what lies in a training's folder.
 """
@@ -19,47 +18,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dto_pipeline.config_tree import describe_difference
 from dto_pipeline.data.files import take_lock, write_bytes_atomic, write_json_atomic
-from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import load_body
 from dto_pipeline.reading import read_regular
 from dto_pipeline.train import checkpoint as files
-from dto_pipeline.train.checkpoint import Checkpoint, Position
+from dto_pipeline.train.checkpoint import Checkpoint, Position, TrainError
 from dto_pipeline.train.config import TrainConfig
-from dto_pipeline.train.dataset import TrainBatch, batches_from
+from dto_pipeline.train.dataset import batches_from
 from dto_pipeline.train.learner import Learner, broadcast_from_rank_0, count_processes, evaluate, own_rank
 
 TRAINING, HELD_OUT, LOCK_FILE = "metrics.csv", "evaluation.csv", "train.lock"
-FREE_OPTIONS = {
-    "loop": {"steps", "log_every", "evaluate_every", "checkpoint_every", "gpu", "torch_threads", "max_failures"},
-    "data": {"workers", "patience"},
-}  # may change between starts of one training (steps: be raised); another number of loop.workers would change the batch
+FREE_OPTIONS = (
+    *(f"loop.{key}" for key in ("steps", "log_every", "evaluate_every", "checkpoint_every", "gpu", "torch_threads")),
+    *("loop.max_failures", "data.workers", "data.patience"),
+)  # may change between starts of one training (steps: be raised); another number of loop.workers would change the batch
 _MOST_BYTES = 1 << 30  # of a metrics file: ten million rows
 _LOG = logging.getLogger(__name__)
-Report = Callable[[dict[str, Any]], None]
 # rank, world -> its share of the data: a stream, or (held out) batches to be walked through again and again, or None
 Source = Callable[[int, int, bool], Any]
 
 
-class TrainError(DtoError, RuntimeError):
-    """A training that cannot start or go on."""
-
-
 def train_network(config: TrainConfig, source: Source, folder: Path, progress: bool = True) -> dict[str, float]:
-    """Train, or do what is left of a training, in a folder that all machines share; in this process with a bar.
+    """Train, or do what is left of a training, in a folder that all machines share -> the last row of the evaluation.
 
-    `loop.workers` decides where it runs; Ray, if asked for, must be connected already, and `source` is pickled.
-
-    Returns:
-        The last row of the evaluation; empty without held-out images.
-
-    Raises:
-        TrainError: another process trains in the folder, it holds another training, or workers failed too often.
-        CheckpointError: the folder holds checkpoints, and none can be read.
+    `loop.workers` decides where it runs; Ray, if asked for, must be connected already, and `source` is pickled. Raises:
+    TrainError: another process trains in the folder, it holds another training, or workers failed too often.
+    CheckpointError: the folder holds checkpoints, and none can be read.
     """
     with hold_folder(folder):
         if config.loop.workers:
@@ -71,64 +58,52 @@ def train_network(config: TrainConfig, source: Source, folder: Path, progress: b
     return rows[-1] if rows else {}
 
 
-def run_rank(
-    config: TrainConfig, source: Source, folder: Path, device: torch.device, report: Report, progress: bool = False
-) -> None:
+def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.device, report: Any, bar: bool) -> None:
     """What each process does from the newest checkpoint to the last step; all of them call `report` at every
     checkpoint: a barrier under Ray."""
     loop, rank, world = config.loop, own_rank(), count_processes()
     learner, position = start_learner(config, folder, device)
     held_out = source(rank, world, True)  # before the first step: what is wrong with it is said now
-    records = Records(folder, position.step) if rank == 0 else None
-    if records:
+    if rank == 0:
         told = {"config": config.to_dict(), "versions": files.library_versions(), "init": learner.init}
         write_json_atomic(folder / "train.json", told)
+        for name in (TRAINING, HELD_OUT):
+            drop_rows(folder / name, position.step)
 
     def evaluate_now(step: int) -> None:
         """All processes at once, each its share: else the others would wait longer than a process group lets them."""
-        measures = evaluate(learner.predict, map(_told, held_out or ()), learner.body)
-        if records and measures["images"]:
-            records.add(HELD_OUT, step, measures)
-        elif records and measures["skipped_images"]:
+        measures = evaluate(learner.predict, held_out or (), learner.body)
+        if rank == 0 and measures["images"]:
+            add_row(folder / HELD_OUT, step, measures)
+        elif rank == 0 and measures["skipped_images"]:
             _LOG.warning("none of the %d held-out images could be read: no evaluation", measures["skipped_images"])
 
-    try:
-        # a training may have been interrupted between a checkpoint and the evaluation that was due
-        done = {0, *(row["step"] for row in read_rows(folder / HELD_OUT))}
-        lacks = is_due(position.step, loop.evaluate_every, loop.steps) and position.step not in done
-        if broadcast_from_rank_0(lacks):
+    # a training may have been interrupted between a checkpoint and the evaluation that was due
+    done = {0, *(row["step"] for row in read_rows(folder / HELD_OUT))}
+    if broadcast_from_rank_0(is_due(position.step, loop.evaluate_every, loop.steps) and position.step not in done):
+        evaluate_now(position.step)
+    window: list[dict[str, float]] = []
+    stream = itertools.islice(batches_from(source(rank, world, False), position), loop.steps - position.step)
+    steps = tqdm(stream, initial=position.step, total=loop.steps, unit="step", disable=not bar)
+    for batch, after in steps:
+        window.append(learner.step(batch, position.step))
+        steps.set_postfix(loss=window[-1]["loss"], refresh=False)
+        position = after
+        if is_due(position.step, loop.log_every, loop.steps):
+            if rank == 0:
+                sums = {key: sum(row[key] for row in window) for key in window[0]}
+                means = {k: v if k.startswith("skipped_") else v / len(window) for k, v in sums.items()}
+                add_row(folder / TRAINING, position.step, means | {"rate": window[-1]["rate"]})
+            window.clear()
+        saves = is_due(position.step, loop.checkpoint_every, loop.steps)
+        if saves and rank == 0:  # before an evaluation: whatever befalls it, this is kept
+            state = (learner.network.state_dict(), learner.optimizer.state_dict(), position)
+            made_by = (files.library_versions(), learner.body.sha256)
+            files.save_checkpoint(folder, Checkpoint(config, learner.init, *state, *made_by))
+        if is_due(position.step, loop.evaluate_every, loop.steps):
             evaluate_now(position.step)
-        window: list[dict[str, float]] = []
-        stream = itertools.islice(batches_from(source(rank, world, False), position), loop.steps - position.step)
-        bar = tqdm(stream, initial=position.step, total=loop.steps, unit="step", disable=not progress)
-        for batch, after in bar:
-            window.append(learner.step(_told(batch), position.step))
-            bar.set_postfix(loss=window[-1]["loss"], refresh=False)
-            position = after
-            if is_due(position.step, loop.log_every, loop.steps):
-                if records:
-                    sums = {key: sum(row[key] for row in window) for key in window[0]}
-                    means = {k: v if k.startswith("skipped_") else v / len(window) for k, v in sums.items()}
-                    records.add(TRAINING, position.step, means | {"rate": window[-1]["rate"]})
-                window.clear()
-            saves = is_due(position.step, loop.checkpoint_every, loop.steps)
-            if saves and records:  # before an evaluation: whatever befalls it, this is kept
-                state = (learner.network.state_dict(), learner.optimizer.state_dict(), position)
-                made_by = (files.library_versions(), learner.body.sha256)
-                files.save_checkpoint(folder, Checkpoint(config, learner.init, *state, *made_by))
-            if is_due(position.step, loop.evaluate_every, loop.steps):
-                evaluate_now(position.step)
-            if saves:
-                report({"step": position.step})
-    finally:
-        if records:
-            records.close()
-
-
-def _told(batch: TrainBatch) -> TrainBatch:
-    for line in batch.skipped:
-        _LOG.warning("left out %s", line)
-    return batch
+        if saves:
+            report({"step": position.step})
 
 
 def is_due(step: int, every: int, last: int) -> bool:
@@ -138,12 +113,7 @@ def is_due(step: int, every: int, last: int) -> bool:
 
 def start_learner(config: TrainConfig, folder: Path, device: torch.device) -> tuple[Learner, Position]:
     """Network and optimiser from the newest checkpoint that can be read, which rank 0 chooses for all, or new ones from
-    `loop.seed`.
-
-    Raises:
-        CheckpointError: there are some, none can be used.
-        TrainError: they are of a training with other options or another body.
-    """
+    `loop.seed`. Raises: CheckpointError: there are some, none can be used. TrainError: of other options, or body."""
     if device.type == "cpu":
         torch.set_num_threads(config.loop.torch_threads)
     torch.manual_seed(config.loop.seed)
@@ -166,13 +136,10 @@ def start_learner(config: TrainConfig, folder: Path, device: torch.device) -> tu
 
 def _compare(before: TrainConfig, now: TrainConfig, folder: Path) -> None:
     """Raises: TrainError: the training in the folder has other options."""
-    trees = [one.to_dict() for one in (before, now)]
-    for tree in trees:
-        tree["loop"]["workers"] = max(1, tree["loop"]["workers"])  # 0 and 1 share every step alike
-        for name, keys in FREE_OPTIONS.items():
-            tree[name] = {key: value for key, value in tree[name].items() if key not in keys}
-    if differing := describe_difference(*trees):
-        raise TrainError(f"{folder} holds another training ({'; '.join(differing)}); choose another folder")
+    differing = describe_difference(before.to_dict(), now.to_dict())
+    free = (*FREE_OPTIONS, *(["loop.workers"] if max(before.loop.workers, now.loop.workers) < 2 else []))
+    if told := "; ".join(line for line in differing if line.partition(":")[0] not in free):
+        raise TrainError(f"{folder} holds another training ({told}); choose another folder")
     if now.loop.steps < before.loop.steps:
         found = f"loop.steps is {now.loop.steps}, this training was to take {before.loop.steps}"
         raise TrainError(f"{folder}: {found}; more may be asked for, fewer not: choose another folder")
@@ -198,38 +165,23 @@ def hold_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-class Records:
-    """The metrics of one training as CSV and TensorBoard events; only one process may write them."""
+def drop_rows(path: Path, done: int) -> None:
+    """Drop the rows of steps after `done`, so that a step that is taken again has one row."""
+    kept = [row for row in read_rows(path) if row["step"] <= done]
+    if kept:
+        write_bytes_atomic(path, "".join([_line(kept[0]), *(_line(row.values()) for row in kept)]).encode())
+    else:
+        path.unlink(missing_ok=True)
 
-    def __init__(self, folder: Path, done: int = 0) -> None:
-        """`folder` of the training; `done`: steps done, rows of later ones are dropped, so that a step has one row."""
-        self._folder, self._columns = folder, dict[str, list[str]]()
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in (folder / TRAINING, folder / HELD_OUT):
-            kept = [row for row in read_rows(path) if row["step"] <= done]
-            if kept:
-                self._columns[path.name] = list(kept[0])
-                write_bytes_atomic(path, "".join([_line(kept[0]), *(_line(row.values()) for row in kept)]).encode())
-            else:
-                path.unlink(missing_ok=True)
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
 
-    def add(self, name: str, step: int, values: Mapping[str, float]) -> None:
-        """One row of `TRAINING` or `HELD_OUT`; the first row of a file decides its columns, what it lacks is NaN."""
-        path, row = self._folder / name, {"step": step, **values}
-        head = "" if name in self._columns else _line(row)
-        columns = self._columns.setdefault(name, list(row))
-        with path.open("a") as stream:
-            stream.write(head + _line(row.get(key, math.nan) for key in columns))
-        for key, value in values.items():
-            self._events.add_scalar(f"{path.stem}/{key}", value, step)
-
-    def close(self) -> None:
-        """Write the last events; where that fails, say so: the CSV files, written at once, hold the same."""
-        try:
-            self._events.close()
-        except OSError as error:
-            _LOG.warning("%s: the last TensorBoard events are lost: %s", self._folder, error)
+def add_row(path: Path, step: int, values: Mapping[str, float]) -> None:
+    """One row more; the first row of a file decides its columns, what it lacks is NaN. One process only may write."""
+    row = {"step": step, **values}
+    with path.open("a+") as stream:
+        stream.seek(0)
+        head = stream.readline()
+        columns = head.strip().split(",") if head else row
+        stream.write(("" if head else _line(row)) + _line(row.get(key, math.nan) for key in columns))
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
@@ -254,14 +206,13 @@ def _run_on_ray(config: TrainConfig, source: Source, folder: Path) -> None:
     import ray.train.torch
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.base_trainer import TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
 
     if files.list_checkpoints(folder):  # what is wrong with them is seen here; workers' words stay in Ray's logs
         _compare(files.read_checkpoint(folder).config, config, folder)
     loop, threads = config.loop, str(config.loop.torch_threads)
-    trainer = TorchTrainer(
-        lambda: run_rank(config, source, folder, ray.train.torch.get_device(), ray.train.report),
-        torch_config=TorchConfig(backend="nccl" if loop.gpu else "gloo"),
+    trainer = ray.train.torch.TorchTrainer(
+        lambda: run_rank(config, source, folder, ray.train.torch.get_device(), ray.train.report, False),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if loop.gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=loop.workers, use_gpu=loop.gpu, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the class of the older API
             name="ray",

@@ -1,7 +1,7 @@
 """Who of the queries is who of the people, and what a network is told it did wrong (MA-HMR), formulas beside the code.
 
-Every term is (L,): one number per decoder layer, the last layer last. Matched predictions and their people are
-(L, M, ...). Metres, radians, pixels; S is the input size. What the preset `paper` does otherwise is an option each.
+Every term is (L,), one number per decoder layer; matched predictions and their people are (L, M, ...). S is the input
+size. Metres, radians, pixels.
 """
 
 from __future__ import annotations
@@ -34,30 +34,27 @@ WEIGHTS = {
     "j2ds": "image_joints", "depths": "inverse_depth", "depths_mt": "relative_metric", "depths_re": "relative_layer",
     "fov": "fov", "map_confs": "map_confidence", "map_scales": "map_scale",
 }  # fmt: skip  # published name -> option of `LossConfig`
+Terms = dict[str, "Mean"]  # by published name
 _TINY = 1e-12  # stands in for a count of nothing
 _SMALLEST = 1e-44  # its logarithm is below -100
-Share = Callable[[torch.Tensor], torch.Tensor]  # a count, averaged over processes
 
 
 class Matches(NamedTuple):
-    """M pairs in each of L layers; every person is matched unless an image has more people than queries."""
+    """M pairs in each of L layers, every person unless an image has more people than queries; the first three are the
+    index of (L, B, Q, ...) predictions."""
 
     layer: torch.Tensor  # (L, 1) int64
     image: torch.Tensor  # (L, M) int64
     query: torch.Tensor  # (L, M) int64
     person: torch.Tensor  # (L, M) int64, of the batch's people
 
-    @property
-    def places(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of (L, B, Q, ...) predictions: the matched ones, (L, M, ...)."""
-        return self[:3]
-
 
 @torch.no_grad()
 def match_people(predictions: Predictions, targets: Targets) -> Matches:
     """The assignment of least cost, rows = queries, columns = people of the image (Hungarian)."""
     cost = matching_cost(predictions, targets).nan_to_num(_WORST, _WORST, _WORST)
-    numbers, bounds = cost.double().cpu().numpy(), pairwise(np.cumsum([0, *targets.counts]))  # (L, N, Q)
+    numbers, image = cost.double().cpu().numpy(), targets.image.cpu().numpy()  # (L, N, Q)
+    bounds = pairwise(np.searchsorted(image, range(len(targets.heights) + 1)))
     parts = [
         [(query, person + first) for query, person in (linear_sum_assignment(layer[first:last].T) for layer in numbers)]
         for first, last in bounds
@@ -88,13 +85,11 @@ def matching_cost(predictions: Predictions, targets: Targets) -> torch.Tensor:
 
 def generalised_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """(...) of boxes (..., 4) as corners: inter / (union + 1e-6) - (hull - union) / (hull + 1e-6)."""
-
-    def area(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-        return (high - low).clamp(min=0).prod(-1)
-
-    inter = area(torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:]))
-    hull = area(torch.minimum(a[..., :2], b[..., :2]), torch.maximum(a[..., 2:], b[..., 2:]))
-    union = area(a[..., :2], a[..., 2:]) + area(b[..., :2], b[..., 2:]) - inter
+    low, high = (a[..., :2], b[..., :2]), (a[..., 2:], b[..., 2:])
+    most, least = (torch.maximum(*low), torch.minimum(*high)), (torch.minimum(*low), torch.maximum(*high))
+    sides = (most, least, (low[0], high[0]), (low[1], high[1]))
+    inter, hull, own, other = ((last - first).clamp(min=0).prod(-1) for first, last in sides)
+    union = own + other - inter
     return inter / (union + _EPS) - (hull - union) / (hull + _EPS)
 
 
@@ -104,7 +99,6 @@ class Mean(NamedTuple):
     top: torch.Tensor
     number: torch.Tensor
     least: float = _TINY  # what the count is at least
-    shared: bool = False  # the count is averaged over processes even as published
 
 
 class Losses(NamedTuple):
@@ -117,22 +111,23 @@ class Losses(NamedTuple):
 
 def compute_losses(
     predictions: Predictions, targets: Targets, matches: Matches, config: LossConfig,
-    share: Share = lambda count: count, known: Known | None = None,
+    share: Callable[[torch.Tensor], torch.Tensor] = lambda count: count, known: Known | None = None,
 ) -> Losses:  # fmt: skip
     """Sum of weight * loss over all terms and layers, those of weight 0 left out; predictions come with joints.
 
     `share` averages counts over the processes that share a step; `known`: who stands in the denoising slots.
     """
     # confs: focal loss, 1 for matched queries; over all queries of completely labelled images, else matched ones
-    matched = _marked(predictions.confs, matches.places)
+    matched = _marked(predictions.confs, matches[:3])
     counted = matched | targets.complete[:, None]
     confidence = Mean((focal_loss(predictions.confs, matched) * counted).sum((-1, -2)), counted.sum((-1, -2)))
-    means = {"confs": confidence, **_body_terms(predictions, matches, targets, config)}
+    bodies = _body_terms(predictions, matches, targets, config)
+    means = {"confs": confidence, **bodies}
     means |= _pair_terms(predictions, matches, matches.image, targets, config)
     means |= _image_terms(predictions, targets, config)
     layers = len(predictions.confs)
     # counts that processes share are averaged over them, all in one message
-    shared = [name for name, mean in means.items() if mean.shared or not config.as_published]
+    shared = list(bodies if config.as_published else means)
     numbers = torch.stack([means[name].number.float().expand(layers) for name in shared])
     counts = dict(zip(shared, share(numbers), strict=True))
     if predictions.known is not None and known is not None:
@@ -150,17 +145,16 @@ def compute_losses(
     return Losses(total, terms, weights)
 
 
-def _body_terms(found: Predictions, matches: Matches, true: Targets, config: LossConfig) -> dict[str, Mean]:
+def _body_terms(found: Predictions, matches: Matches, true: Targets, config: LossConfig) -> Terms:
     """All that is a sum over people / N, N = people of the batch who have it, at least 1."""
     assert found.j3ds is not None
     assert found.j2ds is not None
-    index, person = matches.places, matches.person
+    index, person = matches[:3], matches.person
     # poses: mean over 72 of |axis-angle - axis-angle'|; ours: over the entries of the rotation matrices
     poses, true_poses = found.poses[index], true.poses[person]
     if not config.as_published:
-        poses, true_poses = (
-            axis_angle_to_matrix(part.unflatten(-1, (24, 3))).flatten(-3) for part in (poses, true_poses)
-        )
+        both = (poses, true_poses)
+        poses, true_poses = (axis_angle_to_matrix(one.unflatten(-1, (24, 3))).flatten(-3) for one in both)
     # betas: mean over 10 or 11 of factor * |b - b'|
     count = found.betas.shape[-1]
     factors = constant(BETA_FACTORS[:count], person.device, found.betas.dtype)
@@ -188,7 +182,7 @@ def _body_terms(found: Predictions, matches: Matches, true: Targets, config: Los
         "depths": (inverse, true.has_body & (true.focals > 0)),
     }
     return {
-        name: Mean(torch.where(counted[person], values, 0.0).sum(-1), counted.sum(), least=1, shared=True)
+        name: Mean(torch.where(counted[person], values, 0.0).sum(-1), counted.sum(), least=1)
         for name, (values, counted) in each.items()
     }
 
@@ -198,15 +192,13 @@ def _true_depth(true: Targets, config: LossConfig) -> torch.Tensor:
     return true.pelvis_z if config.as_published else true.transl[:, 2]
 
 
-def _pair_terms(
-    found: Predictions, matches: Matches, scene: torch.Tensor, true: Targets, config: LossConfig
-) -> dict[str, Mean]:
+def _pair_terms(found: Predictions, matches: Matches, scene: torch.Tensor, true: Targets, config: LossConfig) -> Terms:
     """Means over pairs of people of one scene (L, M), over all pairs of the batch; 0 without pairs."""
     person, count = matches.person, matches.person.shape[1]
     first, second = torch.triu_indices(count, count, 1, device=person.device)
     i, j = person[:, first], person[:, second]  # (L, M (M - 1) / 2)
     together = scene[:, first] == scene[:, second]
-    z, true_z = found.depths[matches.places][..., 0], _true_depth(true, config)
+    z, true_z = found.depths[matches[:3]][..., 0], _true_depth(true, config)
     apart, true_apart = z[:, first] - z[:, second], true_z[i] - true_z[j]
     # depths_mt: |z_i - z_j| <= reach: ln(1 + |(T_zi - T_zj) - (z_i - z_j)|)
     weight = together & true.has_body[i] & true.has_body[j] & (true_apart.abs() <= config.reach)
@@ -240,7 +232,7 @@ def _depth_layers(true: Targets, z: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return torch.where(by_label, true.depth_layer, made), torch.where(by_label, labelled, true.has_body)
 
 
-def _image_terms(found: Predictions, true: Targets, config: LossConfig) -> dict[str, Mean]:
+def _image_terms(found: Predictions, true: Targets, config: LossConfig) -> Terms:
     """Losses that are the same in every layer, () each."""
     # map_confs: as confs, over cells; map_scales: mean over cells with people of |scale - scale'|
     people = true.scale_map[:, 0] > 0.5
@@ -258,7 +250,7 @@ def _image_terms(found: Predictions, true: Targets, config: LossConfig) -> dict[
     }
 
 
-def _known_terms(found: Predictions, known: Known, true: Targets, config: LossConfig) -> dict[str, Mean]:
+def _known_terms(found: Predictions, known: Known, true: Targets, config: LossConfig) -> Terms:
     """Denoising: positive slots against their people, N times G; confidence over all slots and, as published, / G.
 
     Ours: confidence over the slots in which somebody stands.
@@ -272,7 +264,7 @@ def _known_terms(found: Predictions, known: Known, true: Targets, config: LossCo
     scene = image * known.groups + torch.arange(known.groups, device=device).repeat_interleave(people)
     bodies = _body_terms(found, matches, true, config)
     terms = {name: mean._replace(top=mean.top / known.groups) for name, mean in bodies.items()}
-    positive = _marked(found.confs, matches.places)
+    positive = _marked(found.confs, matches[:3])
     used = positive | _marked(found.confs, (layer, image, far))
     focal = focal_loss(found.confs, positive)
     confidence = Mean((focal * used).sum((-1, -2)), used.sum((-1, -2)))

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.rotation import matrix_from_6d, matrix_to_axis_angle
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train import blocks
-from dto_pipeline.train.blocks import QUARTERS, Cells, Known, Mlp, Noise, inverse_sigmoid, pad_rows, sine_code
+from dto_pipeline.train.blocks import QUARTERS, Known, Mlp, Noise, inverse_sigmoid, pad_rows, sine_code
 from dto_pipeline.train.config import CELL, GROUP, PATCH, EncoderConfig, ModelConfig
 
 LEAST_FOV = 0.08  # [rad]
@@ -30,45 +30,33 @@ _FIRST_CONFIDENCE = 0.01  # before training
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """T tokens of all images, image after image, levels in order: what the decoder looks at."""
-
-    image: torch.Tensor  # (T,) int64
-    level: torch.Tensor  # (T,) 0, 1, 2
-    place: torch.Tensor  # (T, 2) x, y in tokens of the level
-    memory: torch.Tensor  # (T, D)
-    code: torch.Tensor  # (T, D) of the place, with that of the level
-    longest: int  # tokens of the image that has most
-
-
-@dataclass(frozen=True)
 class Predictions:
     """Q people of each of B images as every decoder layer saw them; the last layer is the answer."""
 
-    confs: torch.Tensor  # (L, B, Q) 0 .. 1
-    boxes: torch.Tensor  # (L, B, Q, 4) cx, cy, w, h as shares of S
-    poses: torch.Tensor  # (L, B, Q, 72) axis-angle, root first [rad]
-    betas: torch.Tensor  # (L, B, Q, 10 or 11)
-    transl: torch.Tensor  # (L, B, Q, 3) SMPL's transl [m]
-    depths: torch.Tensor  # (L, B, Q, 2) its distance T_z and T_z / f [m, m / px]
-    intrinsics: torch.Tensor  # (B, 3, 3) the camera the people are seen with
-    scale_map: torch.Tensor  # (T, 2) confidence and scale of the 28 px cells of all images
-    cells: Cells | None  # which they are
+    confs: Tensor  # (L, B, Q) 0 .. 1
+    boxes: Tensor  # (L, B, Q, 4) cx, cy, w, h as shares of S
+    poses: Tensor  # (L, B, Q, 72) axis-angle, root first [rad]
+    betas: Tensor  # (L, B, Q, 10 or 11)
+    transl: Tensor  # (L, B, Q, 3) SMPL's transl [m]
+    depths: Tensor  # (L, B, Q, 2) its distance T_z and T_z / f [m, m / px]
+    intrinsics: Tensor  # (B, 3, 3) the camera the people are seen with
+    scale_map: Tensor  # (T, 2) confidence and scale of the 28 px cells of all images
+    cells: tuple[Tensor, Tensor, list[int]] | None  # their rows and columns (T,), and how many each image has
     input_size: int  # S
-    j3ds: torch.Tensor | None = None  # (L, B, Q, J, 3) joints before the camera [m], see `with_joints`
-    j2ds: torch.Tensor | None = None  # (L, B, Q, J, 2) their places
+    j3ds: Tensor | None = None  # (L, B, Q, J, 3) joints before the camera [m], see `with_joints`
+    j2ds: Tensor | None = None  # (L, B, Q, J, 2) their places
     known: Predictions | None = None  # of the denoising queries, in training
-    tokens: Tokens | None = None  # these and below: what lies between
-    states: torch.Tensor | None = None  # (L, B, Q, D) h
-    references: torch.Tensor | None = None  # (L, B, Q, 4) r
-    fov: torch.Tensor | None = None  # (B,) before its bounds
+    tokens: dict[str, Any] = field(default_factory=dict)  # these and below: what lies between, see `_encode`
+    states: Tensor | None = None  # (L, B, Q, D) h
+    references: Tensor | None = None  # (L, B, Q, 4) r
+    fov: Tensor | None = None  # (B,) before its bounds
 
 
 class MeshNetwork(nn.Module):
     """All weights under their published names; `forward` reads top to bottom."""
 
-    mean_pose: torch.Tensor
-    mean_shape: torch.Tensor
+    mean_pose: Tensor
+    mean_shape: Tensor
     encoder: Any  # what is reached by names of its parts
     decoder: Any
     bbox_embed: Any
@@ -118,18 +106,18 @@ class MeshNetwork(nn.Module):
         self._start()
 
     def forward(
-        self, images: Sequence[torch.Tensor], centres: torch.Tensor | None = None, known: Known | None = None,
-        noise: Noise | None = None, given_map: torch.Tensor | None = None, by_image: bool = True,
+        self, images: Sequence[Tensor], centres: Tensor | None = None, known: Known | None = None,
+        noise: Noise | None = None, given_map: Tensor | None = None,
     ) -> Predictions:  # fmt: skip
         """B images (3, h, w) uint8 RGB, each of its own size, the longer side S -> Q people of each.
 
-        `centres`: (B, 2) principal points of the images [px], None = the middle, as published; `known`: people for
-        denoising queries, with their noise (None = drawn); `given_map`: (T, 2) tokens are chosen by it, not by the
-        predicted scale map; `by_image`: see `blocks.choose_tokens`.
+        `centres`: (B, 2) principal points of the images [px], None = the middle, as published always; `known`: people
+        for denoising queries, with their noise (None = drawn); `given_map`: (T, 2) tokens are chosen by it, not by the
+        predicted scale map.
         """
         size = torch.tensor([image.shape[:0:-1] for image in images])  # (B, 2) w, h
         size = size.to(self.level_embed.device, non_blocking=True)
-        tokens, classes, scale_map, cells = self._encode(images, given_map, by_image)
+        tokens, classes, scale_map, cells = self._encode(images, given_map)
         content = self.tgt_embed.weight.expand(len(images), -1, -1)
         logits = self.refpoint_embed.weight.expand(len(images), -1, -1)
         may_see, slots = None, 0
@@ -145,7 +133,7 @@ class MeshNetwork(nn.Module):
         if fov is not None:
             focal = size[:, 1] / (2 * torch.tan(fov.clamp(LEAST_FOV, LARGEST_FOV) / 2))
         camera = torch.diag_embed(torch.stack([focal, focal, torch.ones_like(focal)], dim=-1))
-        camera[:, :2, 2] = size / 2 if centres is None else centres
+        camera[:, :2, 2] = size / 2 if centres is None or self.sizes.as_published else centres
         said: dict[str, Any] = self._read_heads(states, references, camera, size / 2)
         said |= {"states": states, "references": references}
         found = Predictions(
@@ -156,45 +144,44 @@ class MeshNetwork(nn.Module):
             return found
         return replace(found, known=replace(found, **{name: value[:, :, :slots] for name, value in said.items()}))
 
-    def _encode(
-        self, images: Sequence[torch.Tensor], given_map: torch.Tensor | None, by_image: bool
-    ) -> tuple[Tokens, torch.Tensor, torch.Tensor, Cells]:
-        """Images -> tokens, class tokens (B, C), scale map (cells, 2), cells."""
+    def _encode(self, images: Sequence[Tensor], given_map: Tensor | None) -> tuple[Any, Tensor, Tensor, Any]:
+        """Images -> T tokens, levels of each image in order: image, level (T,), place (T, 2) x, y in tokens of it,
+        memory, code (T, D), how many the longest has; class tokens (B, C), scale map (cells, 2), cells."""
         count, device = len(images), self.level_embed.device
         grids = [blocks.z_order(*(-(-side // GROUP) * 2 for side in image.shape[1:]), device) for image in images]
         lengths = [len(y) for y, _ in grids]
-        y, x = (torch.cat([grid[axis] for grid in grids]) for axis in (0, 1))
-        cells = Cells(blocks.image_numbers(lengths, device), y, x, lengths)
+        cell_y, cell_x = (torch.cat([grid[axis] for grid in grids]) for axis in (0, 1))
+        cell_image = blocks.image_numbers(lengths, device)
         fine = torch.cat([_cells_of(image) for image in images])
         position, own = self.encoder_pos_embeds, self.encoder["blocks"]
 
         # 1 map tokens: every cell halved to one patch;  2 additional blocks and scale map
         halved = fine.unflatten(-1, (PATCH, 2)).unflatten(-3, (PATCH, 2)).mean((-1, -3))
-        tokens = self._project(1, halved) + shrink_positions(position)[cells.y, cells.x]
+        tokens = self._project(1, halved) + shrink_positions(position)[cell_y, cell_x]
         first = self.encoder_cr_token.expand(count, -1)
         more = self.encoder["additional_blocks"]
-        tokens, classes = _run(more, tokens, cells.image, first, max(cells.lengths))
+        tokens, classes = _run(more, tokens, cell_image, first, max(lengths))
         scale_map = self.scale_head(self.enc_inter_norm(tokens)).float().sigmoid()
 
         # 3 what becomes of the cells
-        told = (scale_map if given_map is None else given_map).detach()
-        levels = blocks.choose_tokens(told, by_image, self.limits)
-        (chosen, kept, empty), most_small, longest = blocks.list_by_level(levels, cells.lengths)
+        chosen_by = (scale_map if given_map is None else given_map).detach()
+        levels = blocks.choose_tokens(chosen_by, not self.sizes.as_published, self.limits)
+        (chosen, kept, empty), most_small, longest = blocks.list_by_level(levels, lengths)
 
         # 4 small cells at full resolution; their class token is dropped
-        y = torch.stack([2 * cells.y[chosen] + dy for dy, _ in QUARTERS], dim=1).flatten()
-        x = torch.stack([2 * cells.x[chosen] + dx for _, dx in QUARTERS], dim=1).flatten()
+        y = torch.stack([2 * cell_y[chosen] + dy for dy, _ in QUARTERS], dim=1).flatten()
+        x = torch.stack([2 * cell_x[chosen] + dx for _, dx in QUARTERS], dim=1).flatten()
         patches = fine[chosen].unflatten(-1, (2, PATCH)).unflatten(-3, (2, PATCH))  # (n, 3, 2, 14, 2, 14)
         small = self._project(0, patches.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)) + position[y, x]
-        small_image = cells.image[chosen].repeat_interleave(4)
+        small_image = cell_image[chosen].repeat_interleave(4)
         if len(small):
             small, _ = _run(own[: self.additional], small, small_image, first, most_small)
 
         # 5 groups without anybody: the largest of four;  6 all of them through the other blocks
         merged = tokens.unflatten(0, (-1, 4)).amax(1)[empty // 4]
-        image = torch.cat([small_image, cells.image[kept], cells.image[empty]])
+        image = torch.cat([small_image, cell_image[kept], cell_image[empty]])
         level = blocks.image_numbers([len(small), len(kept), len(empty)], device)
-        x, y = torch.cat([x, cells.x[kept], cells.x[empty] // 2]), torch.cat([y, cells.y[kept], cells.y[empty] // 2])
+        x, y = torch.cat([x, cell_x[kept], cell_x[empty] // 2]), torch.cat([y, cell_y[kept], cell_y[empty] // 2])
         order = torch.argsort(image, stable=True)
         image, level, place = image[order], level[order], torch.stack([x, y], dim=-1)[order]
         tokens = torch.cat([small, tokens[kept], merged.to(tokens.dtype)])[order]
@@ -202,15 +189,16 @@ class MeshNetwork(nn.Module):
         memory = self.feature_proj(self.encoder["norm"](tokens))
         step = PATCH * 2.0 ** level[:, None] / self.side
         code = (sine_code((place + 0.5) * step, self.sizes.width) + self.level_embed[level]).to(memory.dtype)
-        return Tokens(image, level, place, memory, code, longest), classes, scale_map, cells
+        told = {"image": image, "level": level, "place": place, "memory": memory, "code": code, "longest": longest}
+        return told, classes, scale_map, (cell_y, cell_x, lengths)
 
     def _decode(
-        self, content: torch.Tensor, box: torch.Tensor, tokens: Tokens, count: int, may_see: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, content: Tensor, box: Tensor, tokens: dict[str, Any], count: int, may_see: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Content t (B, Q, D), box b (B, Q, 4) -> h (L, B, Q, D), r (L, B, Q, 4): the boxes layers start from."""
         decoder, width = self.decoder["decoder"], self.sizes.width
-        memory, real = pad_rows(tokens.memory, tokens.image, count, tokens.longest)
-        memory_place, _ = pad_rows(tokens.code, tokens.image, count, tokens.longest)
+        of_images = (tokens["image"], count, tokens["longest"])
+        (memory, real), (memory_place, _) = (pad_rows(tokens[name], *of_images) for name in ("memory", "code"))
         states, references = [], [box]
         for number, layer in enumerate(decoder["layers"]):
             # e = [code(cx, cy), code(w, h)]: y, x, h, w;  p = ref_point_head(e)
@@ -226,9 +214,7 @@ class MeshNetwork(nn.Module):
             box = refined.detach()
         return torch.stack(states), torch.stack(references[:-1])
 
-    def _read_heads(
-        self, states: torch.Tensor, references: torch.Tensor, camera: torch.Tensor, middle: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
+    def _read_heads(self, states: Tensor, references: Tensor, camera: Tensor, middle: Tensor) -> dict[str, Tensor]:
         """h and r of all layers, cameras (B, 3, 3) and middles (B, 2) of the images -> (L, B, Q, ...) each."""
         layers, focal = range(len(states)), camera[:, 0, 0]
         # P_l = P_{l-1} + head_l(h_l), P_{-1} the mean
@@ -251,7 +237,7 @@ class MeshNetwork(nn.Module):
             "depths": torch.stack([transl[..., 2], transl[..., 2] / focal[:, None]], dim=-1),
         }
 
-    def _project(self, number: int, patches: torch.Tensor) -> torch.Tensor:
+    def _project(self, number: int, patches: Tensor) -> Tensor:
         """(n, 3, 14, 14) -> (n, C)."""
         projection: Any = self.encoder_patch_proj[number]
         return functional.linear(patches.flatten(1), projection.weight.flatten(1), projection.bias)
@@ -271,7 +257,7 @@ class MeshNetwork(nn.Module):
 
 
 def with_joints(
-    predictions: Predictions, body: BodyModel, regressor: torch.Tensor | None = None, with_all: bool = False
+    predictions: Predictions, body: BodyModel, regressor: Tensor | None = None, with_all: bool = False
 ) -> Predictions:
     """The predictions with the joints of their bodies and where the camera sees them.
 
@@ -287,13 +273,13 @@ def with_joints(
     return replace(predictions, j3ds=joints, j2ds=seen[..., :2] / (seen[..., 2:] + 1e-6), known=known)
 
 
-def shrink_positions(grid: torch.Tensor) -> torch.Tensor:
+def shrink_positions(grid: Tensor) -> Tensor:
     """(n, n, C) of 14 px tokens -> (n / 2, n / 2, C) of 28 px cells, bicubic."""
     planes, side = grid.permute(2, 0, 1)[None], len(grid) // 2
     return functional.interpolate(planes, (side, side), mode="bicubic", align_corners=False)[0].permute(1, 2, 0)
 
 
-def metric_translation(weak: torch.Tensor, focal: torch.Tensor, off_centre: torch.Tensor, side: int) -> torch.Tensor:
+def metric_translation(weak: Tensor, focal: Tensor, off_centre: Tensor, side: int) -> Tensor:
     """Metres from weak perspective: sigma = 2 sigmoid(s) + 1e-6, T = (tx / sigma, ty / sigma, 2 f / (sigma S)).
 
     `weak`: (..., 3) tx, ty, s: a metre at the person is sigma S / 2 px, (tx, ty) is where the body's origin is seen;
@@ -303,13 +289,13 @@ def metric_translation(weak: torch.Tensor, focal: torch.Tensor, off_centre: torc
     return torch.cat([(weak[..., :2] - off_centre) / sigma, 2 * focal[..., None] / (sigma * side)], dim=-1)
 
 
-def axis_angle_of_6d(six: torch.Tensor) -> torch.Tensor:
+def axis_angle_of_6d(six: Tensor) -> Tensor:
     """(..., 144) of 24 joints, each a row-major 3 x 2 matrix whose columns are made a rotation's -> (..., 72)."""
     columns = six.unflatten(-1, (24, 3, 2)).transpose(-1, -2).flatten(-2)
     return matrix_to_axis_angle(matrix_from_6d(columns)).flatten(-2)
 
 
-def _cells_of(image: torch.Tensor) -> torch.Tensor:
+def _cells_of(image: Tensor) -> Tensor:
     """(3, h, w) uint8, black at the right and bottom up to multiples of 56 px, normalised -> (n, 3, 28, 28) cells."""
     down, right = (-side % GROUP for side in image.shape[1:])
     mean, scale = (constant(of, image.device, torch.float32).view(3, 1, 1) for of in (_MEAN, _STD))
@@ -318,9 +304,7 @@ def _cells_of(image: torch.Tensor) -> torch.Tensor:
     return grid[blocks.z_order(*grid.shape[:2], image.device)]
 
 
-def _run(
-    stack: nn.ModuleList, tokens: torch.Tensor, image: torch.Tensor, classes: torch.Tensor, longest: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _run(stack: nn.ModuleList, tokens: Tensor, image: Tensor, classes: Tensor, longest: int) -> tuple[Tensor, Tensor]:
     """Tokens (T, C) of images and their class tokens (B, C) through blocks; no image sees another."""
     rows, real = pad_rows(tokens, image, len(classes), longest)
     rows = torch.cat([classes[:, None].to(rows.dtype), rows], dim=1)

@@ -1,8 +1,7 @@
 """A trained network on photographs: people in front of the camera of the photograph, shard by shard of a manifest.
 
-The input shows the whole photograph, its longer side made S, seen from the same point, so `transl` holds in either. The
-labels of a shard stay beside the result until all shards have theirs: a killed prediction goes on where it was. Knows
-image stores, manifests and label files; knows no run. Metres, radians, pixels.
+The input shows the whole photograph, its longer side made S, seen from the same point, so `transl` holds in either.
+Knows image stores, manifests and label files; knows no run. Metres, radians, pixels.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.collate import keep_labels
-from dto_pipeline.config import STAND_IN_BODY, BodyConfig
+from dto_pipeline.config import BodyConfig
 from dto_pipeline.data.cameras import CAMERA_COLUMNS, camera_matrices
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.images import ImageStore
@@ -63,7 +62,6 @@ class Trained:
     input_size: int  # S [px]
     sha256: str  # of the weights
     device: torch.device
-    by_image: bool = True  # an image's tokens never depend on its neighbours
     origin: str = ""  # where the weights are from, to be told
 
 
@@ -93,28 +91,25 @@ def load_trained(
     """The network of a checkpoint, of the newest one of a training's folder that can be read, or of a released file.
 
     `body_path`: the training's body model where it lies now, None = as in its config (a released file names none);
-    `encoder_heads`: of a released file, None = one per 64 features.
-
-    Raises:
-        CheckpointError, TorchFileError: there are no weights, or they cannot be used.
-        BodyModelError: the body model cannot be read, or is another one than the network was trained with.
+    `encoder_heads`: of a released file, None = one per 64 features. Raises: CheckpointError, TorchFileError: there are
+    no weights, or they cannot be used. BodyModelError: no body model, or another one than that of the training.
     """
     checkpoint = read_checkpoint(path, encoder_heads)
     config, is_released = checkpoint.config, not checkpoint.body_sha256
     if is_released and body_path is None:
         raise BodyModelError(f"{path} is a released file, which names no body model; name its own with --body")
-    named = body_path or config.body.model_path or STAND_IN_BODY  # until 0.3.0 who named none had the stand-in
-    options = dataclasses.replace(config.body, model_path=str(named))
+    options = dataclasses.replace(config.body, model_path=str(body_path or config.body.model_path))
     body = load_body(options.model_path, options.kid_axis)
     if not is_released and body.sha256 != checkpoint.body_sha256:
         found = f"sha256 {body.sha256[:16]}, the network was trained with {checkpoint.body_sha256[:16]}"
         raise BodyModelError(f"the body model has {found}; name the right one with --body")
     encoder, model, side = config.encoder, config.model, config.data.input_size
-    sizes = f"S {side}, encoder of {encoder.layers} layers, width {encoder.width}, {encoder.heads} heads, "
-    sizes += f"{model.queries} queries, {model.betas} shape coefficients"
-    origin = f"{path}: {sizes}" if is_released else f"{checkpoint.path}, step {checkpoint.position.step}"
+    origin = f"{checkpoint.path}, step {checkpoint.position.step}"
+    if is_released:
+        origin = f"{path}: S {side}, encoder of {encoder.layers} layers, width {encoder.width}, {encoder.heads} heads, "
+        origin += f"{model.queries} queries, {model.betas} shape coefficients"
     network, sha256 = restore_network(checkpoint, device), hash_weights(checkpoint.weights)
-    return Trained(network, body, options, side, sha256, device, not model.as_published, origin)
+    return Trained(network, body, options, side, sha256, device, origin)
 
 
 def predict_scenes(
@@ -122,9 +117,9 @@ def predict_scenes(
 ) -> Iterator[Scene]:
     """One scene per picture, in order; a few batches are in memory at a time.
 
-    A picture that cannot be read, or whose answer is not finite, gives a scene with `problem` and nobody. A person
-    whose numbers cannot be used stays, with its problem; where that is everybody, the picture has one too. `det_score`
-    is the confidence; people below the least one are left out (ours; a merge asks for 0.5 on top of it).
+    A picture that cannot be read, or whose answer is not finite, has a `problem` and nobody. A person whose numbers
+    cannot be used stays, with its problem; where that is everybody, the picture has one too. `det_score` is the
+    confidence; people below the least one are left out.
     """
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         reading = ((_nobody(one), pool.submit(_lay_out, store, one, trained.input_size)) for one in pictures)
@@ -170,7 +165,7 @@ def _ask(trained: Trained, photos: list[_Photo]) -> Iterator[tuple[dict[str, np.
     if not photos:
         return iter(())
     images = [torch.from_numpy(one.image.transpose(2, 0, 1).copy()).to(trained.device) for one in photos]
-    answer = trained.network(images, by_image=trained.by_image)
+    answer = trained.network(images)
     last = {"bbox_xyxy": corners(answer.boxes[-1]) * trained.input_size, "pose": answer.poses[-1]}
     betas = functional.pad(answer.betas[-1], (0, NUM_BETAS - answer.betas.shape[-1]))
     last |= {"betas": betas, "transl": answer.transl[-1], "det_score": answer.confs[-1]}
@@ -205,11 +200,8 @@ def _fill(
             own, wanted = (torch.from_numpy(k).expand(len(order), 3, 3) for k in (scene.intrinsics, photo.camera))
             scene.transl = carry_to_camera(transl.double(), pelvis.double(), own, wanted).float().numpy()
         scene.intrinsics = photo.camera
-    codes = find_row_problems(scene.pose, scene.betas, scene.transl)
-    texts = [
-        ROW_PROBLEMS[code] or "its box is not finite" * (not has)
-        for code, has in zip(codes, finite.tolist(), strict=True)
-    ]
+    told = [ROW_PROBLEMS[code] for code in find_row_problems(scene.pose, scene.betas, scene.transl)]
+    texts = [text or "its box is not finite" * (not has) for text, has in zip(told, finite.tolist(), strict=True)]
     scene.person_problem = [(PersonStatus.INVALID_LABEL, text) if text else None for text in texts]
     if texts and all(texts):
         scene.problem = ImageStatus.PREDICTION_INVALID, f"nobody can be used: {texts[0]}"
@@ -233,12 +225,11 @@ def list_pictures(folder: str, out: Path, subset: str = "", depth: str = "", sha
     label = subset or name_subset(str(root).rstrip("/").rpartition("/")[2])
     maps = [str(Path(name).with_suffix(".npy")) if depth else None for name in names]
 
-    def table(some: slice) -> Any:
-        scenes = [_nobody(Picture(f"{label}/{name}", label, name, name)) for name in names[some]]
-        return build_label_table([keep_labels(scene) for scene in scenes])
-
-    parts = [slice(first, first + shard_images) for first in range(0, len(names), shard_images)]
-    shards = ((table(some), names[some], maps[some]) for some in parts)
+    scenes = (_nobody(Picture(f"{label}/{name}", label, name, name)) for name in names)
+    shards = (
+        (build_label_table([keep_labels(one) for one in islice(scenes, shard_images)]), names[part], maps[part])
+        for part in (slice(first, first + shard_images) for first in range(0, len(names), shard_images))
+    )
     places = {"images": root} | ({"depth": absolute(depth)} if depth else {})
     path = out / PARTS / "pictures.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)

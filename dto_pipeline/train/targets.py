@@ -4,7 +4,7 @@ image is varied. Knows no network and no file. Metres before the camera, radians
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,11 +22,10 @@ from dto_pipeline.train.config import CELL, AugmentConfig, DataConfig
 SMPL_JOINTS, TREE_JOINTS, ANNOTATED_JOINTS = 45, 24, 26  # of smplx, of SMPL's tree; behind the tree head top and neck
 RH_JOINTS = 14  # that RelativeHuman annotates, with head top and neck
 BOX_GROWTH = 1.2  # of a box about its centre, to hold skin and clothes around the joints
-_HIPS = [1, 2]
+_HIPS, _BODY = [1, 2], ("pose", "betas", "transl")
 _FIRST_JOINTS = 22  # a person of whom none of these is seen spoils a variation
 _LEAST_SIDE = 1e-6  # of a box, share of S
 _LEAST_SEEN = 2  # joints that make a box
-_GUESSED_FOCAL = 1.0  # of the longer side: the camera of a picture whose label has none; never learnt from
 _SQUARE = 1e-3  # fx / fy may differ by this before an image is stretched to square pixels
 _ABSURD = 1e4  # of angles [rad], shape coefficients and places [m]: nobody is there, and sums stay finite
 
@@ -57,11 +56,6 @@ class Targets:
     image_focals: torch.Tensor  # (B,) [px], 0 = unknown
     intrinsics: torch.Tensor  # (B, 3, 3) camera of the varied image; guessed where unknown
 
-    @property
-    def counts(self) -> list[int]:
-        """People of each image."""
-        return np.bincount(self.image.cpu(), minlength=len(self.heights)).tolist()
-
 
 @dataclass(frozen=True)
 class ImageLabels:
@@ -83,24 +77,16 @@ class ImageLabels:
 
 def unknown_people(count: int, intrinsics: np.ndarray) -> ImageLabels:
     """People of whom nothing is known, before a camera (3, 3) that is guessed."""
-    return ImageLabels(
-        intrinsics=intrinsics,
-        has_camera=False,
-        has_body=np.zeros(count, bool),
-        pose=np.zeros((count, 72), np.float32),
-        betas=np.zeros((count, NUM_BETAS), np.float32),
-        transl=np.zeros((count, 3), np.float32),
-        boxes=np.full((count, 4), np.nan, np.float32),
-        keypoints=np.full((count, ANNOTATED_JOINTS, 2), np.nan, np.float32),
-        z_covariance=np.full((count, count), np.nan, np.float32),
-        depth_layer=np.full(count, -1, np.int64),
-    )
+    nothing = {"pose": (72,), "betas": (NUM_BETAS,), "transl": (3,)}
+    unknown = {"boxes": (4,), "keypoints": (ANNOTATED_JOINTS, 2), "z_covariance": (count,)}
+    arrays: dict[str, Any] = {name: np.zeros((count, *shape), np.float32) for name, shape in nothing.items()}
+    arrays |= {name: np.full((count, *shape), np.nan, np.float32) for name, shape in unknown.items()}
+    return ImageLabels(intrinsics, False, np.zeros(count, bool), **arrays, depth_layer=np.full(count, -1, np.int64))
 
 
 def guess_camera(width: int, height: int) -> np.ndarray:
-    """(3, 3) of a photograph whose camera nobody tells."""
-    focal = _GUESSED_FOCAL * max(width, height)
-    return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
+    """(3, 3) of a photograph whose camera nobody tells, its longer side the focal length; never learnt from."""
+    return np.array([[max(width, height), 0, width / 2], [0, max(width, height), height / 2], [0, 0, 1]])
 
 
 def build_labels(columns: LabelColumns, row: int, width: int, height: int, limits: Limits = NO_LIMITS) -> ImageLabels:
@@ -109,7 +95,7 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, limit
     its camera cannot be that of the photograph, or its covariance is not of its people."""
     part = slice(int(columns.starts[row]), int(columns.starts[row + 1]))
     own = {name: values[part] for name, values in columns.people.items()}
-    body = np.concatenate([own["pose"], own["betas"], own["transl"]], axis=1)
+    body = np.concatenate([own[name] for name in _BODY], axis=1)
     intrinsics, people = columns.intrinsics[row], len(body)
     has_camera = not np.isnan(intrinsics).any()
     if has_camera and (problem := augment.camera_problem(intrinsics, width, height)):
@@ -129,14 +115,13 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, limit
         known |= np.isfinite(own["keypoints"]).any(axis=(1, 2))
     duplicate = own["status"] == str(PersonStatus.DUPLICATE)
     kept = np.flatnonzero(known & (has_body | ~duplicate))
-    numbers: dict[str, Any] = {
-        name: np.where(has_body[:, None], own[name], 0)[kept].astype(np.float32) for name in ("pose", "betas", "transl")
-    }
+    bodies: dict[str, Any] = {name: np.where(has_body[:, None], own[name], 0)[kept] for name in _BODY}
+    bodies = {name: values.astype(np.float32) for name, values in bodies.items()}
     return replace(
         unknown_people(len(kept), intrinsics if has_camera else guess_camera(width, height)),
         has_camera=has_camera,
         has_body=has_body[kept],
-        **numbers | {name: own[name][kept] for name in ("keypoints", "depth_layer") if name in own},
+        **bodies | {name: own[name][kept] for name in ("keypoints", "depth_layer") if name in own},
         boxes=own["bbox_xyxy"][kept].astype(np.float32),
         z_covariance=covariance[kept][:, kept].astype(np.float32),
         complete=bool((known | duplicate).all()),
@@ -159,18 +144,12 @@ def square_pixels(size: tuple[int, int], labels: ImageLabels) -> tuple[tuple[int
     )
 
 
-@dataclass(frozen=True)
-class Rules:
+class Rules(NamedTuple):
     """How labels become targets."""
 
     body: BodyModel  # of the labels, on the CPU
     data: DataConfig
     augment: AugmentConfig
-
-    @cached_property
-    def edges(self) -> np.ndarray:
-        """(E, 2) of the body's mesh."""
-        return mesh_edges(self.body.faces.numpy())
 
 
 class Seen(NamedTuple):
@@ -204,7 +183,7 @@ def see_people(labels: ImageLabels, size: tuple[int, int], draw: augment.Draw, r
     vertices = rules.body.vertices(*(torch.from_numpy(part[shaped]) for part in (poses, betas, transl))).numpy()
     places = augment.project_points(vertices.astype(np.float64), varied.intrinsics, behind=config.as_published)
     distance, scale = pelvis_z[kept][shaped] / varied.intrinsics[0, 0, 0], np.hypot(*boxes[shaped, 2:].T).clip(0, 1)
-    cells = mark_cells(places, distance, scale, varied.frame.size, rules.edges, config.as_published)
+    cells = mark_cells(places, distance, scale, varied.frame.size, mesh_edges(rules.body), config.as_published)
     targets = {
         "has_body": shaped & labels.trusted,
         "boxes": boxes,
@@ -242,9 +221,8 @@ def _find_in_image(
         annotated[:, _HIPS] = np.nan
     extra = ANNOTATED_JOINTS - TREE_JOINTS if rules.data.regressor else 0
     points = np.full((len(annotated), SMPL_JOINTS + extra, 2), np.nan)
-    points[:, :TREE_JOINTS] = annotated[:, :TREE_JOINTS]
-    points[:, SMPL_JOINTS:] = annotated[:, TREE_JOINTS : TREE_JOINTS + extra]
-    points[shaped] = np.nan
+    points[~shaped, :TREE_JOINTS] = annotated[~shaped, :TREE_JOINTS]
+    points[~shaped, SMPL_JOINTS:] = annotated[~shaped, TREE_JOINTS : TREE_JOINTS + extra]
     points[shaped, :SMPL_JOINTS] = varied.image_joints[shaped]
     known = np.isfinite(points).all(-1)
     if not rules.augment.as_published:
@@ -304,7 +282,9 @@ def mark_cells(
     return grid[y.numpy(), x.numpy()]
 
 
-def mesh_edges(faces: np.ndarray) -> np.ndarray:
-    """(F, 3) triangles -> (E, 2) edges, each once."""
+@lru_cache(maxsize=4)
+def mesh_edges(body: BodyModel) -> np.ndarray:
+    """(E, 2) edges of the body's triangles, each once."""
+    faces = body.faces.cpu().numpy()
     pairs = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
     return np.unique(pairs, axis=0)

@@ -29,3 +29,9 @@ def arena(tiny, finished, tmp_path_factory) -> Arena:
 def test_a_disturbed_run_ends_as_an_undisturbed_one(arena, scenario):
     outcome = play(scenario, arena)
     assert (outcome.complaints, outcome.skipped) == ((), "")
+
+
+def test_drivers_killed_at_random_moments_change_nothing(arena):
+    outcome = play("random_driver_kills", arena, kills=3, seed=7)
+
+    assert (outcome.complaints, outcome.kills) == ((), 3)

@@ -174,12 +174,31 @@ def test_any_part_of_an_object_is_read_and_an_empty_one_has_none():
     assert read_head("memory://parts", "empty", 99) == store.read("empty", -5) == b""
 
 
-def test_a_profile_is_refused_with_the_command_that_tells_its_keys(monkeypatch):
+def test_a_web_server_that_sends_no_parts_of_files_is_named_with_what_to_do(server):
+    server.answers = [(200, b"0123456789"), (200, b"0123456789")]
+    with pytest.raises(StoreError, match="sends no parts of files; fetch them"):
+        read_head(f"http://{server.address}/images", "a b.jpg", 4)
+
+
+def test_keys_of_a_profile_are_used_where_the_environment_has_none(tmp_path, monkeypatch):
     for name in ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
+    (tmp_path / "credentials").write_text("[labels]\naws_access_key_id = a\naws_secret_access_key = b%c\n[role]\n")
+    (tmp_path / "config").write_text("[profile labels]\nregion = eu-west-1\n[profile role]\nrole_arn = arn\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_PROFILE", "labels")
-    with pytest.raises(StoreError, match=r"profiles are not read here.*export-credentials --profile labels"):
-        open_store("s3://bucket/of-a-profile")
+
+    assert object_store._profile_keys() == {
+        "aws_access_key_id": "a",
+        "aws_secret_access_key": "b%c",
+        "region": "eu-west-1",
+    }
+    monkeypatch.setenv("AWS_PROFILE", "role")
+    with pytest.raises(StoreError, match=r"profile role holds no keys .*export-credentials --profile role"):
+        open_store("s3://bucket/with-a-role")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    assert object_store._profile_keys() == {}
 
 
 def _forked(root: str, told) -> None:

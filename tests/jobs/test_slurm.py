@@ -15,11 +15,13 @@ from tests.tiny_dataset import TinyDataset
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 180.0
-# What the real one does for the steps of the script: drops its own options, becomes the command.
+# What the real one does for the steps of the script: drops its own options, becomes the command. Ray's dashboard, a
+# dozen processes that nobody looks at here, is left out.
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >> "$FAKE_SLURM_LOG"
 while [[ "$1" == --* ]]; do shift; done
 if [ "$1" = hostname ]; then echo 127.0.0.1; exit; fi
+if [ "$*" != "${*/--head/}" ]; then set -- "$@" --include-dashboard=false; fi
 exec "$@"
 """
 SCONTROL = """#!/usr/bin/env bash

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from dto_pipeline.commands.golden import check_golden
 from dto_pipeline.lab import golden_labels
-from dto_pipeline.lab.golden import Case, GoldenFolderError, GoldenReport, check_golden
+from dto_pipeline.lab.golden import Case, GoldenFolderError, GoldenReport
 from dto_pipeline.lab.golden_labels import check_rh_cases
 from dto_pipeline.models.body import load_body
 

@@ -113,7 +113,11 @@ def test_workers_that_hang_or_are_stopped_are_ended_and_their_shards_done_elsewh
 
 
 def test_a_node_killed_with_all_its_processes_costs_the_run_its_worker_only(disturbed):
-    assert disturbed.log.count("its node has died") == 1, disturbed.log
+    lost = [line for line in disturbed.log.splitlines() if " is lost: " in line]
+    of_faults = ("its worker process has died", "hung for")
+    others = [line for line in lost if not any(reason in line for reason in of_faults)]
+
+    assert len(others) == 1, lost  # "its node has died", or that it cannot be reached, whichever is known first
 
 
 def test_a_second_run_in_one_process_does_what_workers_left_and_all_bytes_are_those_of_an_undisturbed_run(

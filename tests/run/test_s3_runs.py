@@ -222,6 +222,8 @@ def test_what_is_wrong_is_said_with_bucket_key_and_next_step(server, tiny, monke
         monkeypatch.delenv(key)
     object_store._open_client.cache_clear()
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
     with pytest.raises(StoreError, match="no credentials were found; set AWS_ACCESS_KEY_ID"):
         RemoteStore(s3_uri(server, "run")).read("run.json")
 

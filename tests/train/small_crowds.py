@@ -36,6 +36,10 @@ TINY = {
     "loop.clip": 5.0,
     "loop.last_rate": 0.02,
 }  # a network of about a million weights
+SMALL: dict[str, object] = {
+    **{"encoder__width": 32, "encoder__layers": 2, "model__width": 32, "model__layers": 1, "model__hidden": 32},
+    **{"model__queries": 6, "loop__evaluate_every": 0},
+}  # options of a much smaller one, evaluated at the end
 
 
 def tiny_config(**options: object) -> TrainConfig:

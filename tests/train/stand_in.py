@@ -25,8 +25,7 @@ class StandIn:
     confidence: tuple[float, ...] = (0.6, 0.9, 0.1)
     spoil: Callable[[Predictions], None] = lambda _: None  # changes an answer in place
 
-    def __call__(self, images: Sequence[torch.Tensor], *, by_image: bool) -> Predictions:
-        assert by_image
+    def __call__(self, images: Sequence[torch.Tensor]) -> Predictions:
         assert all(max(image.shape[1:]) == SIDE and image.dtype == torch.uint8 for image in images)
         self.sizes += [(image.shape[1], image.shape[2]) for image in images]
         count = len(images)

@@ -181,7 +181,7 @@ def test_relative_human_is_learnt_through_its_fourteen_joints(body: BodyModel) -
 
 def test_a_regressor_of_another_body_is_refused(body: BodyModel, tmp_path: Path) -> None:
     np.save(tmp_path / "other.npy", np.zeros((9, 100)))
-    for name, said in (("other.npy", r"shape \(9, 100\); expected \(9, 6890\)"), ("none.npy", "No such file")):
+    for name, said in (("other.npy", r"shape \(9, 100\); expected .*\(9, 6890\)"), ("none.npy", "No such file")):
         config = tiny_config(data__regressor=str(tmp_path / name))
         with pytest.raises(DtoError, match=rf"data\.regressor .*{said}"):
             Learner(config, begin_network(config)[0], body, CPU)

@@ -42,8 +42,7 @@ def pictures(*sizes: tuple[int, int]) -> list[torch.Tensor]:
 def test_an_image_is_seen_alike_alone_and_beside_others(network: MeshNetwork) -> None:
     images = pictures((112, 112), (60, 112), (112, 33))
     together = network(images)
-    assert together.tokens is not None
-    assert set(together.tokens.level.tolist()) >= {0, 1}
+    assert set(together.tokens["level"].tolist()) >= {0, 1}
     for number, image in enumerate(images):
         alone = network([image])
         for name in ("confs", "boxes", "poses", "transl"):

@@ -29,7 +29,7 @@ def test_ranks_share_an_epoch_without_overlap_and_take_as_many_steps(counts: lis
     order = epoch_order(*sizes(counts), 0, 0, 20)
     steps = [list(deal_batches(order, batch, rank=rank, world=world)) for rank in range(world)]
     assert len({len(own) for own in steps}) == 1
-    seen = [turn.image for own in steps for turns in own for turn in turns]
+    seen = [turn[2] for own in steps for turns in own for turn in turns]
     assert sorted(seen) == list(range(sum(counts)))
 
 

