@@ -243,7 +243,7 @@ def read_regressor(path: str, body: BodyModel, option: str) -> np.ndarray:
     wanted = (9, body.num_vertices)
     try:
         with open_regular(path) as stream:
-            return read_npy(stream, lambda _, shape, kind: expect(shape == wanted, f"its shape is {shape}"))
+            return read_npy(stream, lambda _, shape, kind: expect(shape == wanted, f"shape {shape}"))
     except (OSError, ValueError) as error:
         said = f"expected J_regressor_extra.npy, {wanted}, as the body model"
         raise DtoError(f"{option} {path} cannot be used: {error}; {said}") from error
