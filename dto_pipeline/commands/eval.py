@@ -300,13 +300,12 @@ def _regressor(arguments: argparse.Namespace, body: BodyModel) -> np.ndarray:
     """(9, V) J_regressor_extra: neck and head top are regressed from vertices, so it must be of the same model."""
     from importlib.resources import files
 
+    from dto_pipeline.models.body import read_regressor
+
     if arguments.body != STAND_IN_BODY and not arguments.regressor:
         raise DtoError("--body needs --regressor: neck and head top are regressed from that model's vertices")
     path = arguments.regressor or str(files("dto_pipeline.assets") / "J_regressor_extra.npy")
-    regressor = _array(path)
-    if regressor.shape != (9, body.num_vertices):
-        raise DtoError(f"{path} has shape {regressor.shape}; expected (9, {body.num_vertices}), as the body model")
-    return regressor
+    return read_regressor(path, body, "--regressor")
 
 
 def _report(evaluation: Evaluation, arguments: argparse.Namespace) -> int:

@@ -18,12 +18,14 @@ import torch
 from smplx.vertex_ids import vertex_ids
 from torch import nn
 
-from dto_pipeline.array_files import read_npz
+from dto_pipeline.array_files import read_npy, read_npz
 from dto_pipeline.axes import NUM_BETAS
+from dto_pipeline.config_tree import expect
+from dto_pipeline.errors import DtoError
 from dto_pipeline.maths.ordered import ExactMatrix, exact_product, fold_sum, make_exact
 from dto_pipeline.models.networks import BodyModelError, locate_body
 from dto_pipeline.models.rasterizer import is_closed
-from dto_pipeline.reading import read_regular
+from dto_pipeline.reading import open_regular, read_regular
 
 SMPLX_EXTRA_JOINTS = (
     *("nose", "reye", "leye", "rear", "lear"),
@@ -234,6 +236,17 @@ def _skin(shaped: torch.Tensor, rigid: torch.Tensor, shift: torch.Tensor, weight
     for axis in range(3):
         posed += torch.mul(pulls[:, :, axis], shaped[:, None, axis], out=term)
     return posed.mT.to(torch.float32, memory_format=torch.contiguous_format)
+
+
+def read_regressor(path: str, body: BodyModel, option: str) -> np.ndarray:
+    """(9, V) J_regressor_extra.npy of a body model; `option`: what named the file. Raises: DtoError."""
+    wanted = (9, body.num_vertices)
+    try:
+        with open_regular(path) as stream:
+            return read_npy(stream, lambda _, shape, kind: expect(shape == wanted, f"shape {shape}"))
+    except (OSError, ValueError) as error:
+        said = f"expected J_regressor_extra.npy, {wanted}, as the body model"
+        raise DtoError(f"{option} {path} cannot be used: {error}; {said}") from error
 
 
 def _regress(regressor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -42,6 +42,7 @@ _DINOV2 = (  # names of a block in transformers (v4 or v5), and the published on
 )
 _BLOCK = ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")
 _MOST_NAMED = 8  # missing or unexpected names told one by one
+VERSIONS = {name: version(name) for name in ("torch", "transformers", "numpy")} | {"dto_pipeline": __version__}
 _LOG = logging.getLogger(__name__)
 
 
@@ -318,8 +319,3 @@ def enlarge_positions(position: torch.Tensor, side: int) -> torch.Tensor:
     grid = position.unflatten(0, (own, own)).permute(2, 0, 1)[None]
     factor = (side + 0.1) / own
     return functional.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")[0].permute(1, 2, 0)
-
-
-def library_versions() -> dict[str, str]:
-    """What made a checkpoint."""
-    return {name: version(name) for name in ("torch", "transformers", "numpy")} | {"dto_pipeline": __version__}

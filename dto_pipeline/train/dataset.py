@@ -34,8 +34,6 @@ _PREFETCH = 2  # batches that each of them reads ahead
 _BLIND = 256  # images in a row from the start that could not be used, after which no more are tried
 _TRIES = 10  # variations of an image that are drawn until somebody is seen of everybody
 _ORDER, _DRAWS = 0, 1  # streams of chance: never the same numbers for both
-
-
 Turn = tuple[int, int, int]  # epoch, position in its order (decides the augmentation), image of the index
 
 

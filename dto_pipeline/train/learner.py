@@ -16,11 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from dto_pipeline.array_files import read_npy
-from dto_pipeline.config_tree import expect
-from dto_pipeline.errors import DtoError
-from dto_pipeline.models.body import BodyModel
-from dto_pipeline.reading import open_regular
+from dto_pipeline.models.body import BodyModel, read_regressor
 from dto_pipeline.train.blocks import CONFIDENT, Known, corners
 from dto_pipeline.train.checkpoint import TrainError
 from dto_pipeline.train.config import LoopConfig, TrainConfig
@@ -66,7 +62,10 @@ class Learner:
             # where no image has small tokens, their weights learn nothing
             self._shared = DistributedDataParallel(self.network, device_ids=devices, find_unused_parameters=True)
         self._skipped_in_a_row = 0
-        self._regressor = read_regressor(self.config.data.regressor, self.body)
+        self._regressor: Tensor | None = None  # (2, V) head top and neck
+        if path := self.config.data.regressor:
+            rows = read_regressor(path, self.body, "data.regressor")[[_HEAD_TOP, _NECK]]
+            self._regressor = torch.from_numpy(rows).float().to(self.device)
 
     def step(self, batch: TrainBatch, number: int) -> dict[str, float]:
         """Learn from one batch; the `number` of the step, from 0, sets the learning rate.
@@ -139,20 +138,6 @@ def learning_rate(step: int, config: LoopConfig) -> float:
         return config.rate * (step + 1) / config.warm_up
     share = min(1.0, (step - config.warm_up) / max(1, config.steps - config.warm_up))
     return config.rate * (config.last_rate + (1 - config.last_rate) * (1 + math.cos(math.pi * share)) / 2)
-
-
-def read_regressor(path: str, body: BodyModel) -> Tensor | None:
-    """(2, V) head top and neck of J_regressor_extra.npy, None where it is not named. Raises: DtoError."""
-    if not path:
-        return None
-    shaped = (9, body.num_vertices)
-    try:
-        with open_regular(path) as stream:
-            found = read_npy(stream, lambda _, shape, kind: expect(shape == shaped, f"shape {shape}"))
-    except (OSError, ValueError) as error:
-        said = f"expected J_regressor_extra.npy, {shaped} as the body model"
-        raise DtoError(f"data.regressor {path} cannot be used: {error}; {said}") from error
-    return torch.from_numpy(found[[_HEAD_TOP, _NECK]]).float().to(body.faces.device)
 
 
 def evaluate(predict: Predict, batches: Iterable[TrainBatch], body: BodyModel) -> dict[str, float]:

@@ -12,8 +12,9 @@ import logging
 import math
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,24 +49,24 @@ def train_network(config: TrainConfig, source: Source, folder: Path, progress: b
     TrainError: another process trains in the folder, it holds another training, or workers failed too often.
     CheckpointError: the folder holds checkpoints, and none can be read.
     """
-    with hold_folder(folder):
+    with hold_folder(folder), _show_progress(folder / TRAINING, config.loop.steps) if progress else nullcontext():
         if config.loop.workers:
             _run_on_ray(config, source, folder.resolve())
         else:
             device = torch.device("cuda" if config.loop.gpu else "cpu")
-            run_rank(config, source, folder, device, lambda _: None, progress)
+            run_rank(config, source, folder, device, lambda _: None)
     rows = read_rows(folder / HELD_OUT)
     return rows[-1] if rows else {}
 
 
-def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.device, report: Any, bar: bool) -> None:
+def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.device, report: Any) -> None:
     """What each process does from the newest checkpoint to the last step; all of them call `report` at every
     checkpoint: a barrier under Ray."""
     loop, rank, world = config.loop, own_rank(), count_processes()
     learner, position = start_learner(config, folder, device)
     held_out = source(rank, world, True)  # before the first step: what is wrong with it is said now
     if rank == 0:
-        told = {"config": config.to_dict(), "versions": files.library_versions(), "init": learner.init}
+        told = {"config": config.to_dict(), "versions": files.VERSIONS, "init": learner.init}
         write_json_atomic(folder / "train.json", told)
         for name in (TRAINING, HELD_OUT):
             drop_rows(folder / name, position.step)
@@ -83,11 +84,9 @@ def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.de
     if broadcast_from_rank_0(is_due(position.step, loop.evaluate_every, loop.steps) and position.step not in done):
         evaluate_now(position.step)
     window: list[dict[str, float]] = []
-    stream = itertools.islice(batches_from(source(rank, world, False), position), loop.steps - position.step)
-    steps = tqdm(stream, initial=position.step, total=loop.steps, unit="step", disable=not bar)
-    for batch, after in steps:
+    stream = batches_from(source(rank, world, False), position)
+    for batch, after in itertools.islice(stream, loop.steps - position.step):
         window.append(learner.step(batch, position.step))
-        steps.set_postfix(loss=window[-1]["loss"], refresh=False)
         position = after
         if is_due(position.step, loop.log_every, loop.steps):
             if rank == 0:
@@ -98,8 +97,7 @@ def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.de
         saves = is_due(position.step, loop.checkpoint_every, loop.steps)
         if saves and rank == 0:  # before an evaluation: whatever befalls it, this is kept
             state = (learner.network.state_dict(), learner.optimizer.state_dict(), position)
-            made_by = (files.library_versions(), learner.body.sha256)
-            files.save_checkpoint(folder, Checkpoint(config, learner.init, *state, *made_by))
+            files.save_checkpoint(folder, Checkpoint(config, learner.init, *state, files.VERSIONS, learner.body.sha256))
         if is_due(position.step, loop.evaluate_every, loop.steps):
             evaluate_now(position.step)
         if saves:
@@ -201,6 +199,30 @@ def _line(values: Iterable[str | float]) -> str:
     return ",".join(value if isinstance(value, str) else f"{value:.6g}" for value in values) + "\n"
 
 
+@contextmanager
+def _show_progress(metrics: Path, steps: int) -> Iterator[None]:
+    """A bar of the steps written down, by this process or by workers; it goes back where a worker was lost."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        begun = int(next(iter(read_rows(metrics)[-1:]), {"step": 0})["step"])
+        with tqdm(total=steps, initial=begun, unit="step", mininterval=1.0) as bar:
+            is_last = False
+            while not is_last:
+                is_last = ended.wait(bar.mininterval)
+                for row in read_rows(metrics)[-1:]:
+                    bar.n = int(row["step"])
+                    bar.set_description(f"loss {row['loss']:.3f}")
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def _run_on_ray(config: TrainConfig, source: Source, folder: Path) -> None:
     """`run_rank` in `loop.workers` workers of Ray Train, started again when one is lost."""
     import ray.train.torch
@@ -211,7 +233,7 @@ def _run_on_ray(config: TrainConfig, source: Source, folder: Path) -> None:
         _compare(files.read_checkpoint(folder).config, config, folder)
     loop, threads = config.loop, str(config.loop.torch_threads)
     trainer = ray.train.torch.TorchTrainer(
-        lambda: run_rank(config, source, folder, ray.train.torch.get_device(), ray.train.report, False),
+        lambda: run_rank(config, source, folder, ray.train.torch.get_device(), ray.train.report),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if loop.gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=loop.workers, use_gpu=loop.gpu, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the class of the older API

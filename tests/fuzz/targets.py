@@ -42,7 +42,7 @@ from dto_pipeline.paths import UnsafePath
 from dto_pipeline.run.deaths import NOTE_SCHEMA, note_name, read_note
 from dto_pipeline.run.folder import Failure, RunDirectory, open_run, parse_failure, read_identity
 from dto_pipeline.status import UnusableImage
-from dto_pipeline.train.checkpoint import FORMAT, library_versions, make_network, read_checkpoint, restore_network
+from dto_pipeline.train.checkpoint import FORMAT, VERSIONS, make_network, read_checkpoint, restore_network
 from dto_pipeline.train.config import load_train_config
 from tests.audit_watch import AuditWatch
 from tests.data.small_set import build_small, write_image
@@ -171,7 +171,7 @@ def _checkpoint() -> dict[str, Any]:
         "weights": dict(make_network(config).state_dict()),
         "optimizer": {},
         "position": {"step": 1, "epoch": 0, "batch": 0},
-        "versions": library_versions(),
+        "versions": VERSIONS,
         "body_sha256": "0" * 64,
     }
 

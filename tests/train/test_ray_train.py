@@ -90,7 +90,7 @@ def life(data: TrainBatch, tmp_path_factory: pytest.TempPathFactory, connected: 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_rank(config, whole, folder, torch.device("cpu"), interrupt, bar=False)
+        run_rank(config, whole, folder, torch.device("cpu"), interrupt)
     newest = list_checkpoints(folder)[-1]
     newest.write_bytes(newest.read_bytes()[:-1000])
 
