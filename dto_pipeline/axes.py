@@ -1,6 +1,6 @@
 """The axes whose places have names: groups, kinds of evidence, height classes, shape coefficients.
 
-Plain numbers, so that rooms which never compute need not load PyTorch to name a column.
+Plain numbers, so that packages which never compute need not load PyTorch to name a column.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class SceneOptimizer:
             fits = self.fit(evidence, prior, mixture, batch)
         if self.joint:
             with self.clock("rerender"):
-                maps, evidence, fits = self._look_again(vertices, batch, maps, evidence, fits, (prior, mixture))
+                maps, evidence, fits = self._measure_again(vertices, batch, maps, evidence, fits, (prior, mixture))
         with self.clock("solver"):
             crowd_options = config.joint if self.joint else None
             body = self.body.rest_height, self.body.joints, self.body.has_kid_axis
@@ -112,7 +112,7 @@ class SceneOptimizer:
             batch.metric,
         )
 
-    def _look_again(
+    def _measure_again(
         self,
         vertices: torch.Tensor,
         batch: SceneBatch,

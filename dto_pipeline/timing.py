@@ -1,4 +1,4 @@
-"""Where the time goes: seconds per named stage, summed. Knows the clock so that no other room has to."""
+"""Where the time goes: seconds per named stage, summed. Knows the clock so that no other module has to."""
 
 from __future__ import annotations
 

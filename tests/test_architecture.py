@@ -14,7 +14,7 @@ from tests.conftest import HERE, LONG, RAY
 PACKAGE = Path(__file__).parent.parent / "dto_pipeline"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# room -> rooms it may import (its own and the top-level modules always)
+# package -> packages it may import (its own and the top-level modules always)
 ALLOWED = {
     "maths": set(),
     "models": {"maths"},
@@ -56,7 +56,7 @@ DOORS = {
     "pickle": ("data.",),
     "obstore": ("data.object_store",),
 }
-GLUE = ("cli", "commands.", "api")  # verbs, and functions for Python users, may call any room
+GLUE = ("cli", "commands.", "api")  # verbs, and functions for Python users, may call any package
 
 
 def module_name(path: Path) -> str:
@@ -64,13 +64,13 @@ def module_name(path: Path) -> str:
 
 
 def _is_place(name: str) -> bool:
-    """Whether a dotted name below the package is a module or a room."""
+    """Whether a dotted name below the package is a module or a folder of modules."""
     place = PACKAGE.parent.joinpath(*name.split("."))
     return place.is_dir() or place.with_suffix(".py").is_file()
 
 
 def imports(source: str) -> set[str]:
-    """The modules a source imports: `from room import module` means room.module, `from module import name` module."""
+    """The modules a source imports: `from run import plan` means run.plan, `from module import name` module."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -85,19 +85,19 @@ def imports(source: str) -> set[str]:
 
 def forbidden(name: str, source: str) -> set[str]:
     """What the source of a module may not import, among the package's own modules."""
-    room = name.split(".")[0] if "." in name else ""
+    own = name.split(".")[0] if "." in name else ""
     wrong = set()
     for target in imports(source):
         package, _, below = target.partition(".")
         if package != "dto_pipeline" or not (PACKAGE / below.split(".")[0]).is_dir() or not below:
             continue
-        if below.split(".")[0] not in {room, *ALLOWED[room]} and below not in ALSO.get(room, ()):
+        if below.split(".")[0] not in {own, *ALLOWED[own]} and below not in ALSO.get(own, ()):
             wrong.add(target)
     return wrong
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
-def test_a_room_imports_only_the_rooms_below_it(path: Path) -> None:
+def test_a_package_imports_only_the_packages_below_it(path: Path) -> None:
     name = module_name(path)
     if not name.startswith(GLUE):
         assert not forbidden(name, path.read_text())
@@ -145,7 +145,7 @@ def test_heavy_libraries_have_one_door_each(path: Path) -> None:
             assert right, f"{name} imports {target}, whose door is {doors}"
 
 
-def test_pure_rooms_know_neither_files_nor_the_clock_nor_randomness() -> None:
+def test_pure_packages_know_neither_files_nor_the_clock_nor_randomness() -> None:
     unwanted = {"os", "pathlib", "time", "datetime", "random", "io", "json"}
     for path in (PACKAGE / "maths").glob("*.py"):
         assert not imports(path.read_text()) & unwanted, path

@@ -53,7 +53,7 @@ def test_a_batch_waits_in_named_places_only_and_seldom(body: BodyModel, batch: S
     found = waits_of(lambda: optimizer(batch))
     assert not unexpected_waits(found)
     assert 0 < sum(found.values()) <= MODES[mode]
-    assert mode == "paper" or ("optimizer.py:_look_again", "nonzero") in found
+    assert mode == "paper" or ("optimizer.py:_measure_again", "nonzero") in found
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -30,7 +30,7 @@ PLACES: dict[str, tuple[int, str]] = {
     "maths/depth_evidence.py:_pixels_of_rows": (2, "how many pixels show anybody: a twentieth to a half of the image"),
     "maths/refine.py:_kid_shift": (1, "which children are posed again"),
     "maths/refine.py:_hold_picture": (1, "who moved: only they are posed again"),
-    "optimizer.py:_look_again": (2, "joint: which images are drawn again, and which of them change"),
+    "optimizer.py:_measure_again": (2, "joint: which images are drawn again, and which of them change"),
 }
 _ASKS = {
     *("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "bincount", "lift_fresh"),

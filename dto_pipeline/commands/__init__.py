@@ -1,4 +1,4 @@
-"""The verbs of `dto`, one module each: `add_parser` declares it, `run` parses nothing itself and calls one room."""
+"""The verbs of `dto`, one module each: `add_parser` declares it, `run` parses nothing itself and calls one package."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.run.folder import RunDirectory, find_strangers
+    from dto_pipeline.run.folder import RunDirectory, find_foreign_files
     from dto_pipeline.run.report import read_status
     from dto_pipeline.run.worker import choose_device
     from dto_pipeline.status import ImageStatus
@@ -94,8 +94,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if not (out / PARTS).is_dir():  # no prediction that was begun and not ended
         if RunDirectory(out).is_run():
             raise DtoError(f"{arguments.out} is a finished run already; choose another folder (-o)")
-        if stranger := find_strangers(RunDirectory(out)):
-            raise DtoError(stranger)
+        if reason := find_foreign_files(RunDirectory(out)):
+            raise DtoError(reason)
     fov = None if arguments.fov is None else math.radians(arguments.fov)
     if fov is not None and not 0 < fov < math.pi:
         raise DtoError(f"--fov is {arguments.fov}; expected a field of view between 0 and 180 degrees")

@@ -25,7 +25,7 @@ Licences of known networks (labels made with a non-commercial network are non-co
 Exit codes:
   0    every shard of the run is done (a few failed images are rows with a status)
   1    shards were given up, or more images failed than run.max_failed_images: too many of either stop the run early;
-       or the labels contradict what any sound run shows, or labels/ holds a stranger's file (the lines WRONG)
+       or the labels contradict what any sound run shows, or labels/ holds a file of no shard (the lines WRONG)
   2    it could not begin or go on
   3    what was selected is done, the rest of the run is pending
   130  interrupted or terminated
@@ -125,7 +125,7 @@ def _run(arguments: argparse.Namespace) -> int:
         forecast = plan_pipeline(arguments.manifest, out, config, **start)
         print_report(forecast, arguments.json)
         return forecast.exit_code
-    with leaving_in_good_order():
+    with interrupt_on_sigterm():
         more = {"recheck": arguments.recheck, "progress": not arguments.quiet}
         summary = run_pipeline(arguments.manifest, out, config, **start, **more)
     print_report(summary, arguments.json)
@@ -139,7 +139,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def leaving_in_good_order() -> Iterator[None]:
+def interrupt_on_sigterm() -> Iterator[None]:
     """SIGTERM does what Ctrl-C does: Slurm, Kubernetes and spot nodes ask before they kill."""
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:

@@ -54,11 +54,11 @@ def _verified(run_dir: str, arguments: argparse.Namespace) -> Verdict:
     from dto_pipeline.view.verify import verify_run
 
     verdict = verify_run(run_dir, arguments.manifest, arguments.body)
-    _leave_word(verdict)
+    _record_damage(verdict)
     return verdict
 
 
-def _leave_word(verdict: Verdict) -> None:
+def _record_damage(verdict: Verdict) -> None:
     """Note the shards that are damaged, so that the next `dto run` looks at them and does them again."""
     from dto_pipeline.data.storage import as_location
     from dto_pipeline.run.folder import RunDirectory, note_damage

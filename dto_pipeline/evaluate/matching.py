@@ -31,7 +31,7 @@ class ImageJoin:
 
     found: np.ndarray  # (N,) int64 position among the found images, -1 = it has none
     true: np.ndarray  # (M,) int64 the other way round, -1 = it is no true image
-    strangers: tuple[str, ...]  # found images that are no true image
+    unmatched: tuple[str, ...]  # found images that are no true image
     parts: int | None  # of the names that were compared; None = all
 
     @property

@@ -103,7 +103,7 @@ def evaluate_meshes(
     counts = {
         "images evaluated": truth.num_images,
         "images without any found person": int((sums["found"] == 0).sum()),
-        "images found that are not in the truth (left out)": len(join.strangers),
+        "images found that are not in the truth (left out)": len(join.unmatched),
         "people in the truth": true.num_people,
         "people found": known.num_people,
         "matched": matched,

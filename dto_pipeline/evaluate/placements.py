@@ -144,19 +144,19 @@ def evaluate_synthetic(
             apart = np.linalg.norm(pelvis - root, axis=1)
             sums["root_gap"] = add_up(apart[kept], image[kept], truth.num_images)
             columns[name + about] = sums
-    counts = _count(first, truth, partner, usable, int(accepted.sum()), len(join.strangers))
+    counts = _count(first, truth, partner, usable, int(accepted.sum()), len(join.unmatched))
     title, notes, sha256 = f"{first.source} against {truth.source}", (join.note, *first.problems[:5]), body.sha256
     return evaluate(title, truth.images, measures, columns, counts, notes, resamples, seed, body_sha256=sha256)
 
 
 def _count(
-    labels: People, truth: People, partner: np.ndarray, usable: np.ndarray, accepted: int, strangers: int
+    labels: People, truth: People, partner: np.ndarray, usable: np.ndarray, accepted: int, unmatched: int
 ) -> dict[str, int]:
     known = partner >= 0
     return {
         "images in the truth": truth.num_images,
         "images in the labels": labels.num_images,
-        "images in the labels that are not in the truth": strangers,
+        "images in the labels that are not in the truth": unmatched,
         "people in the truth": truth.num_people,
         "compared": int((known & usable).sum()),
         "of these in accepted images": accepted,

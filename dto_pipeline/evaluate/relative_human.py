@@ -328,7 +328,7 @@ def evaluate_rh(
     counts = {
         "images annotated": len(annotations),
         "images without a prediction": int((join.found < 0).sum()),
-        "images predicted that are not annotated (left out)": len(join.strangers),
+        "images predicted that are not annotated (left out)": len(join.unmatched),
         "people annotated": sum(len(listed) for listed in annotations.values()),
         "people annotated without keypoints (cannot be found)": sum(
             person.kp2d is None for listed in annotations.values() for person in listed

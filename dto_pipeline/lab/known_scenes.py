@@ -99,7 +99,7 @@ def build_known_scene(kind: Difficulty, seed: int, number: int, body: BodyModel)
         labels, faces = falsify_labels(crowd, truth, body, stream(_LABELS)), body.faces
     if kind.wrong_labels:
         labels = _spoil_labels(labels, kind.wrong_labels, body, stream(_WRONG))
-    z, person = _look(crowd.view, truth, faces)
+    z, person = _true_depth(crowd.view, truth, faces)
     masks = _leak(observe_masks(person, crowd.num_people, stream(_MASKS)), kind.leak, stream(_SPOIL))
     of_map = stream(_DEPTH)
     scale = float(of_map.uniform(*DISPARITY_SCALE))
@@ -181,7 +181,7 @@ def _spread(sigma: float, seed: int, number: int) -> float:
     return sigma * float(np.random.default_rng([seed, number, _SHARED]).standard_normal())
 
 
-def _look(view: View, truth: Bodies, faces: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _true_depth(view: View, truth: Bodies, faces: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """True z (H, W) [m] of people, ground and backdrop, and the person seen (H, W), -1 = nobody."""
     size = torch.tensor([[view.height, view.width]])
     present = torch.ones(1, len(truth.height), dtype=torch.bool)

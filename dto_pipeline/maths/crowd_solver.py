@@ -181,9 +181,9 @@ def _troubles(config: CrowdConfig, device: torch.device) -> torch.Tensor:
     """
     ages, size = config.wrong_ages_probability, config.size_error_probability
     nothing = (0.0, config.anybody_weight, 1 - ages - size)
-    strangers = (0.0, config.wrong_ages_weight, ages)
+    wrong_ages = (0.0, config.wrong_ages_weight, ages)
     sizes = (config.size_error, config.anybody_weight, size)
-    table = constant((*nothing, *strangers, *sizes), device).view(3, 3)
+    table = constant((*nothing, *wrong_ages, *sizes), device).view(3, 3)
     return torch.cat([table[:, :2], table[:, 2:].log()], -1)
 
 

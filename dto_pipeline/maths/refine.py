@@ -2,7 +2,7 @@
 
 Scaling a body and its translation by the same factor leaves its projection unchanged. The body is scaled by one shape
 coefficient: the kid axis for children and small people, else the first. Pure functions of tensors; bodies come in as
-two callables, so this room needs no model. Metres.
+two callables, so this package needs no model. Metres.
 """
 
 from __future__ import annotations

@@ -110,11 +110,11 @@ class MiVolo:
     @torch.inference_mode()
     def estimate(self, faces: torch.Tensor, bodies: torch.Tensor) -> Attributes:
         """From (n, 3, s, s) float32 crops in 0 .. 1."""
-        seen = [self._look(faces, bodies), self._look(faces.flip(-1), bodies.flip(-1))]
+        seen = [self._classify(faces, bodies), self._classify(faces.flip(-1), bodies.flip(-1))]
         age, male = (np.mean([part[key] for part in seen], axis=0).astype(np.float32) for key in (0, 1))
         return Attributes(age, male)
 
-    def _look(self, faces: torch.Tensor, bodies: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def _classify(self, faces: torch.Tensor, bodies: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         inputs = []
         for crops in (faces, bodies):
             # as its processor takes them: (s, s, 3) uint8, OpenCV's channel order

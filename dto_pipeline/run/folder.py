@@ -236,18 +236,18 @@ def holds_labels(directory: RunDirectory) -> bool:
     return any(not is_temporary(name) for name in names)
 
 
-def find_strangers(directory: RunDirectory) -> str:
+def find_foreign_files(directory: RunDirectory) -> str:
     """Why a folder is not to be made a run: it holds files that are no run's; "" where nothing stands against it."""
     if directory.is_run():
         return ""
     root, own = directory.root, {"run.json", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER, "lost+found"}
     local = isinstance(root, Path) and root.is_dir()
     names = os.listdir(root) if local else directory.store.entries()  # behind a URI files only, folders are no things
-    # a disk's own things are no strangers: lost+found, .snapshot, .nfs0000...
-    strangers = sorted(name for name in names if name not in own and not name.startswith("."))
-    if not strangers:
+    # a disk's own things do not count: lost+found, .snapshot, .nfs0000...
+    foreign = sorted(name for name in names if name not in own and not name.startswith("."))
+    if not foreign:
         return ""
-    named = ", ".join(strangers[:_NAMED]) + (" ..." if len(strangers) > _NAMED else "")
+    named = ", ".join(foreign[:_NAMED]) + (" ..." if len(foreign) > _NAMED else "")
     return f"{root} is not empty and holds no run ({named}); choose another folder (-o), or an empty one"
 
 

@@ -125,7 +125,7 @@ def plan_pipeline(
     retry = Retry.of(retry_failed, retry_statuses)
     wanted = identify_run(config, manifest, manifest.path)
     driver, locked = _describe_driver(directory)
-    scan, mismatches = _look(directory, wanted)
+    scan, mismatches = _scan(directory, wanted)
     if not driver:  # else what its workers are at is no death
         scan = scan.with_failures(find_own_deaths(directory, config.run, time.time()))
     plan = survey_run(directory, wanted, manifest, scan, selection, retry)
@@ -169,7 +169,7 @@ def _describe_driver(directory: RunDirectory) -> tuple[str, list[str]]:
     return f"{who} holds the run; {wait}, it goes on if that stands still; counted is what is done so far", []
 
 
-def _look(directory: RunDirectory, wanted: RunIdentity) -> tuple[RunScan, list[str]]:
+def _scan(directory: RunDirectory, wanted: RunIdentity) -> tuple[RunScan, list[str]]:
     """What the folder holds, and what stands against a launch."""
     nothing = RunScan(CountedLabels(directory.root))
     try:

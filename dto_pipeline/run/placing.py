@@ -77,7 +77,7 @@ class ScenePlacer:
         self._perception = perception or Perception(config, optimizer.body, self._device)
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
         # on a GPU the next window's images are carried there while this one's are looked at
-        self._looking = ThreadPoolExecutor(1 + on_gpu, thread_name_prefix="looking")
+        self._perceiving = ThreadPoolExecutor(1 + on_gpu, thread_name_prefix="looking")
         self._ahead: _Ahead | None = None  # the first window of what comes next
         self.images_done = 0  # since somebody set it to 0: for progress only
 
@@ -123,7 +123,7 @@ class ScenePlacer:
         clock: StageClock,
         following: Callable[[], ManifestRows] | None,
     ) -> Iterator[Scene]:
-        """The scenes of some rows, loaded and looked at, in the order of the batches."""
+        """The scenes of some rows, loaded and seen by networks, in the order of the batches."""
 
         def windows() -> Iterator[tuple[ManifestRows, _Ahead | None]]:
             ahead, self._ahead = self._ahead, None
@@ -134,7 +134,7 @@ class ScenePlacer:
                 self._ahead = self._loading.submit(self._load_first, following)
 
         loaded = run_ahead(self._loading, lambda item: self._load(*item, clock), windows())
-        for scenes in run_ahead(self._looking, lambda scenes: self._look(scenes, clock), loaded):
+        for scenes in run_ahead(self._perceiving, lambda scenes: self._perceive(scenes, clock), loaded):
             yield from scenes
 
     def _windows(self, rows: ManifestRows, batches: Sequence[Sequence[int]]) -> Iterator[ManifestRows]:
@@ -175,8 +175,8 @@ class ScenePlacer:
             decode_memory_mb=self._config.run.decode_memory_mb,
         )
 
-    def _look(self, scenes: Sequence[Scene], clock: StageClock) -> Sequence[Scene]:
-        """Let the networks see scenes; an error is looked for one scene at a time."""
+    def _perceive(self, scenes: Sequence[Scene], clock: StageClock) -> Sequence[Scene]:
+        """Let the networks see scenes; after an error, one scene at a time, to find the one that causes it."""
         try:
             self._perception.perceive(scenes, clock)
             return scenes
@@ -187,7 +187,7 @@ class ScenePlacer:
             scenes[0].problem = (status, failure)
             return scenes
         for scene in scenes:
-            self._look([scene], clock)
+            self._perceive([scene], clock)
         return scenes
 
     def _place_batch(self, scenes: Sequence[Scene], clock: StageClock) -> list[PlacedScene]:

@@ -124,7 +124,7 @@ def find_refusals(
 ) -> list[str]:
     """Why no launch may begin: what every image, or every worker, would fail for, as far as this machine can tell."""
     missing = find_missing(config, manifest, places, here=address == "local" or config.run.workers == 0)
-    return [text for text in (*missing, files.find_strangers(directory)) if text]
+    return [text for text in (*missing, files.find_foreign_files(directory)) if text]
 
 
 def survey_run(

@@ -51,8 +51,8 @@ class PublishError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What lies there of one shard."""
+class ShardFiles:
+    """Which files of one shard are there."""
 
     receipt: Receipt | None  # of the newest generation that holds
     free: int  # the first generation that nobody has used
@@ -60,18 +60,18 @@ class Standing:
     vouched: bool  # there is a receipt beside the orphan, which does not hold: its generation is used up
 
 
-def find_standing(
+def find_shard_files(
     directory: RunDirectory, identity: RunIdentity, shard: int, first: int = 0, highest: int = -1
-) -> Standing:
+) -> ShardFiles:
     """Look at the generations of a shard from `first` on, until one that nobody has used, past all up to `highest`.
 
     Of those some may have left no trace, as the label file of an attempt that died and was cleared away.
     """
-    found = Standing(None, first, None, False)
+    found = ShardFiles(None, first, None, False)
     keys = identity.config_hash, identity.manifest_fingerprint
     for generation in count(first):
-        label_bytes = _look(directory.store.size, label_name(shard, generation))
-        data = _look(directory.store.read, receipt_name(shard, generation))
+        label_bytes = _ask_or_none(directory.store.size, label_name(shard, generation))
+        data = _ask_or_none(directory.store.read, receipt_name(shard, generation))
         if label_bytes is None and data is None and generation > highest:
             return found
         try:
@@ -79,9 +79,9 @@ def find_standing(
         except RecordInvalid:
             receipt = None
         if receipt is not None and not why_void(receipt, (shard, generation), *keys, label_bytes):
-            found = Standing(receipt, generation + 1, None, False)
+            found = ShardFiles(receipt, generation + 1, None, False)
         elif label_bytes is not None:
-            found = Standing(found.receipt, generation + 1, generation, data is not None)
+            found = ShardFiles(found.receipt, generation + 1, generation, data is not None)
         elif data is not None:
             found = replace(found, free=generation + 1)
     raise AssertionError("generations without end")
@@ -99,8 +99,8 @@ def list_generations(directory: RunDirectory) -> dict[int, int]:
 
 def lacks_receipt_only(directory: RunDirectory, shard: int) -> bool:
     """Whether labels of a shard lie there without a receipt: their process died at the very end."""
-    free = next(n for n in count() if _look(directory.store.size, receipt_name(shard, n)) is None)
-    return _look(directory.store.size, label_name(shard, free)) is not None
+    free = next(n for n in count() if _ask_or_none(directory.store.size, receipt_name(shard, n)) is None)
+    return _ask_or_none(directory.store.size, label_name(shard, free)) is not None
 
 
 def shard_key(identity: RunIdentity, image_ids: Sequence[str]) -> str:
@@ -216,7 +216,7 @@ def commit_receipt(
         stage_seconds={stage: round(seconds, 6) for stage, seconds in sorted(stages.items())},
     )
     directory.store.create(receipt_name(shard, generation), json_bytes(receipt.to_dict()))
-    counting = find_standing(directory, identity, shard, generation).receipt
+    counting = find_shard_files(directory, identity, shard, generation).receipt
     if counting is None:
         raise PublishError(f"{directory.receipt_file(shard, generation)} is another worker's and does not hold")
     for older in range(counting.generation):
@@ -238,7 +238,7 @@ def rows_sha256(table: LabelTable) -> str:
     return digest.hexdigest()
 
 
-def _look(ask: Callable[[str], Any], name: str) -> Any:
+def _ask_or_none(ask: Callable[[str], Any], name: str) -> Any:
     """What a store answers about a name; None where there is no such file."""
     try:
         return ask(name)
@@ -293,7 +293,7 @@ def finish_run(
         identity = open_run(directory, identity, lock)
         generations = list_generations(directory)
         for shard in range(manifest.num_shards):
-            standing = find_standing(directory, identity, shard, highest=generations.get(shard, -1))
+            standing = find_shard_files(directory, identity, shard, highest=generations.get(shard, -1))
             if standing.receipt is not None:
                 continue
             started, table = time.perf_counter(), read_labels(shard)

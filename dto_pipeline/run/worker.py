@@ -31,10 +31,10 @@ from dto_pipeline.run.lease import process_name
 from dto_pipeline.run.placing import ManifestRows, ScenePlacer
 from dto_pipeline.run.publish import (
     LabelTable,
-    Standing,
+    ShardFiles,
     commit_receipt,
     find_orphan,
-    find_standing,
+    find_shard_files,
     list_generations,
     publish_labels,
     rows_sha256,
@@ -115,9 +115,9 @@ class ShardRunner:
             Exception: whatever stops a whole shard (disk full, manifest gone ...); single images never do.
         """
         loaded = self._warm()
-        standing = find_standing(self.directory, loaded.identity, shard, highest=loaded.generations.get(shard, -1))
-        if standing.receipt is not None and not self._is_to_be_repaired(standing.receipt):
-            return standing.receipt
+        found = find_shard_files(self.directory, loaded.identity, shard, highest=loaded.generations.get(shard, -1))
+        if found.receipt is not None and not self._is_to_be_repaired(found.receipt):
+            return found.receipt
         started, clock = time.perf_counter(), StageClock()
         loaded.placer.images_done = 0
         with clock("read"):
@@ -128,13 +128,13 @@ class ShardRunner:
         try:
             if own:
                 write_note(self.directory, InFlight(shard, attempt, "", driver=True))
-            receipt = self._adopt(job, standing) or standing.receipt
+            receipt = self._adopt(job, found) or found.receipt
             if receipt is None:
-                table = self._publish(job, standing.free, self._place(job, rows))
-                return self._commit(job, standing.free, table)
+                table = self._publish(job, found.free, self._place(job, rows))
+                return self._commit(job, found.free, table)
             if not self._is_to_be_repaired(receipt):
                 return receipt
-            return self._repair(job, receipt, max(standing.free, receipt.generation + 1))
+            return self._repair(job, receipt, max(found.free, receipt.generation + 1))
         finally:
             if own or attempt >= self.config.run.max_attempts:
                 clear_note(self.directory, shard)
@@ -142,16 +142,16 @@ class ShardRunner:
     def _is_to_be_repaired(self, receipt: Receipt) -> bool:
         return not self._retry_images.isdisjoint(receipt.image_status)
 
-    def _adopt(self, job: _Job, standing: Standing) -> Receipt | None:
+    def _adopt(self, job: _Job, found: ShardFiles) -> Receipt | None:
         """Declare labels done that lie there whole without a receipt; where its name is used up, under a new one."""
-        if standing.orphan is None:
+        if found.orphan is None:
             return None
-        table = find_orphan(self.directory, job.shard, standing.orphan, job.key, job.image_ids)
+        table = find_orphan(self.directory, job.shard, found.orphan, job.key, job.image_ids)
         if table is None:
             return None
-        generation = standing.orphan
-        if standing.vouched:
-            generation, table = standing.free, splice_rows(table, [], table.slice(0, 0))  # as it is written first
+        generation = found.orphan
+        if found.vouched:
+            generation, table = found.free, splice_rows(table, [], table.slice(0, 0))  # as it is written first
             table = self._publish(job, generation, table)
         return self._commit(job, generation, table, adopted=True)
 
@@ -177,10 +177,10 @@ class ShardRunner:
         """Do the failed images of a finished shard again; its other rows stay. Where nothing changed: `before`."""
         path = self.directory.label_file(job.shard, before.generation)
         with job.clock("read"):
-            standing = read_labels(path)
-        found = standing.column("status").to_pylist()
+            labels = read_labels(path)
+        found = labels.column("status").to_pylist()
         failed = [position for position, status in enumerate(found) if status in self._retry_images]
-        table = splice_rows(standing, failed, self._place(job, job.rows.take(failed)))
+        table = splice_rows(labels, failed, self._place(job, job.rows.take(failed)))
         if read_label_metadata(path).get("rows_sha256") == rows_sha256(table):
             return before
         return self._commit(job, generation, self._publish(job, generation, table), before)

@@ -85,7 +85,7 @@ class Learner:
             if not config.loss.as_published:
                 people = torch.where(targets.has_body[:, None], people, 0.0)
             known = Known(targets.image, len(batch.images), targets.boxes, people, config.model.denoising)
-        predictions = self._look(self._shared, batch, known)
+        predictions = self._forward(self._shared, batch, known)
         matches = match_people(predictions, targets)
         losses = compute_losses(predictions, targets, matches, config.loss, mean_over_processes, known)
         self.optimizer.zero_grad(set_to_none=True)
@@ -111,9 +111,9 @@ class Learner:
     def predict(self, batch: TrainBatch) -> Predictions:
         """What the network says of a batch, without learning."""
         self.network.eval()
-        return self._look(self.network, batch.to(self.device))
+        return self._forward(self.network, batch.to(self.device))
 
-    def _look(self, network: nn.Module, batch: TrainBatch, known: Known | None = None) -> Predictions:
+    def _forward(self, network: nn.Module, batch: TrainBatch, known: Known | None = None) -> Predictions:
         half, centres = self.config.loop.precision == "bfloat16", batch.targets.intrinsics[:, :2, 2]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             found = network(batch.images, centres, known)

@@ -32,7 +32,7 @@ images: images
 depth: depth
 shard_images: {SHARD}
 """
-KNOBS = """
+OPTIONS = """
 encoder: {width: 32, layers: 2, heads: 4}
 model: {width: 32, layers: 1, hidden: 32, queries: 6}
 loop: {steps: 2, warm_up: 1, rate: 1e-3, log_every: 1}
@@ -127,7 +127,7 @@ def test_everybody_is_trained_on_once_an_epoch(root: Path, body: BodyModel) -> N
 
 @pytest.mark.parametrize("labels", ["file", "run"])
 def test_the_trainer_takes_the_file_as_it_takes_the_run(labels: str, root: Path, run_dir: Path, tmp_path: Path) -> None:
-    (tmp_path / "train.yaml").write_text(KNOBS)
+    (tmp_path / "train.yaml").write_text(OPTIONS)
     place = root / FILE if labels == "file" else run_dir
     named = [f"data.labels=[{place}]", f"data.images=[{root / 'images'}]", "body.model_path=demo"]
     options = [part for option in named for part in ("--set", option)]
@@ -174,7 +174,7 @@ def test_a_training_that_sees_nobody_in_an_epoch_stops(root: Path, tmp_path: Pat
         for person in crowd:
             person["smpl_param"]["trans"][0] += np.float32(50)
     write_released(tmp_path / "far.npz", far)
-    (tmp_path / "train.yaml").write_text(KNOBS)
+    (tmp_path / "train.yaml").write_text(OPTIONS)
     named = [f"data.labels=[{tmp_path / 'far.npz'}]", f"data.images=[{root / 'images'}]", "body.model_path=demo"]
     options = [part for option in [*named, "loop.steps=5"] for part in ("--set", option)]
     assert main(["train", str(tmp_path / "train.yaml"), "-o", str(tmp_path / "out"), "--quiet", *options]) == 2

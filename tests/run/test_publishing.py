@@ -8,7 +8,7 @@ from dto_pipeline.data.labels import read_label_metadata, write_label_shard
 from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory, read_identity
-from dto_pipeline.run.publish import PublishError, Standing, find_orphan, find_standing, publish_labels, shard_key
+from dto_pipeline.run.publish import PublishError, ShardFiles, find_orphan, find_shard_files, publish_labels, shard_key
 from tests.run.chaos import ChaosRunner, tiny_config
 
 
@@ -65,7 +65,7 @@ def test_a_zombie_that_comes_late_finds_the_receipt_and_does_nothing(finished, t
 def test_a_receipt_without_its_label_file_is_not_valid(finished):
     finished.label_file(0).unlink()
 
-    assert find_standing(finished, read_identity(finished), 0) == Standing(None, 1, None, False)
+    assert find_shard_files(finished, read_identity(finished), 0) == ShardFiles(None, 1, None, False)
 
 
 def test_the_shard_key_depends_on_rows_and_their_order(finished):

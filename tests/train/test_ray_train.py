@@ -23,7 +23,7 @@ from tests.train.small_crowds import SMALL, BatchSource, BatchStream, standing_b
 
 pytestmark = pytest.mark.slow
 BEGUN, LAST = 4, 14  # steps done before there are two workers, and in all
-KNOBS = SMALL | {"loop__log_every": 1, "loop__evaluate_every": 0}
+OPTIONS = SMALL | {"loop__log_every": 1, "loop__evaluate_every": 0}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def life(data: TrainBatch, tmp_path_factory: pytest.TempPathFactory, connected: 
     folder, alone = place / "training", place / "alone"
     torn = dataclasses.replace(data, skipped=("x/torn.jpg: torn",))
     source, whole = WatchedSource(torn, 1, place), WatchedSource(torn, 2, place)
-    config = tiny_config(loop__steps=LAST, loop__checkpoint_every=2, loop__workers=2, **KNOBS)
+    config = tiny_config(loop__steps=LAST, loop__checkpoint_every=2, loop__workers=2, **OPTIONS)
     one_process = dataclasses.replace(config, loop=dataclasses.replace(config.loop, workers=0))
     train_network(one_process, whole, alone, progress=False)
 

@@ -19,7 +19,7 @@ from tests.run.chaos import tiny_config
 from tests.tiny_dataset import write_tiny_dataset
 
 ROOT = Path(__file__).parent.parent.parent
-KNOBS = """
+OPTIONS = """
 encoder: {width: 32, layers: 2, heads: 4}
 model: {width: 32, layers: 1, hidden: 32, queries: 6}
 body: {model_path: demo}
@@ -38,7 +38,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, body: BodyModel) -> Path:
 
 def test_a_run_becomes_a_network(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, out = tmp_path / "train.yaml", tmp_path / "out"
-    config.write_text(KNOBS)
+    config.write_text(OPTIONS)
     assert main(["train", str(config), "-o", str(out), "--set", f"data.labels=[{run_dir}]", "--quiet"]) == 0
     assert "pairwise depth error" in capsys.readouterr().out
     assert [path.name for path in list_checkpoints(out)] == ["step-00000003.pt"]
@@ -50,7 +50,7 @@ def test_a_run_becomes_a_network(run_dir: Path, tmp_path: Path, capsys: pytest.C
 
 def test_without_labels_it_says_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "train.yaml"
-    config.write_text(KNOBS)
+    config.write_text(OPTIONS)
     assert main(["train", str(config), "-o", str(tmp_path / "out")]) == 2
     assert "data.labels" in capsys.readouterr().err
 
@@ -65,7 +65,7 @@ def test_without_labels_it_says_what_to_give(tmp_path: Path, capsys: pytest.Capt
 def test_names_that_lead_nowhere_are_told_with_their_option(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], sentence: str
 ) -> None:
-    (tmp_path / "train.yaml").write_text(KNOBS)
+    (tmp_path / "train.yaml").write_text(OPTIONS)
     command = ["train", str(tmp_path / "train.yaml"), "-o", str(tmp_path / "out")]
     assert main([*command, *(part for option in options for part in ("--set", option))]) == 2
     assert sentence in capsys.readouterr().err
@@ -74,7 +74,7 @@ def test_names_that_lead_nowhere_are_told_with_their_option(
 def test_photographs_that_are_elsewhere_end_the_training(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "train.yaml").write_text(KNOBS)
+    (tmp_path / "train.yaml").write_text(OPTIONS)
     (tmp_path / "empty").mkdir()
     options = [f"data.labels=[{run_dir}]", f"data.images=[{tmp_path / 'empty'}]", "data.holdout=0", "loop.steps=100"]
     command = ["train", str(tmp_path / "train.yaml"), "-o", str(tmp_path / "out"), "--quiet"]
@@ -85,7 +85,7 @@ def test_photographs_that_are_elsewhere_end_the_training(
 
 
 def test_a_training_does_not_take_a_uri_for_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "train.yaml").write_text(KNOBS)
+    (tmp_path / "train.yaml").write_text(OPTIONS)
     assert main(["train", str(tmp_path / "train.yaml"), "-o", "s3://bucket/trained"]) == 2
     assert "s3://bucket/trained is a URI" in capsys.readouterr().err
 
@@ -94,7 +94,7 @@ def test_a_hold_out_that_keeps_no_image_is_refused_before_the_first_step(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, out = tmp_path / "train.yaml", tmp_path / "out"
-    config.write_text(KNOBS)
+    config.write_text(OPTIONS)
     options = ["--set", f"data.labels=[{run_dir}]", "--set", "data.holdout=1e-9", "--quiet"]
     assert main(["train", str(config), "-o", str(out), *options]) == 2
     assert "no image is held out (data.holdout is 1e-09); raise data.holdout" in capsys.readouterr().err

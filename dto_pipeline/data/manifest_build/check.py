@@ -94,7 +94,7 @@ def check_manifest(
         for shard in shards:
             rows = manifest.read_shard(shard, _COLUMNS).to_pylist()
             for block in (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE)):
-                for row, (word, text) in zip(block, pool.map(lambda row: _look(store, row, deep), block), strict=True):
+                for row, (word, text) in zip(block, pool.map(lambda row: _check(store, row, deep), block), strict=True):
                     report.counts[word] += 1
                     if word in FAULTS:
                         report.faults.append(ImageFault(row["image_id"], word, text))
@@ -102,7 +102,7 @@ def check_manifest(
     return report
 
 
-def _look(store: ImageStore, row: dict[str, Any], deep: bool) -> tuple[str, str]:
+def _check(store: ImageStore, row: dict[str, Any], deep: bool) -> tuple[str, str]:
     """One of the six words, and a sentence about a fault."""
     known = row["problem_status"] in (ImageStatus.IMAGE_MISSING, ImageStatus.IMAGE_CORRUPT)
     if row["problem_status"] == ImageStatus.LABEL_INVALID and row["width"] == 0:
