@@ -8,7 +8,7 @@ Writes synthetic crowds once, runs them undisturbed, then plays each scenario on
 done, compare. Expect `yes` in every line, hence exit code 0: labels byte for byte those of the undisturbed run, every
 image once, receipts that hold, no temporary file, no process left. Every start under random kills has another
 `run.batch_images` and `run.torch_threads`, and shards are small enough that workers die twice at the same one, which
-is then done image by image: the company of an image may not show in a bit. Prints a table and writes it as JSON
+is then done image by image: the other images of a batch may not change a bit. Prints a table and writes it as JSON
 (OUT/chaos.json). Half of the random kills hit runs on Ray (workers, raylets, drivers), half the one process of a run
 without Ray. A scenario this machine cannot play (nothing may be mounted) is `skipped` with the reason. Linux.
 """

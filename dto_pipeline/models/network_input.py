@@ -10,7 +10,7 @@ equal within 1e-5 of full scale, the rounding of float32.
 
 On a CPU networks see one image at a time, each on one thread: convolutions and matrix products of another batch, or cut
 up for another number of threads, end in other last bits. More threads then see more images at once. On a GPU batches
-are what makes a network fast: there the company of an image counts (see docs/promise.md). Pixels.
+are what makes a network fast: there the other images of a batch count (see docs/promise.md). Pixels.
 """
 
 from __future__ import annotations
