@@ -37,6 +37,7 @@ class Disturbed:
     directory: RunDirectory
     summary: RunSummary
     log: str
+    killed: list[int]  # processes of the node's raylet
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +47,13 @@ def disturbed(tiny, tmp_path_factory, connected: RayNodes) -> Disturbed:
     config = tiny_config(workers=3, shard_timeout_s=8.0)
     faults = {0: HANG, 1: STOP, 4: DIE, 5: RAISE}
     runner = ChaosRunner(config, tiny.manifest, directory.root, pause_s=0.7, faults=faults)
-    node = connected.cluster.add_node(**NODE)
+    node, killed = connected.cluster.add_node(**NODE), list[int]()
 
     def kill_node():
         _first_receipt(directory)  # two workers hang at a shard now, and one works
-        workers = _children(node.all_processes["raylet"][0].process.pid)
+        killed.extend(_children(node.all_processes["raylet"][0].process.pid))
         connected.cluster.remove_node(node, allow_graceful=False)
-        for pid in workers:
+        for pid in killed:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -63,7 +64,7 @@ def disturbed(tiny, tmp_path_factory, connected: RayNodes) -> Disturbed:
     summary = run_pipeline(tiny.manifest, directory.root, config, progress=False, runner=runner)
     killer.join()
     said.removeHandler(log)
-    return Disturbed(directory, summary, log.stream.getvalue())
+    return Disturbed(directory, summary, log.stream.getvalue(), killed)
 
 
 def _children(parent: int) -> list[int]:
@@ -114,10 +115,13 @@ def test_workers_that_hang_or_are_stopped_are_ended_and_their_shards_done_elsewh
 
 def test_a_node_killed_with_all_its_processes_costs_the_run_its_worker_only(disturbed):
     lost = [line for line in disturbed.log.splitlines() if " is lost: " in line]
-    of_faults = ("its worker process has died", "hung for")
-    others = [line for line in lost if not any(reason in line for reason in of_faults)]
 
-    assert len(others) == 1, lost  # "its node has died", or that it cannot be reached, whichever is known first
+    assert disturbed.killed
+    # shard 4 ends three, two hang (one of them on that node, perhaps), the node takes one; one that dies before it says
+    # what it begins is charged to no shard, once
+    assert 5 <= len(lost) == disturbed.summary.workers_lost <= 7, lost
+    done = [read_receipt(path) for path in disturbed.directory.at("receipts").glob("shard-*.json")]
+    assert all(receipt.attempt == 1 for receipt in done if receipt.shard in (2, 3)) or len(lost) > 5, lost
 
 
 def test_a_second_run_in_one_process_does_what_workers_left_and_all_bytes_are_those_of_an_undisturbed_run(

@@ -149,6 +149,27 @@ def note_shared_images(findings: Findings, index: ImageIndex, others: Sequence[L
     return shared
 
 
+_WORDS = {  # of counts in tables, where their names are no words for people
+    "persons": "persons (label rows)",
+    "rows_without_image": "label rows without image file",
+    "rows_unusable": "label rows that cannot be used",
+    "depth_looked": "depth maps looked for",
+    "depth_missing": "depth maps missing, of these",
+    "off_centre": "images with an off-centre camera",
+    "turned": "images turned by an EXIF note, taken as stored",
+    "masks_given": "persons with mask",
+    "masks_missing": "persons without mask",
+    "masks_empty": "persons with an empty mask",
+    "age_known": "persons of known age",
+    "male_prob_known": "persons of known gender",
+    "also_in": "images also in",
+    "released": "persons before",
+    "by_keypoints": "predictions compared by keypoints",
+    "by_overlap": "predictions compared by overlap of boxes",
+    "carried": "predictions of another camera, moved to the label's",
+}
+
+
 class _Counts:
     """What both reports are besides their counts: JSON, and lines for people that name the same things."""
 
@@ -162,7 +183,7 @@ class _Counts:
     def count_lines(self, title: str) -> str:
         lines = list[tuple[str, int]]()
         for name, value in self.to_json().items():
-            words = name.replace("_", " ")
+            words = _WORDS.get(name) or name.replace("_", " ")
             if isinstance(value, int):
                 lines.append((words, value))
             elif isinstance(value, dict) and name not in ("persons_per_image", "examples"):
