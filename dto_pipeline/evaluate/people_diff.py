@@ -54,6 +54,7 @@ class Side:
     starts: np.ndarray  # (parts + 1,) int64: the first image of each part, then N
     read: Callable[[int], People]  # the people of a part
     judged: bool  # labels of this project: they list images that are not accepted too, and tell label rows
+    status: np.ndarray | None = None  # (N,) str of each image; None = not told
 
     @classmethod
     def of_people(cls, title: str, people: People) -> Side:
@@ -64,12 +65,13 @@ class Side:
     @classmethod
     def of_labels(cls, title: str, files: Sequence[str | Path], name: str) -> Side:
         """Label files of this project, whose images are called as the column `name` says. Raises: LabelsError."""
-        tables = [read_label_files([file], [name, "is_accepted"]) for file in files]
+        tables = [read_label_files([file], [name, "is_accepted", "status"]) for file in files]
         names = [image for table in tables for image in table.column(name).to_pylist()]
         accepted = np.concatenate([table.column("is_accepted").to_numpy() for table in tables]).astype(bool)
+        status = np.array([word for table in tables for word in table.column("status").to_pylist()], np.str_)
         starts = np.cumsum([0, *(table.num_rows for table in tables)])
         read = lru_cache(maxsize=1)(lambda part: read_people([files[part]]))
-        return cls(title, names, accepted, starts, read, judged=True)
+        return cls(title, names, accepted, starts, read, judged=True, status=status)
 
 
 @dataclass
@@ -85,6 +87,7 @@ class PeopleDiff:
     images_only: dict[str, int] = field(default_factory=dict)  # side -> images the other lacks
     accepted: dict[str, int] = field(default_factory=dict)  # both, before, after: images accepted there
     images_apart: list[str] = field(default_factory=list)  # the first images that one side alone has or accepts
+    image_changes: Counter[str] = field(default_factory=Counter)  # "before -> after" of the status of common images
     people: int = 0  # matched
     by_place: int = 0  # of these, matched by their place in the picture, their poses differ
     different: int = 0  # matched people of whom a number or the status differs
@@ -98,10 +101,10 @@ class PeopleDiff:
 
     @property
     def equal(self) -> bool:
-        """Every accepted image and every usable person is on both sides, with the same numbers."""
+        """Every accepted image and every usable person is on both sides, with the same numbers and status."""
         apart = self.accepted["before"] + self.accepted["after"] + sum(self.people_only.values())
         alone = sum(self.images_only.values()) if self.whole else 0
-        return not (apart or alone or self.different or self.other_cameras)
+        return not (apart or alone or self.image_changes or self.different or self.other_cameras)
 
     def row(self) -> dict[str, str]:
         """Cells of a table over several."""
@@ -139,6 +142,7 @@ class PeopleDiff:
             f"left out  {self.unusable['before']} before, {self.unusable['after']} after: no usable numbers",
         ]
         lines += [f"cameras   of {self.other_cameras} people have another focal length"] if self.other_cameras else []
+        lines += [f"image     {change}: {count}" for change, count in self.image_changes.most_common()]
         lines += [f"status    {change}: {count}" for change, count in self.status_changes.most_common()]
         head = ["after - before", "mean", "median size", "90 %", "99 %", "largest"]
         rows = [
@@ -170,6 +174,9 @@ def diff_people(before: Side, after: Side, body: BodyModel | None = None, worst:
     diff = PeopleDiff(before.title, after.title, join.note, body is not None, before.judged and after.judged)
     place, common = join.true, join.true >= 0  # of the images before among those after
     diff.images = int(common.sum())
+    if before.status is not None and after.status is not None:
+        words = before.status[common], after.status[place[common]]
+        diff.image_changes.update(f"{old} -> {new}" for old, new in zip(*words, strict=True) if old != new)
     alone = {"before": ~common, "after": join.found < 0}
     partner = {
         "before": common & after.accepted[place],

@@ -14,7 +14,7 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.people_diff import PeopleDiff
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.scene import PlacedScene
-from dto_pipeline.status import PersonStatus
+from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.view.run_files import find_labels
 from tests.tiny_dataset import TinyDataset
 from tests.view.conftest import first_moved, rewrite_shard
@@ -59,6 +59,17 @@ def test_a_status_alone_is_a_difference(run_dir: Path, copy: Path) -> None:
     diff = diff_of(run_dir, copy)
     assert (diff.different, diff.equal, diff.worst) == (1, False, [])
     assert "status    moved -> too_small: 1" in diff.as_table()
+
+
+def test_the_status_of_an_image_alone_is_a_difference(run_dir: Path, copy: Path) -> None:
+    def call_otherwise(placed: list[PlacedScene]) -> None:
+        first_moved(placed)[0].status = ImageStatus.NOT_OPTIMIZED
+
+    rewrite_shard(copy, 1, call_otherwise)
+    diff = diff_of(run_dir, copy)
+    assert (diff.different, diff.equal, diff.image_changes) == (0, False, {"optimized -> not_optimized": 1})
+    assert "image     optimized -> not_optimized: 1" in diff.as_table()
+    assert json.loads(json.dumps(diff.to_json()))["image_changes"] == diff.image_changes
 
 
 def test_only_the_worst_persons_are_kept(run_dir: Path, copy: Path) -> None:
