@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from dto_pipeline.commands.options import add_config_options, positive, read_config, share
 from dto_pipeline.commands.output import lasting_place
 from dto_pipeline.config import RunConfig
+from dto_pipeline.errors import DtoError
 
 _CHANGES = ("source", "images_in", "masks", "shard_images", "principal_point", "label_values")  # keys of the YAML
 _PLACES = ("labels", "images", "depth", "sidecar", "predictions")
@@ -105,7 +107,7 @@ def _build(arguments: argparse.Namespace) -> int:
     changes = {key: getattr(arguments, key) for key in _CHANGES if getattr(arguments, key)}
     changes.update(dict.fromkeys(told.keys() - places.keys(), ""))
     dataset = load_dataset(arguments.dataset, arguments.data_root, places, **changes)
-    out = as_location(lasting_place(arguments.out))
+    out = as_location(_manifest_place(arguments.out))
     report = build_manifest(
         dataset, out, not arguments.quiet, against=arguments.against, unlabelled=not arguments.skip_unlabelled
     )
@@ -117,9 +119,14 @@ def _build(arguments: argparse.Namespace) -> int:
     return 1 if complaint else 0
 
 
-def _check(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
+def _manifest_place(text: str) -> str:
+    """Where a manifest is written. Raises: DtoError: a folder, or what ends with this process."""
+    if Path(text).is_dir():  # "" is the current folder
+        raise DtoError(f"{Path(text)} is a folder; name the manifest's file (-o), e.g. demo.parquet")
+    return lasting_place(text)
 
+
+def _check(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.files import write_json_atomic
     from dto_pipeline.data.manifest_build.check import check_manifest
     from dto_pipeline.data.storage import as_location
@@ -165,7 +172,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     config = with_body(config, config.body.model_path or Manifest.open(arguments.manifest).body)
     body = load_body(config.body.model_path, config.body.kid_axis)
     min_score = MIN_SCORE if arguments.min_score is None else arguments.min_score
-    out = lasting_place(arguments.out)
+    out = _manifest_place(arguments.out)
     report = merge_predictions(
         arguments.manifest, arguments.predictions, out, body, min_score, progress=not arguments.quiet
     )

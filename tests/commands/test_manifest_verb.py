@@ -134,3 +134,12 @@ def test_a_share_that_is_none_is_refused(root: Path, share: str) -> None:
     with pytest.raises(SystemExit) as caught:
         build(root, f"--max-failed-images={share}")
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("place", ["", ".", "/"])
+def test_a_folder_is_no_place_for_a_manifest(
+    root: Path, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(root)
+    assert build(root, "-o", place) == 2
+    assert "is a folder; name the manifest's file (-o)" in capsys.readouterr().err
