@@ -274,7 +274,7 @@ def _array(path: str) -> np.ndarray:
 
     try:
         with open_regular(path) as stream:
-            return np.load(stream, allow_pickle=False)
+            return np.lib.format.read_array(stream, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DtoError(f"{path} cannot be read ({error}); expected a plain .npy") from error
 
