@@ -22,6 +22,8 @@ SMALL = 0.5  # cells of smaller scale are looked at more closely
 QUARTERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # y, x of the four patches of a cell
 BOX_NOISE, CONTENT_NOISE = 0.4, 0.2  # of denoising queries: of half a box's side; of pose [rad] and shape
 ENCODER_EPS, DECODER_EPS = 1e-6, 1e-5  # of the norms
+# what chance gives, rows [all positive, all negative] x G: signs -1, 1 and sizes in [0, 1) of box (2 N G, 4), then body
+Noise = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Mlp(nn.Module):
@@ -187,10 +189,6 @@ def list_by_level(chosen: Tensor, lengths: list[int]) -> tuple[list[Tensor], int
     cells = masks.nonzero()[:, 1].split(counts.sum(0).tolist())
     tokens = counts * (len(QUARTERS), 1, 1)
     return list(cells), int(tokens[:, 0].max()), int(tokens.sum(1).max())
-
-
-# what chance gives, rows [all positive, all negative] x G: signs -1, 1 and sizes in [0, 1) of box (2 N G, 4), then body
-Noise = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ def train_network(config: TrainConfig, source: Source, folder: Path, progress: b
         if config.loop.workers:
             _run_on_ray(config, source, folder.resolve())
         else:
+            if config.loop.gpu and not torch.cuda.is_available():
+                raise TrainError(f"loop.gpu is true, and torch {torch.__version__} sees no GPU here; set it to false")
             device = torch.device("cuda" if config.loop.gpu else "cpu")
             run_rank(config, source, folder, device, lambda _: None)
     rows = read_rows(folder / HELD_OUT)

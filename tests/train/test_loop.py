@@ -357,6 +357,12 @@ def test_a_checkpoint_of_the_network_before_is_refused_by_its_version(tmp_path: 
         read_checkpoint(tmp_path / "old.pt")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_said(data: TrainBatch, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=r"loop\.gpu is true, and torch .* sees no GPU here"):
+        train_network(tiny_config(loop__gpu=True, **SMALL), BatchSource(data, 2), tmp_path, progress=False)
+
+
 def test_steps_may_be_raised_and_not_lowered(data: TrainBatch, tmp_path: Path) -> None:
     train_network(tiny_config(loop__steps=2, **SMALL), BatchSource(data, 2), tmp_path, progress=False)
     train_network(tiny_config(loop__steps=4, **SMALL), BatchSource(data, 2), tmp_path, progress=False)
