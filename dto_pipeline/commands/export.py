@@ -98,6 +98,8 @@ def _image_places(arguments: argparse.Namespace, subsets: set[str]) -> dict[str,
     places = {}
     for text in arguments.images:
         subset, sign, place = text.partition("=")
+        if not text or (sign and not place):  # an empty place would mean the pictures that the run was made of
+            raise DtoError(f"--images {text!r} names no folder; name one, or say --own-images")
         if sign and subset in subsets:
             places[subset] = place
         elif len(arguments.images) == 1:

@@ -144,6 +144,9 @@ def test_each_subset_has_a_folder_of_images_or_its_manifests_own(runs, run_dirs,
     assert "no folder of images is named for ['insta1']" in capsys.readouterr().err
     assert main([*export, "-o", str(tmp_path / "x"), *named, "--own-images"]) == 2
     assert main([*export, "-o", str(tmp_path / "x"), *named, "--images", f"coco={other}"]) == 2
+    for empty in ("", "mpii="):  # no place is not the manifest's own
+        assert main([*export, "-o", str(tmp_path / "x"), "--images", empty]) == 2
+        assert "names no folder; name one, or say --own-images" in capsys.readouterr().err
 
 
 def test_a_missing_image_names_the_place_that_was_tried(runs, tmp_path) -> None:
