@@ -51,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.train.config import load_train_config
     from dto_pipeline.train.dataset import open_stream
     from dto_pipeline.train.learner import MEASURES
-    from dto_pipeline.train.loop import train_network
+    from dto_pipeline.train.loop import LOCK_FILE, train_network
 
     if "://" in arguments.out:
         raise DtoError(f"{arguments.out} is a URI; a training's folder is local: name one that all machines share")
@@ -60,6 +60,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.init is not None:
         arguments.overrides.append(f"loop.init={arguments.init}")
     out = Path(arguments.out)
+    if out.is_dir() and any(out.iterdir()) and not (out / LOCK_FILE).exists():
+        raise DtoError(f"{out} holds other files and no training; name a new folder (-o)")
     config = load_train_config(arguments.config, arguments.overrides, lambda init: sizes_to_begin_with(out, init))
     require_body(config.body)
     sets = open_label_sets(config.data)

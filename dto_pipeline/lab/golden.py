@@ -89,14 +89,17 @@ def read_index(path: Path) -> list[dict[str, Any]]:
     """The cases an index lists; none where there is no index.
 
     Raises:
-        GoldenFolderError: it cannot be read.
+        GoldenFolderError: it cannot be read, or lists none.
     """
     if not path.is_file():
         return []
     try:
-        return list(json.loads(path.read_text()))
+        cases = list(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise GoldenFolderError(f"{path} cannot be read ({error}); expected a list of cases") from error
+    if not cases:
+        raise GoldenFolderError(f"{path} lists no case; put the cases back, or remove it where the family has none")
+    return cases
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -118,6 +118,7 @@ def test_a_case_the_index_promises_must_be_there_and_the_index_be_one(tmp_path: 
     (result,) = check_rh_cases(tmp_path)
     assert result.name == "case_07"
     assert "raised FileNotFoundError" in result.failures[0]
-    index.write_text("{")
-    with pytest.raises(GoldenFolderError, match="expected a list of cases"):
-        check_golden(tmp_path)
+    for text, said in (("{", "expected a list of cases"), ("[]", "lists no case")):
+        index.write_text(text)
+        with pytest.raises(GoldenFolderError, match=said):
+            check_golden(tmp_path)

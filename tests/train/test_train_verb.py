@@ -84,10 +84,15 @@ def test_photographs_that_are_elsewhere_end_the_training(
     assert "is data.images where the photographs of data.labels are?" in said
 
 
-def test_a_training_does_not_take_a_uri_for_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("out", "said"), [("s3://bucket/trained", "is a URI"), ("", "holds other files and no training")]
+)
+def test_a_training_takes_no_uri_and_no_folder_of_other_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, said: str
+) -> None:
     (tmp_path / "train.yaml").write_text(OPTIONS)
-    assert main(["train", str(tmp_path / "train.yaml"), "-o", "s3://bucket/trained"]) == 2
-    assert "s3://bucket/trained is a URI" in capsys.readouterr().err
+    assert main(["train", str(tmp_path / "train.yaml"), "-o", out or str(tmp_path)]) == 2
+    assert f"{out or tmp_path} {said}" in capsys.readouterr().err
 
 
 def test_a_hold_out_that_keeps_no_image_is_refused_before_the_first_step(
