@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What must hold before a change lands. Further arguments go to pytest, e.g. tests/run or -n 8.
 #
-#   bash jobs/test.sh            lint, types, all tests, real processes and Ray clusters included; eight to nine minutes on two cores
+#   bash jobs/test.sh            lint, types, all tests, real processes and Ray clusters included; six to seven minutes on two cores
 #   bash jobs/test.sh quick      lint and the tests that need no more than this process and some seconds; 90 seconds
 #
 # Fuzzing has fixed seeds here, so that the verdict is the same every time; jobs/fuzz.sh looks for new ones.
