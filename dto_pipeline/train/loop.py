@@ -49,7 +49,7 @@ def train_network(config: TrainConfig, source: Source, folder: Path, progress: b
     TrainError: another process trains in the folder, it holds another training, or workers failed too often.
     CheckpointError: the folder holds checkpoints, and none can be read.
     """
-    with hold_folder(folder), _show_progress(folder / TRAINING, config.loop.steps) if progress else nullcontext():
+    with hold_folder(folder), show_progress(folder / TRAINING, config.loop.steps) if progress else nullcontext():
         if config.loop.workers:
             _run_on_ray(config, source, folder.resolve())
         else:
@@ -202,12 +202,11 @@ def _line(values: Iterable[str | float]) -> str:
 
 
 @contextmanager
-def _show_progress(metrics: Path, steps: int) -> Iterator[None]:
+def show_progress(metrics: Path, steps: int) -> Iterator[None]:
     """A bar of the steps written down, by this process or by workers; it goes back where a worker was lost."""
-    ended = threading.Event()
+    ended, begun = threading.Event(), [0, *(int(row["step"]) for row in read_rows(metrics))][-1]
 
     def follow() -> None:
-        begun = int(next(iter(read_rows(metrics)[-1:]), {"step": 0})["step"])
         with tqdm(total=steps, initial=begun, unit="step", mininterval=1.0) as bar:
             is_last = False
             while not is_last:
