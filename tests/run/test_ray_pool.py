@@ -114,14 +114,11 @@ def test_workers_that_hang_or_are_stopped_are_ended_and_their_shards_done_elsewh
 
 
 def test_a_node_killed_with_all_its_processes_costs_the_run_its_worker_only(disturbed):
-    lost = [line for line in disturbed.log.splitlines() if " is lost: " in line]
-
     assert disturbed.killed
-    # shard 4 ends three, two hang (one of them on that node, perhaps), the node takes one; one that dies before it says
-    # what it begins is charged to no shard, once
-    assert 5 <= len(lost) == disturbed.summary.workers_lost <= 7, lost
-    done = [read_receipt(path) for path in disturbed.directory.at("receipts").glob("shard-*.json")]
-    assert all(receipt.attempt == 1 for receipt in done if receipt.shard in (2, 3)) or len(lost) > 5, lost
+    # three attempts of shard 4 and of shard 5, the first of shards 0 and 1, and one of whatever ran on the node: none
+    # where it was at rest or hung at shard 0 or 1. How often Ray starts a worker on the dead node anew is not ours
+    assert disturbed.summary.failed_attempts in (8, 9), disturbed.log
+    assert disturbed.summary.workers_lost >= 5
 
 
 def test_a_second_run_in_one_process_does_what_workers_left_and_all_bytes_are_those_of_an_undisturbed_run(
