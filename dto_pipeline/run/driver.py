@@ -76,7 +76,7 @@ def run_pipeline(
     Raises:
         RunLocked: another driver is at work on this run.
         RunMismatch: the run was started with another config, manifest or version.
-        RunAborted: the workers cannot start, or too many shards (`TooManyFailed`) or images (`TooManyFailed`) fail.
+        RunAborted: the workers cannot start, or too many shards or images fail (`TooManyFailed`).
         RunDirectoryError: a folder of images or depth maps that does not exist here, no depth maps are named, or
             `run_dir` holds files of something else.
         ConfigError, BodyModelError: no body model is named, or it is not there.

@@ -207,7 +207,7 @@ def show_progress(metrics: Path, steps: int) -> Iterator[None]:
     ended, begun = threading.Event(), [0, *(int(row["step"]) for row in read_rows(metrics))][-1]
 
     def follow() -> None:
-        with tqdm(total=steps, initial=begun, unit="step", mininterval=1.0) as bar:
+        with tqdm(total=steps, initial=begun, unit="step", mininterval=5.0) as bar:  # a look reads all rows
             is_last = False
             while not is_last:
                 is_last = ended.wait(bar.mininterval)
