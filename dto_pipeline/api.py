@@ -35,6 +35,7 @@ from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.training_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelDataset
 from dto_pipeline.errors import DtoError
+from dto_pipeline.maths.crowd_solver import interval_halfwidth
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth import DISPARITY, METRIC_DEPTH, as_disparity
 from dto_pipeline.models.seeing import Perception
@@ -46,7 +47,16 @@ from dto_pipeline.status import PersonStatus
 from dto_pipeline.timing import StageClock
 from dto_pipeline.view.run_files import RunFiles, find_labels, open_pixels, open_run_files
 
-__all__ = ["PipelineConfig", "load_body", "load_config", "optimize_scene", "read_scenes", "read_table", "torch_dataset"]
+__all__ = [
+    "PipelineConfig",
+    "interval_halfwidth",
+    "load_body",
+    "load_config",
+    "optimize_scene",
+    "read_scenes",
+    "read_table",
+    "torch_dataset",
+]
 
 LabelTable = Any  # a pyarrow.Table; pyarrow itself is imported in data/ only
 Source = str | Path | Iterable[str | Path]
