@@ -69,8 +69,9 @@ def refine_people(
         place = transl[who] if crowd is None else torch.zeros_like(transl[who])
         after = joints(pose, new_betas[who], place)[:, picked].to(torch.float64)
         if crowd is None:  # keeps the mean joint in place: proportions change along the kid axis
+            scene, person = who
             move = fold_sum(scale[who][:, None, None] * before - after, 1) / len(picked)
-            shift[(*who, slice(2))] = move[:, :2]
+            shift[scene, person, :2] = move[:, :2]
         else:
             transl = transl.index_put(who, hold_joints(before[..., :2] / before[..., 2:], after, transl[who], crowd))
     if crowd is None:
