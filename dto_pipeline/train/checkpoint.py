@@ -16,15 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from dto_pipeline import __version__
 from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.files import is_temporary
 from dto_pipeline.data.torch_files import read_torch_file, write_torch_file
 from dto_pipeline.errors import DtoError
+from dto_pipeline.models.network_input import stretch_positions
 from dto_pipeline.models.networks import ModelError, ModelReference
-from dto_pipeline.models.stored_networks import make_fitting, plain_weights
+from dto_pipeline.models.pretrained import (
+    build_from_weights,
+    check_weights,
+    compare_weights,
+    load_dinov2,
+    name_weights,
+    weights_of,
+)
 from dto_pipeline.train.config import PATCH, TrainConfig, train_config_from_dict
 from dto_pipeline.train.model import MeshNetwork
 
@@ -41,7 +48,6 @@ _DINOV2 = (  # names of a block in transformers (v4 or v5), and the published on
     (r"layer_scale(\d)\.lambda1", r"ls\1.gamma"),
 )
 _BLOCK = ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")
-_MOST_NAMED = 8  # missing or unexpected names told one by one
 VERSIONS = {name: version(name) for name in ("torch", "transformers", "numpy")} | {"dto_pipeline": __version__}
 _LOG = logging.getLogger(__name__)
 
@@ -78,23 +84,22 @@ class Checkpoint:
 
 
 def make_network(config: TrainConfig) -> MeshNetwork:
-    """Of the sizes that a config names, untrained."""
+    """An untrained network of the sizes in a config."""
     return MeshNetwork(config.encoder, config.model, config.data.input_size)
 
 
 def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
-    """A network before training, and what it began with: `loop.init`, or else the DINOv2 `encoder.model`; chance draws
-    what nothing gives. Raises: ModelError, CheckpointError, TorchFileError: it cannot be had."""
+    """A network before training, and the record of its first weights: those of `loop.init`, or else of the DINOv2
+    `encoder.model`; others are random. Raises: ModelError, CheckpointError, TorchFileError: they cannot be used."""
     network, options = make_network(config), config.encoder
     if config.loop.init:
         weights = read_checkpoint(config.loop.init).weights
-        told = begin_from(network, weights, config.loop.init)
-        _warn(config.loop.init, told)
-        return network, {"weights": config.loop.init, "sha256": hash_weights(weights), **told}
+        differing = begin_from(network, weights, config.loop.init)
+        if text := name_weights(differing):
+            _LOG.warning("%s: %s", config.loop.init, text)
+        return network, {"weights": config.loop.init, "sha256": hash_weights(weights), **differing}
     if not options.model:
         return network, {}
-    from dto_pipeline.models.pretrained import load_dinov2  # transformers costs seconds
-
     state, heads = load_dinov2(ModelReference(options.model, options.revision, options.offline, option="encoder"))
     if heads != options.heads:
         raise CheckpointError(f"{options.model} has {heads} heads, encoder.heads is {options.heads}; set it to {heads}")
@@ -104,41 +109,31 @@ def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
 
 
 def begin_from(network: MeshNetwork, weights: Mapping[str, torch.Tensor], path: str) -> dict[str, list[str]]:
-    """Put a file's weights into a network, as the published stages do, and tell what only one side has. A kid axis that
-    the file lacks becomes zeros. Raises: CheckpointError: a weight of both has another shape, or they share none."""
+    """Put a file's weights into a network, as the published stages do, and return the names that only one side has. A
+    kid axis that the file lacks becomes zeros. Raises: CheckpointError: other shapes, or no name in common."""
     own, grown = network.state_dict(), dict(weights)
     for name, value in weights.items():
         if name.startswith(("mean_shape", "shape_head.")) and (len(value), len(own.get(name, ()))) == (10, 11):
             grown[name] = torch.cat([value, value.new_zeros(1, *value.shape[1:])])
-    other = [name for name in own if name in grown and own[name].shape != grown[name].shape]
-    if other:
-        found, wanted = (tuple(of[other[0]].shape) for of in (grown, own))
-        said = f"{other[0]} has shape {found}, expected {wanted} ({len(other)} such)"
-        raise CheckpointError(f"{path}: {said}; another size?")
-    told = {"missing": [n for n in own if n not in grown], "unexpected": [n for n in grown if n not in own]}
-    if len(told["missing"]) == len(own):
+    differing = compare_weights(own, grown)
+    if other := name_weights({kind: differing.pop(kind) for kind in ["of another shape"]}):
+        raise CheckpointError(f"{path}: weights {other}; is it a network of another size?")
+    if len(differing["missing"]) == len(own):
         raise CheckpointError(f"{path} shares no name with the network; expected the weights of an MA-HMR or SAT-HMR")
     network.load_state_dict(grown, strict=False)
-    return told
-
-
-def _warn(path: str, told: Mapping[str, list[str]]) -> None:
-    for word, names in told.items():
-        more = " ..." if len(names) > _MOST_NAMED else ""
-        if names:
-            _LOG.warning("%s: %d %s: %s%s", path, len(names), word, ", ".join(names[:_MOST_NAMED]), more)
+    return differing
 
 
 def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> MeshNetwork:
     """The trained network, ready to predict; needs no other file. Raises: CheckpointError: other weights."""
     weights, where = checkpoint.weights, str(checkpoint.path or "the checkpoint")
     if not checkpoint.body_sha256:  # a released file may hold more than the network
-        with torch.device("meta"):
-            own = make_network(checkpoint.config).state_dict()
-        _warn(where, {"unexpected": [name for name in weights if name not in own]})
-        weights = {name: value for name, value in weights.items() if name in own}
+        more = compare_weights(weights_of(lambda: make_network(checkpoint.config)), weights)["unexpected"]
+        if more:
+            _LOG.warning("%s: %s", where, name_weights({"unexpected": more}))
+        weights = {name: value for name, value in weights.items() if name not in more}
     try:
-        network = make_fitting(lambda: make_network(checkpoint.config), plain_weights(weights, where), where)
+        network = build_from_weights(lambda: make_network(checkpoint.config), check_weights(weights, where), where)
     except ModelError as error:
         raise CheckpointError(str(error)) from error
     return network.eval().to(device)
@@ -232,7 +227,7 @@ def read_released(content: object, path: Path, heads: int | None = None) -> Chec
         raise CheckpointError(f"{path} is no checkpoint and no dictionary of named tensors (pytorch_model.bin)")
     plain = {name.removeprefix("module."): value for name, value in content.items()}
     try:
-        weights = plain_weights({name: value for name, value in plain.items() if not IGNORED.match(name)}, str(path))
+        weights = check_weights({name: value for name, value in plain.items() if not IGNORED.match(name)}, str(path))
         for name, value in weights.items():
             if value.numel() * value.element_size() > value.untyped_storage().nbytes():
                 raise CheckpointError(f"{path}: {name} says it is larger than what is stored")
@@ -294,7 +289,8 @@ def dinov2_weights(state: Mapping[str, torch.Tensor], config: TrainConfig) -> di
     try:
         position = state["embeddings.position_embeddings"][0].float()
         found = {"encoder_cr_token": state["embeddings.cls_token"][0].float() + position[:1]}
-        found["encoder_pos_embeds"] = enlarge_positions(position[1:], config.data.input_size // PATCH)
+        side = config.data.input_size // PATCH
+        found["encoder_pos_embeds"] = stretch_positions(position[1:], side, side)
         for kind in ("weight", "bias"):
             patches = state[f"embeddings.patch_embeddings.projection.{kind}"]
             found |= {f"encoder_patch_proj.{number}.{kind}": patches for number in range(2)}
@@ -311,11 +307,3 @@ def dinov2_weights(state: Mapping[str, torch.Tensor], config: TrainConfig) -> di
         said = f"the encoder lacks {error}; expected a DINOv2 of {config.encoder.layers} layers"
         raise CheckpointError(said) from error
     return found
-
-
-def enlarge_positions(position: torch.Tensor, side: int) -> torch.Tensor:
-    """(n * n, C) -> (side, side, C): bicubic by the factor (side + 0.1) / n, not by sizes, as published."""
-    own = round(len(position) ** 0.5)
-    grid = position.unflatten(0, (own, own)).permute(2, 0, 1)[None]
-    factor = (side + 0.1) / own
-    return functional.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")[0].permute(1, 2, 0)
