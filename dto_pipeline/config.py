@@ -1,21 +1,19 @@
-"""Every option of the pipeline, once: frozen dataclasses, one per section, with unit and origin.
+"""Every option of the pipeline: frozen dataclasses, one per section, with unit and origin.
 
-YAML and ``section.key=value`` overrides are read by `config_tree`. Which options can change a label is told by
-`run.identity`. Code receives a config; it never reads one from the air. Section numbers refer to arXiv 2511.13282 as
-implemented by its authors.
+`config_tree` reads YAML and ``section.key=value`` overrides; `run.identity` lists the options that can change a label.
+Section numbers refer to arXiv 2511.13282 as implemented by its authors.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from dto_pipeline.config_tree import build_sections, expect, read_tree
+from dto_pipeline.config_tree import ABOVE_ZERO, Sections, build_sections, expect, read_tree
 
 SOLVER_MODES = ("paper", "joint")
 DEPTH_MODELS = ("auto", "affine_depth", "affine_disparity")
@@ -25,8 +23,8 @@ DEPTH_UNITS = ("measured", "published")  # or a number; explained in `maths.dept
 METRES_PER_DEPTH = 500.0  # [m] of one unit of relative depth in the published network's unit: far_depth is 10 m
 DEPTH_PRECISIONS = ("auto", "float32", "tf32", "float16", "bfloat16")  # maps and the last layer are always float32
 MASK_SOURCES = ("labels", "model", "none")
-# What is taken where the config says 0: (on a CPU, on a GPU). A GPU wants 32 images before its 1,300 launches a batch
-# are hidden, and up to 8 threads that decode what it sees (by arithmetic: none was at hand)
+# Values used where the config says 0: (on a CPU, on a GPU). A GPU needs 32 images to hide its 1,300 launches a batch,
+# and up to 8 threads to decode them (by arithmetic, not measured)
 BY_DEVICE = {"run.batch_images": (8, 32), "depth.batch": (8, 32), "run.decode_threads": (2, 8)}
 ATTRIBUTE_SOURCES = ("labels", "model", "none")
 _CHOICES = {
@@ -39,11 +37,18 @@ _CHOICES = {
     "attributes.source": ATTRIBUTE_SOURCES,
     "attributes.crop": ("face", "body"),
 }
-_LEAST = {  # of the others 0, see `PipelineConfig`
-    "run.gpus_per_worker": -1,  # follows the device
-    **dict.fromkeys(("run.max_attempts", "run.decode_memory_mb", "run.torch_threads"), 1),
-    **{"masks.batch": 1, "attributes.batch": 1, "depth.short_side": 14},
+_RANGES: dict[str, tuple[float, float]] = {  # of numbers; others are 0 or more, see `Sections.check`
+    "run.gpus_per_worker": (-1, inf),  # follows the device
+    **dict.fromkeys(("run.max_attempts", "run.decode_memory_mb", "run.torch_threads"), (1, inf)),
+    **{"masks.batch": (1, inf), "attributes.batch": (1, inf), "depth.short_side": (14, inf)},
+    **dict.fromkeys(("prior.sigma", "depth.scale", "run.shard_timeout_s", "run.warm_up_timeout_s"), ABOVE_ZERO),
+    **{"run.heartbeat_s": ABOVE_ZERO, "run.max_failed_images": (0, 1), "joint.size_error": (0, 0.999)},
 }
+_MIXTURES = (  # options of `joint` that hold as many numbers as each other
+    ("tail_widths", "tail_weights"),
+    ("noise_levels", "noise_level_weights"),
+    ("noise_levels", "blurred_level_weights"),
+)
 
 
 @dataclass(frozen=True)
@@ -207,8 +212,8 @@ class DepthConfig:
     precision: str = "auto"  # model: see `DEPTH_PRECISIONS`; auto = float32 on a CPU, bfloat16 on a GPU
 
     @property
-    def told_unit(self) -> float | None:
-        """`unit` as a number; None = each image tells its own. A word that is none gives NaN."""
+    def given_unit(self) -> float | None:
+        """`unit` as a number; None = measured in each image, NaN = neither a number nor a word of `DEPTH_UNITS`."""
         if self.unit in DEPTH_UNITS:
             return None if self.unit == "measured" else 1.0
         try:
@@ -275,7 +280,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class PipelineConfig:
+class PipelineConfig(Sections):
     """All sections of the pipeline."""
 
     prior: PriorConfig = field(default_factory=PriorConfig)
@@ -289,41 +294,22 @@ class PipelineConfig:
     attributes: AttributeConfig = field(default_factory=AttributeConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
-    def option(self, name: str) -> Any:
-        """The value of ``section.key``."""
-        section, key = name.split(".")
-        return getattr(getattr(self, section), key)
-
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            expect(self.option(name) in choices, f"{name} is {self.option(name)!r}; choose from {choices}")
-        for section in dataclasses.fields(self):
-            for key, value in vars(getattr(self, section.name)).items():
-                name, numbers = f"{section.name}.{key}", value if isinstance(value, tuple) else (value,)
-                least = _LEAST.get(name, 0)
-                for number in numbers:
-                    fits = not isinstance(number, int | float) or least <= number < math.inf
-                    expect(fits, f"{name} is {value}; expected a finite number of at least {least}")
-        levels = [("noise_levels", name) for name in ("noise_level_weights", "blurred_level_weights")]
-        for first, second in (("tail_widths", "tail_weights"), *levels):
-            sizes = len(getattr(self.joint, first)), len(getattr(self.joint, second))
-            expect(
-                sizes[0] == sizes[1] > 0, f"joint.{first} and joint.{second} hold {sizes} numbers; want as many, not 0"
-            )
-        low, high = self.joint.blurred_corr
+        self.check(_CHOICES, _RANGES)
+        joint, prior, unit = self.joint, self.prior, self.depth.given_unit
+        for widths, weights in _MIXTURES:
+            sizes = len(getattr(joint, widths)), len(getattr(joint, weights))
+            expect(sizes[0] == sizes[1] > 0, f"joint.{widths} and joint.{weights} hold {sizes} numbers; want as many")
+        low, high = joint.blurred_corr
         expect(low < high, f"joint.blurred_corr is {low:g}, {high:g}; expected the lower correlation first")
-        unusual = self.joint.wrong_ages_probability, self.joint.size_error_probability
+        unusual = joint.wrong_ages_probability, joint.size_error_probability
         expect(
-            min(unusual) >= 0 and sum(unusual) < 1 and self.joint.size_error < 1,
-            f"joint.wrong_ages_probability and joint.size_error_probability are {unusual}; expected shares whose sum "
-            "is below 1, and joint.size_error below 1",
+            sum(unusual) < 1,
+            f"joint.wrong_ages_probability and joint.size_error_probability are {unusual}; expected a sum below 1",
         )
-        expect(len(self.prior.mean) == 6 == len(self.prior.sigma), "prior.mean and prior.sigma need 6 numbers each")
-        expect(min(self.prior.sigma) > 0, "prior.sigma must be positive")
-        expect(self.depth.scale > 0, "depth.scale must be positive")
-        told = self.depth.told_unit
+        expect(len(prior.mean) == 6 == len(prior.sigma), "prior.mean and prior.sigma need 6 numbers each")
         expect(
-            told is None or 1e-37 < told < 1e37,  # of float32
+            unit is None or 1e-37 < unit < 1e37,  # of float32
             f"depth.unit is {self.depth.unit!r}; choose from {DEPTH_UNITS} or give a positive number",
         )
         expect(
@@ -332,40 +318,29 @@ class PipelineConfig:
             "a folder, see docs/seeing.md",
         )
         expect(
-            0 <= self.run.max_failed_images <= 1,
-            f"run.max_failed_images is {self.run.max_failed_images:g}; expected a share from 0 to 1, 0.05 is 5 %",
-        )
-        for name in ("run.shard_timeout_s", "run.warm_up_timeout_s"):
-            expect(self.option(name) > 0, f"{name} must be positive")
-        expect(
-            0 < 3 * self.run.heartbeat_s <= self.run.lease_s,
-            "run.heartbeat_s must be positive and at most a third of run.lease_s: a driver may miss two beats",
+            3 * self.run.heartbeat_s <= self.run.lease_s,
+            "run.heartbeat_s must be at most a third of run.lease_s: a driver may miss two beats",
         )
 
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain nested dict, JSON-ready (tuples become lists)."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
 
-
-def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] = ()) -> PipelineConfig:
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> PipelineConfig:
     """Build a config from defaults, an optional YAML file and ``section.key=value`` overrides, in this order.
 
-    Raises:
-        ConfigError: a file, section, key or value that cannot be used, named.
+    Raises: ConfigError: a file, section, key or value that cannot be used, named.
     """
     return config_from_dict(read_tree(path, overrides))
 
 
 def require_body(config: BodyConfig) -> None:
-    """Raises: ConfigError where no body model is named. Call it before anything is made."""
+    """Raises: ConfigError: no body model is named. Call it before anything is written."""
     expect(bool(config.model_path), f"no body model is named; {NAME_A_BODY}")
 
 
 def with_body(config: PipelineConfig, path: str | None) -> PipelineConfig:
-    """The config with this body model, where one is named at all."""
+    """The config with this body model; None or "" = unchanged."""
     return dataclasses.replace(config, body=dataclasses.replace(config.body, model_path=path)) if path else config
 
 
-def config_from_dict(tree: typing.Mapping[str, typing.Mapping[str, Any]]) -> PipelineConfig:
+def config_from_dict(tree: Mapping[str, Mapping[str, Any]]) -> PipelineConfig:
     """Inverse of `PipelineConfig.to_dict`; missing keys take their defaults, unknown ones are refused."""
     return PipelineConfig(**build_sections(PipelineConfig, tree))

@@ -80,7 +80,7 @@ class SceneOptimizer:
                 min_pixels_grid=self.config.joint.min_pixels_grid,
                 min_visible_vertices=self.config.joint.min_visible_vertices,
             )
-        return measure_depth_evidence(maps, batch, options, self.config.depth.told_unit)
+        return measure_depth_evidence(maps, batch, options, self.config.depth.given_unit)
 
     def expect_heights(self, batch: SceneBatch) -> tuple[HeightPrior, HeightMixture | None]:
         """Height priors, and for the joint solver the mixture they summarise."""

@@ -1,18 +1,16 @@
-"""Every option of training, once: frozen dataclasses, one per section, with unit and origin. YAML and overrides as in
+"""Every option of training: frozen dataclasses, one per section, with unit and origin. YAML and overrides as in
 `dto_pipeline.config`; a preset is a tree of options below the user's own. "MA-HMR": arXiv 2511.13282."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from dto_pipeline.config import BodyConfig
-from dto_pipeline.config_tree import build_sections, expect, read_tree
+from dto_pipeline.config_tree import Sections, build_sections, expect, read_tree
 from dto_pipeline.data.label_files import Limits
 
 PATCH, CELL, GROUP = 14, 28, 56  # sides of tokens of level 0, 1 and 2 [px]
@@ -26,14 +24,14 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     **{"loss.preset": tuple(PRESETS), "model.betas": (10, 11), "loop.precision": ("float32", "bfloat16")},
     "data.select": ("accepted", "optimized", "all"),
 }
-# section.key -> least and most, where not 0 and any; those of sizes keep a described network from filling the memory
+# section.key -> least and most, where not 0 and any; those of sizes keep a file's network from filling the memory
 _RANGES: dict[str, tuple[float, float]] = {
     **{"encoder.width": (1, 4096), "encoder.layers": (1, 64), "encoder.heads": (1, 256), "encoder.hidden": (0, 16384)},
     **{"model.width": (1, 4096), "model.layers": (1, 24), "model.heads": (1, 256), "model.hidden": (1, 16384)},
     **{"encoder.additional": (0, 16), "model.denoising": (0, 100), "model.queries": (1, 2000)},
-    **{"data.input_size": (GROUP, 5600), "data.holdout": (0, 0.999), "data.patience": (1e-3, math.inf)},
-    **{f"loop.{key}": (1, math.inf) for key in ("steps", "log_every", "checkpoint_every", "torch_threads")},
-    **{f"data.{key}": (1, math.inf) for key in ("max_people", "min_joints", "batch_images", "shuffle_images")},
+    **{"data.input_size": (GROUP, 5600), "data.holdout": (0, 0.999), "data.patience": (1e-3, inf)},
+    **{f"loop.{key}": (1, inf) for key in ("steps", "log_every", "checkpoint_every", "torch_threads")},
+    **{f"data.{key}": (1, inf) for key in ("max_people", "min_joints", "batch_images", "shuffle_images")},
     **{f"augment.{key}": (0, 1) for key in ("flip", "crop", "occlude", "colour")},
     **{"augment.max_angle": (0, 180), "augment.min_scale": (1e-3, 1e3), "augment.max_scale": (1e-3, 1e3)},
 }
@@ -143,7 +141,6 @@ class DataConfig:
         for name in ("weights", "images", "trust", "complete"):
             found, wanted = len(getattr(self, name)), len(self.labels)
             expect(found in (0, wanted), f"data.{name} has {found} entries; expected {wanted}, one per data.labels")
-        expect(all(math.isfinite(w) and w >= 0 for w in self.weights), "data.weights must be 0 or more")
         expect(set(self.trust) <= {"3d", "2d"}, f"data.trust is {self.trust}; expected 3d or 2d, one per data.labels")
 
     @property
@@ -172,7 +169,7 @@ def without_augmentation(config: AugmentConfig) -> AugmentConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Sections):
     """All sections of training."""
 
     encoder: EncoderConfig = EncoderConfig()
@@ -184,15 +181,7 @@ class TrainConfig:
     body: BodyConfig = field(default_factory=BodyConfig)
 
     def __post_init__(self) -> None:
-        for section in fields(self):
-            for key, value in vars(getattr(self, section.name)).items():
-                name = f"{section.name}.{key}"
-                if name in _CHOICES:
-                    expect(value in _CHOICES[name], f"{name} is {value!r}; choose from {_CHOICES[name]}")
-                least, most = _RANGES.get(name, (0, math.inf))
-                if isinstance(value, int | float):
-                    finite = least <= value <= most and math.isfinite(value)
-                    expect(finite, f"{name} is {value}; expected {least:g} to {most:g}")
+        self.check(_CHOICES, _RANGES)
         encoder, model, side = self.encoder, self.model, self.data.input_size
         expect(self.augment.min_scale <= self.augment.max_scale, "augment.min_scale is over augment.max_scale")
         expect(side % GROUP == 0, f"data.input_size is {side}; expected a multiple of {GROUP}")
@@ -200,10 +189,6 @@ class TrainConfig:
         expect(fits, f"encoder.width {encoder.width} and model.width {model.width} are no multiples of their heads")
         learns = bool(encoder.model or self.loop.init) or self.loop.encoder_rate > 0
         expect(learns, "loop.encoder_rate is 0 and the encoder is untrained; name one (encoder.model) or let it learn")
-
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain nested dict, JSON-ready (tuples become lists)."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 def load_train_config(
