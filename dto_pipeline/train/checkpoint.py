@@ -1,7 +1,7 @@
-"""Checkpoints: one file that holds everything needed to go on training or to predict, and weights that others made.
+"""Checkpoints: one file with everything needed to go on training or to predict, and released weights.
 
 A released MA-HMR or SAT-HMR file is one flat dictionary name -> tensor (``.bin`` or ``.pth``), perhaps with ``module.``
-before every name. Names and shapes are compared before a network is built. Knows no training.
+before every name. Names and shapes are compared before a network is built.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.files import is_temporary
 from dto_pipeline.data.torch_files import read_torch_file, write_torch_file
 from dto_pipeline.errors import DtoError
+from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
 from dto_pipeline.models.network_input import stretch_positions
 from dto_pipeline.models.networks import ModelError, ModelReference
 from dto_pipeline.models.pretrained import (
@@ -36,9 +37,9 @@ from dto_pipeline.train.config import PATCH, TrainConfig, train_config_from_dict
 from dto_pipeline.train.model import MeshNetwork
 
 FORMAT, FOLDER = "dto-checkpoint/2", "checkpoints"
-# entries of a released file that are no weights: licensed arrays of the body, and constants
+# entries of a released file that are not weights: licensed arrays of the body, and constants
 IGNORED = re.compile(r"(human_model\..*|z_order_map|x_coords|y_coords|cam_intrinsics)$")
-_KEPT = 2  # newest checkpoints of a training: the one in use and the one before, should a disk fail
+_KEPT = 2  # newest checkpoints of a training that are kept: a spare one, should a disk fail
 _KINDS: dict[str, type] = dict.fromkeys(("config", "init", "weights", "optimizer", "position", "versions"), dict)
 _KINDS["body_sha256"] = str
 _HEAD_WIDTH = 64  # features of an encoder's head, in every DINOv2
@@ -62,7 +63,7 @@ class CheckpointError(DtoError, ValueError):
 
 @dataclass(frozen=True)
 class Position:
-    """How far a training is."""
+    """Progress of a training."""
 
     step: int = 0  # optimiser steps done
     epoch: int = 0  # of the data
@@ -71,16 +72,24 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds; of a released file weights, and a config of the sizes that their shapes tell."""
+    """Content of a checkpoint file; of a released file its weights, and a config with the sizes of their shapes."""
 
-    config: TrainConfig  # the network's sizes too
-    init: dict[str, Any]  # what the training began with, see `begin_network`
+    config: TrainConfig  # with the network's sizes
+    init: dict[str, Any]  # record of the first weights, see `begin_network`
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     position: Position
     versions: dict[str, str]
-    body_sha256: str  # of the body model trained with; "" = a released file, which names none
+    body_sha256: str  # of the training's body model; "" = a released file, which names none
     path: Path | None = None  # where it was read from
+
+    def load_body(self, path: str) -> BodyModel:
+        """The body model in a file, which must be that of the training. Raises: BodyModelError: it is another one."""
+        body = load_body(path, self.config.body.kid_axis)
+        if self.body_sha256 not in ("", body.sha256):
+            found = f"sha256 {body.sha256[:16]}, the network was trained with {self.body_sha256[:16]}"
+            raise BodyModelError(f"the body model {path} has {found}; name the right one (body.model_path, --body)")
+        return body
 
 
 def make_network(config: TrainConfig) -> MeshNetwork:
@@ -140,28 +149,29 @@ def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") 
 
 
 def sizes_to_begin_with(folder: Path, init: str) -> dict[str, dict[str, Any]]:
-    """Sizes of a network as options of a config: those the training in a folder has, or those of the weights that it
-    begins from (`loop.init`; "" = none)."""
+    """Sizes of a network as options of a config: those of the training in a folder, or else of the weights that it
+    begins with (`loop.init`; "" = none)."""
     if not init:
         return {}
     tree = read_checkpoint(folder if list_checkpoints(folder) else init).config.to_dict()
     keys = {"encoder": ("width", "layers", "heads", "hidden", "additional"), "data": ("input_size",)}
-    keys["model"] = ("queries", "width", "heads", "layers", "hidden")  # the stages decide about the others
+    keys["model"] = ("queries", "width", "heads", "layers", "hidden")  # the others depend on the stage
     return {name: {key: tree[name][key] for key in own} for name, own in keys.items()}
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write ``checkpoints/step-N.pt`` below a training's folder and drop all but the newest. Raises: CheckpointError:
-    the disk is full or cannot be written; the checkpoints that are there stay."""
+    the disk is full or cannot be written; earlier checkpoints stay."""
     path = checkpoint_file(folder, checkpoint.position.step)
-    told = {"format": FORMAT, "config": checkpoint.config.to_dict(), "position": vars(checkpoint.position)}
+    plain = {"format": FORMAT, "config": checkpoint.config.to_dict(), "position": vars(checkpoint.position)}
     try:
-        write_torch_file(path, {name: getattr(checkpoint, name) for name in _KINDS} | told)
+        write_torch_file(path, {name: getattr(checkpoint, name) for name in _KINDS} | plain)
     except OSError as error:
-        there = list_checkpoints(folder)
-        after = f"go on from {there[-1].name}, which is whole" if there else "begin anew: there is no earlier one"
-        said = f"{path} could not be written: {error.strerror}; make room, or make it writable, and start again to"
-        raise CheckpointError(f"{said} {after}") from error
+        earlier = list_checkpoints(folder)
+        after = f"go on from {earlier[-1].name}, which is whole" if earlier else "begin again: there is no earlier one"
+        raise CheckpointError(
+            f"{path} could not be written: {error.strerror}; make room, or make it writable, and start again to {after}"
+        ) from error
     left = [one for one in path.parent.glob(".step-*") if is_temporary(one.name)]  # by killed writers
     for old in [*list_checkpoints(folder)[:-_KEPT], *left]:
         old.unlink()
@@ -169,7 +179,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def checkpoint_file(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Path of the checkpoint of a step."""
     return folder / FOLDER / f"step-{step:08d}.pt"
 
 
@@ -179,8 +189,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def read_checkpoint(path: str | Path, heads: int | None = None) -> Checkpoint:
-    """Read a checkpoint, the newest of a training's folder that can be read, or a released file (`heads`: of its
-    encoder, see `read_sizes`); tensors on the CPU. Raises: CheckpointError, TorchFileError: it is none, or damaged."""
+    """A checkpoint, the newest readable one of a training's folder, or a released file (`heads`: of its encoder, see
+    `read_sizes`); tensors on the CPU. Raises: CheckpointError, TorchFileError: it is none of these, or damaged."""
     path, damaged = Path(path), list[str]()
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a checkpoint, a training's folder or a released file")
@@ -198,7 +208,7 @@ def read_checkpoint(path: str | Path, heads: int | None = None) -> Checkpoint:
             _LOG.warning("%s; taking %s instead", reason, one)
         return checkpoint
     if damaged:
-        raise CheckpointError(f"no checkpoint can be read: {'; '.join(damaged)}; remove them to train anew")
+        raise CheckpointError(f"no checkpoint can be read: {'; '.join(damaged)}; remove them to train from the start")
     raise CheckpointError(f"{path} holds no {FOLDER}/step-*.pt; give a training's folder or a checkpoint file")
 
 
@@ -207,30 +217,30 @@ def _checkpoint_of(content: Any, path: Path) -> Checkpoint:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path} is {found!r:.80}, not {FORMAT}; was it written by another program or version?")
     odd = [name for name, kind in _KINDS.items() if not isinstance(content.get(name), kind)]
-    steps, told = [field.name for field in fields(Position)], content.get("position", {})
-    if not odd and (sorted(told) != sorted(steps) or any(type(told[key]) is not int or told[key] < 0 for key in steps)):
+    at, names = content.get("position", {}), sorted(field.name for field in fields(Position))
+    if not odd and (sorted(at) != names or any(type(number) is not int or number < 0 for number in at.values())):
         odd = ["position"]
     if odd:
-        raise CheckpointError(f"{path} lacks {', '.join(odd)}, or it is of no type a training writes; is it whole?")
+        raise CheckpointError(f"{path}: {', '.join(odd)} is missing or not of the type that a training writes")
     try:
         config = train_config_from_dict(content["config"])
     except (ConfigError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its config cannot be used: {error}") from error
-    own = {"config": config, "position": Position(**told), "path": path}
+    own = {"config": config, "position": Position(**at), "path": path}
     return Checkpoint(**{name: content[name] for name in _KINDS} | own)
 
 
 def read_released(content: object, path: Path, heads: int | None = None) -> Checkpoint:
-    """The weights of a file of torch, by their published names, without what is no weight. Raises: CheckpointError: not
-    a flat dictionary of finite tensors, or not of such a network."""
+    """The weights of a released file by their published names. Raises: CheckpointError: it is not a flat dictionary of
+    finite tensors, or not of such a network."""
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
-        raise CheckpointError(f"{path} is no checkpoint and no dictionary of named tensors (pytorch_model.bin)")
+        raise CheckpointError(f"{path} is neither a checkpoint nor a dictionary of named tensors (pytorch_model.bin)")
     plain = {name.removeprefix("module."): value for name, value in content.items()}
     try:
         weights = check_weights({name: value for name, value in plain.items() if not IGNORED.match(name)}, str(path))
         for name, value in weights.items():
             if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                raise CheckpointError(f"{path}: {name} says it is larger than what is stored")
+                raise CheckpointError(f"{path}: {name} claims to be larger than what is stored")
         config = train_config_from_dict(read_sizes(weights, path, heads))
     except (ModelError, ConfigError) as error:
         raise CheckpointError(f"{path} is no released network: {error}; was it written by another program?") from error
@@ -238,8 +248,8 @@ def read_released(content: object, path: Path, heads: int | None = None) -> Chec
 
 
 def read_sizes(weights: Mapping[str, torch.Tensor], path: str | Path, heads: int | None) -> dict[str, dict[str, Any]]:
-    """The sizes that the shapes of a file's weights tell, as sections of a config; `heads`: of the encoder, which they
-    do not tell, None = one per 64 features. Raises: CheckpointError: something is missing."""
+    """The sizes in the shapes of a file's weights, as sections of a config; `heads`: of the encoder, which is in no
+    shape, None = one per 64 features. Raises: CheckpointError: a weight is missing."""
 
     def size(name: str, axis: int = 0) -> int:
         if name not in weights or weights[name].dim() <= axis:
@@ -273,7 +283,7 @@ def read_sizes(weights: Mapping[str, torch.Tensor], path: str | Path, heads: int
 
 
 def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:
-    """sha256 (hex) over names and values, the same wherever and however they were stored."""
+    """sha256 (hex) over names and values, independent of how they were stored."""
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
@@ -282,8 +292,8 @@ def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 def dinov2_weights(state: Mapping[str, torch.Tensor], config: TrainConfig) -> dict[str, torch.Tensor]:
-    """What a DINOv2 of transformers (names of v4 or v5) begins an encoder with: both patch projections are its own,
-    additional blocks copies of its first ones, the inner norm one of its last. Raises: CheckpointError: other names."""
+    """First weights of an encoder from a DINOv2 of transformers (names of v4 or v5): its patch projection twice, its
+    first blocks also as additional blocks, its last norm also as inner norm. Raises: CheckpointError: other names."""
     for theirs, ours in _DINOV2:
         state = {re.sub(theirs, ours, name): value for name, value in state.items()}
     try:
@@ -304,6 +314,7 @@ def dinov2_weights(state: Mapping[str, torch.Tensor], config: TrainConfig) -> di
             stacks = ["blocks", *(["additional_blocks"] if layer < config.encoder.additional else [])]
             found |= {f"encoder.{stack}.{layer}.{name}": v for stack in stacks for name, v in block.items()}
     except KeyError as error:
-        said = f"the encoder lacks {error}; expected a DINOv2 of {config.encoder.layers} layers"
-        raise CheckpointError(said) from error
+        raise CheckpointError(
+            f"the encoder lacks {error}; expected a DINOv2 of {config.encoder.layers} layers"
+        ) from error
     return found

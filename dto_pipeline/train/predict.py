@@ -36,7 +36,7 @@ from dto_pipeline.data.storage import STORAGE_ERRORS, Location, absolute, list_n
 from dto_pipeline.data.tars import carry_tar_index, open_images
 from dto_pipeline.errors import DtoError
 from dto_pipeline.maths.person_matching import carry_to_camera
-from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
+from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.paths import SUBSET_NAME, name_subset
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus, PersonStatus, UnusableImage
@@ -99,10 +99,7 @@ def load_trained(
     if is_released and body_path is None:
         raise BodyModelError(f"{path} is a released file, which names no body model; name its own with --body")
     options = dataclasses.replace(config.body, model_path=str(body_path or config.body.model_path))
-    body = load_body(options.model_path, options.kid_axis)
-    if not is_released and body.sha256 != checkpoint.body_sha256:
-        found = f"sha256 {body.sha256[:16]}, the network was trained with {checkpoint.body_sha256[:16]}"
-        raise BodyModelError(f"the body model has {found}; name the right one with --body")
+    body = checkpoint.load_body(options.model_path)
     encoder, model, side = config.encoder, config.model, config.data.input_size
     origin = f"{checkpoint.path}, step {checkpoint.position.step}"
     if is_released:

@@ -137,7 +137,7 @@ def is_shape(name: str) -> bool:
         ({"conf_head.weight": "pickle"}, "the weight 'conf_head.weight' is no dense tensor"),
         (
             {"tgt_embed.weight": torch.zeros(1, 1).expand(9, 48)},
-            "tgt_embed.weight says it is larger than what is stored",
+            "tgt_embed.weight claims to be larger than what is stored",
         ),
         ({"encoder_pos_embeds": torch.zeros(21, 21, 40)}, "data.input_size is 294; expected a multiple of 56"),
         ({"conf_head.weight": None}, r"missing \(1\): conf_head\.weight"),
