@@ -24,7 +24,8 @@ _T = TypeVar("_T", bound="Tensors")
 class Tensors:
     """A frozen dataclass whose tensor fields move together."""
 
-    def _each(self: _T, change: Callable[[Any], Any]) -> _T:
+    def each(self: _T, change: Callable[[Any], Any]) -> _T:
+        """The same container with every tensor, and every container in it, changed by a function."""
         changed = {
             name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor | Tensors)
         }
@@ -32,11 +33,11 @@ class Tensors:
 
     def to(self: _T, device: torch.device | str, non_blocking: bool = False) -> _T:
         """The same container with every tensor on `device`; `non_blocking`: the copies may still be under way."""
-        return self._each(lambda value: value.to(device, non_blocking=non_blocking))
+        return self.each(lambda value: value.to(device, non_blocking=non_blocking))
 
     def take(self: _T, rows: torch.Tensor) -> _T:
         """The entries `rows` (n,) of the first axis of every tensor."""
-        return self._each(lambda value: value.take(rows) if isinstance(value, Tensors) else value[rows])
+        return self.each(lambda value: value.take(rows) if isinstance(value, Tensors) else value[rows])
 
     def put(self: _T, rows: torch.Tensor, other: _T) -> _T:
         """A copy whose entries `rows` (n,) of the first axis are those of `other`, in order."""

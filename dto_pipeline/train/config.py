@@ -41,7 +41,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 class EncoderConfig:
     """DINOv2: published weights to start from, and the shape of the encoder."""
 
-    model: str = ""  # hub name or folder of a DINOv2 of transformers whose weights begin; "" = untrained
+    model: str = ""  # hub name or folder of a DINOv2 of transformers to start from; "" = untrained
     revision: str = ""  # commit a hub name is pinned to
     offline: bool = False  # never ask the hub, only its cache on this machine
     width: int = 768  # of tokens (ViT-B)
@@ -61,7 +61,7 @@ class ModelConfig:
     layers: int = 6
     hidden: int = 2048  # of the decoder's feed-forward layers
     betas: int = 11  # shape coefficients that are predicted: 10, or 11 with the kid axis
-    camera: bool = True  # a branch says the field of view (stages 2 and 3); False = 60 degrees over S (stage 1)
+    camera: bool = True  # a branch predicts the field of view (stages 2 and 3); False = 60 degrees over S (stage 1)
     denoising: int = 0  # groups of denoising queries in training (stage 1: 10)
     as_published: bool = False  # the image's middle is the principal point, tokens depend on images of the batch
 
@@ -121,10 +121,10 @@ class DataConfig:
     weights: tuple[float, ...] = ()  # times an epoch each image of these labels is seen; none = once
     images: tuple[str, ...] = ()  # folder or URI of the photographs; "" = those the run's manifest names
     trust: tuple[str, ...] = ()  # "3d", or "2d": only places in the picture and cameras are labels; none = 3d
-    complete: tuple[bool, ...] = ()  # everybody in these images is labelled; false: others may be found; none = true
+    complete: tuple[bool, ...] = ()  # all people in these images are labelled; none = true
     select: str = "accepted"  # images: accepted, optimized or all; never those without people
-    max_error: float = 0.0  # images of at most this expected error of z [m], where labels tell it; 0 = all
-    max_z_sigma: float = 0.0  # bodies of at most this sigma of z [m]; of others only the box is learnt; 0 = all
+    max_error: float = 0.0  # images of at most this expected error of z [m], where labels have it; 0 = all
+    max_z_sigma: float = 0.0  # bodies of at most this sigma of z [m]; of others only the box is used; 0 = all
     holdout: float = 0.0  # share of the images kept for evaluation, chosen by a hash of their keys (ours)
     input_size: int = 1288  # S, the longer side of an input [px], a multiple of 56
     max_people: int = 50  # of one image, the nearest are kept; as many as the network has queries
@@ -145,13 +145,13 @@ class DataConfig:
 
     @property
     def limits(self) -> Limits:
-        """How certain images and bodies must be."""
+        """Limits on the uncertainty of images and bodies."""
         return Limits(self.max_error or None, self.max_z_sigma or None)
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How an image and its labels are varied; drawn anew for every image and epoch (numbers of MA-HMR)."""
+    """Random variation of an image and its labels, for every image and epoch (numbers of MA-HMR)."""
 
     max_angle: float = 15.0  # about the camera's axis, uniform on both sides [degree]
     min_scale: float = 0.8  # of the focal length
@@ -164,7 +164,7 @@ class AugmentConfig:
 
 
 def without_augmentation(config: AugmentConfig) -> AugmentConfig:
-    """The whole picture as it is: what evaluation sees."""
+    """The config without variation, for evaluation."""
     return replace(config, max_angle=0.0, min_scale=1.0, max_scale=1.0, flip=0.0, crop=0.0, occlude=0.0, colour=0.0)
 
 

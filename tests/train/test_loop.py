@@ -382,7 +382,7 @@ def test_steps_may_be_raised_and_not_lowered(data: TrainBatch, tmp_path: Path) -
 
 def test_an_epoch_that_shows_nobody_ends_the_training(data: TrainBatch) -> None:
     empty = label_batch([image.permute(1, 2, 0).numpy() for image in data.images], [no_labels()] * 4, load_body("demo"))
-    with pytest.raises(LabelsError, match="a whole epoch of 4 images showed nobody"):
+    with pytest.raises(LabelsError, match="a whole epoch of 4 images had no people"):
         list(itertools.islice(batches_from(BatchStream(empty, 2, 0, 1), Position()), 5))
 
 
