@@ -33,7 +33,7 @@ from dto_pipeline.models.network_input import (
     run_in_batches,
     stretch_positions,
 )
-from dto_pipeline.models.networks import LICENCES, ModelError, depth_reference, licence_lines
+from dto_pipeline.models.networks import LICENCES, ModelError, licence_lines, reference_of
 from dto_pipeline.models.pretrained import load_pretrained
 
 _LOG = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class DepthNetwork:
             ModelMissing, ModelError: it cannot be had, is not pinned, or is of an unknown family.
         """
         self.device = torch.device(device)
-        reference = depth_reference(config)
+        reference = reference_of("depth", config)
         self.precision = resolve_precision(config.precision, self.device)
         hint = f"Licences: {'; '.join(licence_lines())}"
         network, identity = load_pretrained(

@@ -15,14 +15,7 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
-from dto_pipeline.config import (
-    NAME_A_BODY,
-    STAND_IN_BODY,
-    AttributeConfig,
-    DepthConfig,
-    MaskConfig,
-    PipelineConfig,
-)
+from dto_pipeline.config import NAME_A_BODY, STAND_IN_BODY, AttributeConfig, DepthConfig, MaskConfig, PipelineConfig
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import open_regular
 
@@ -104,6 +97,8 @@ class ModelReference:
     @property
     def located(self) -> str:
         """What transformers opens: the folder's path or the hub name."""
+        if self.option == "depth" and self.name == DEMO_MODEL:
+            return str(files("dto_pipeline.assets") / "depth_tiny")
         return str(Path(self.name).expanduser()) if self.is_folder else self.name
 
 
@@ -137,9 +132,9 @@ def identify_networks(config: PipelineConfig) -> dict[str, str]:
     """
     references: dict[str, ModelReference] = {}
     if config.depth.source == "model":
-        references["depth network"] = depth_reference(config.depth)
+        references["depth network"] = reference_of("depth", config.depth)
     if config.masks.source == "model":
-        references["mask network"] = mask_reference(config.masks)
+        references["mask network"] = reference_of("masks", config.masks)
     if config.attributes.source == "model":
         for index, reference in enumerate(attribute_references(config.attributes), start=1):
             references[f"attribute network {index}"] = reference
@@ -148,16 +143,9 @@ def identify_networks(config: PipelineConfig) -> dict[str, str]:
     return {what: identify(reference).full for what, reference in references.items()}
 
 
-def depth_reference(config: DepthConfig) -> ModelReference:
-    """The depth network of a config."""
-    own = str(files("dto_pipeline.assets") / "depth_tiny")
-    name = own if config.model == DEMO_MODEL else config.model
-    return ModelReference(name, config.revision, config.offline, option="depth")
-
-
-def mask_reference(config: MaskConfig) -> ModelReference:
-    """The segmentation network of a config."""
-    return ModelReference(config.model, config.revision, config.offline, option="masks")
+def reference_of(option: str, section: DepthConfig | MaskConfig) -> ModelReference:
+    """The network of the section `option` of a config."""
+    return ModelReference(section.model, section.revision, section.offline, option=option)
 
 
 def attribute_references(config: AttributeConfig) -> list[ModelReference]:

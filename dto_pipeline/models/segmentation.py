@@ -17,7 +17,7 @@ from transformers import AutoModelForUniversalSegmentation
 from dto_pipeline.config import MaskConfig
 from dto_pipeline.models.body_pixels import Instances
 from dto_pipeline.models.network_input import images_at_once, network_size, resize_to_network, run_in_batches
-from dto_pipeline.models.networks import ModelError, mask_reference
+from dto_pipeline.models.networks import ModelError, reference_of
 from dto_pipeline.models.pretrained import load_pretrained
 
 _MULTIPLE = 32  # sides of the network's input are multiples of it [px]
@@ -34,7 +34,7 @@ class InstanceNetwork:
         """
         self.device = torch.device(device)
         self.config = config
-        reference = mask_reference(config)
+        reference = reference_of("masks", config)
         self.network, self.identity = load_pretrained(AutoModelForUniversalSegmentation, reference, self.device)
         self._person = person_classes(self.network.config.id2label)
 
