@@ -129,7 +129,7 @@ def build_attribute_models(config: AttributeConfig, device: torch.device | str) 
     """The networks a config asks for, one or two.
 
     Raises:
-        ModelMissing, ModelError: one cannot be had, is not pinned, or its classes say neither age nor gender.
+        ModelMissing, ModelError: one cannot be loaded, or its classes are neither ages nor genders.
     """
     where = torch.device(device)
     return [

@@ -43,7 +43,7 @@ class Perception:
         """Load the networks.
 
         Raises:
-            ModelMissing, ModelError: one cannot be had as the config says.
+            ModelMissing, ModelError: one cannot be loaded.
         """
         self.config = config
         self._body = body

@@ -30,7 +30,7 @@ class InstanceNetwork:
         """Load the network.
 
         Raises:
-            ModelMissing, ModelError: it cannot be had, is not pinned, or does not know people.
+            ModelMissing, ModelError: it cannot be loaded, or has no class of people.
         """
         self.device = torch.device(device)
         self.config = config
