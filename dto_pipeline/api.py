@@ -278,7 +278,7 @@ def _array(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def _check_camera(camera: np.ndarray, width: int, height: int) -> np.ndarray:
     right = camera.shape == (3, 3) and np.isfinite(camera).all() and (camera.diagonal()[:2] > 0).all()
     _expect(right, f"intrinsics is {camera.tolist()}; expected a finite 3 x 3 matrix with focal lengths above 0")
-    beyond = implausible_cameras(camera[None], np.array([width]), np.array([height]))[0]
+    beyond = implausible_cameras(camera, width, height)
     _expect(not beyond, f"intrinsics is {camera.tolist()} for an image of {width} x {height}: {CAMERA_BEYOND}")
     return camera
 

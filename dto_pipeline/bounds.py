@@ -44,14 +44,14 @@ CENTRE = Bound("principal point", -10, 11, "times the image side", "a crop of a 
 CAMERA_BEYOND = f"{FOCAL}, or {CENTRE}"
 
 
-def implausible_cameras(intrinsics: np.ndarray, width: np.ndarray, height: np.ndarray) -> np.ndarray:
-    """(n,) bool: cameras (n, 3, 3) that cannot belong to images of `width`, `height` (n,) [px]; False where a size is
-    unknown (0)."""
+def implausible_cameras(intrinsics: np.ndarray, width: np.ndarray | int, height: np.ndarray | int) -> np.ndarray:
+    """(...) bool: cameras (..., 3, 3) that cannot belong to images of `width`, `height` (...) [px]; False where a size
+    is unknown (0)."""
     sides = np.stack([width, height], axis=-1).astype(np.float64)
     known = np.all(sides > 0, axis=-1)
-    sides = np.where(known[:, None], sides, 1)
-    focal = np.stack([intrinsics[:, 0, 0], intrinsics[:, 1, 1]], axis=-1) / sides.max(axis=-1, keepdims=True)
-    centre = intrinsics[:, :2, 2] / sides
+    sides = np.where(known[..., None], sides, 1)
+    focal = intrinsics[..., [0, 1], [0, 1]] / sides.max(axis=-1, keepdims=True)
+    centre = intrinsics[..., :2, 2] / sides
     plausible = np.concatenate([FOCAL.holds(focal), CENTRE.holds(centre)], axis=-1)
     return known & ~np.all(plausible, axis=-1)
 

@@ -260,7 +260,7 @@ def _person_problems(
 
 def _name_beyond(scene: Scene, person: int) -> str:
     """Why the optimiser left out a person that the reader of labels accepted."""
-    if implausible_cameras(scene.intrinsics[None], np.array([scene.width]), np.array([scene.height]))[0]:
+    if implausible_cameras(scene.intrinsics, scene.width, scene.height):
         return CAMERA_BEYOND
     return name_beyond(scene.pose[person], scene.betas[person], scene.transl[person])
 

@@ -230,6 +230,6 @@ def resize(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def camera_problem(intrinsics: np.ndarray, width: int, height: int) -> str:
     """Why a picture of this size cannot have this camera (3, 3) [px]; "" where it can."""
-    if not implausible_cameras(intrinsics[None], np.array([width]), np.array([height]))[0]:
+    if not implausible_cameras(intrinsics, width, height):
         return ""
     return f"its camera {intrinsics[:2].tolist()} cannot be that of {width} x {height} pixels: {CAMERA_BEYOND}"
