@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dto_pipeline.config import BodyConfig
-from dto_pipeline.data.annotation_pieces import open_annotation_set, open_annots_set
+from dto_pipeline.data.annotation_pieces import open_people_set
 from dto_pipeline.data.label_files import check_one_body
-from dto_pipeline.data.people import FileKind, expect_kind
+from dto_pipeline.data.people import FileKind, UnknownFile, recognise
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.data.training_labels import LabelSet, ParquetSet, open_file_set, open_run_set
 from dto_pipeline.errors import DtoError
@@ -81,8 +81,12 @@ def _open_any(labels: str, images: str) -> LabelSet:
     place = as_location(labels)
     if isinstance(place, str):  # behind a URI only our own label files are read
         return open_file_set(labels, images)
-    readable = (FileKind.DTO_LABELS, FileKind.MA_HMR, FileKind.RELATIVE_HUMAN)
-    kind = expect_kind(place, readable, "training")
+    kind = recognise(place)
     if kind is FileKind.DTO_LABELS:
         return open_file_set(labels, images)
-    return (open_annots_set if kind is FileKind.MA_HMR else open_annotation_set)(labels, images)
+    if kind in (FileKind.MA_HMR, FileKind.RELATIVE_HUMAN):
+        return open_people_set(place, kind, images)
+    raise UnknownFile(
+        f"{labels} holds {kind.words}; training reads labels of this project, released DTO-Humans and RelativeHuman's "
+        "annotations: make a run of it first (`dto manifest build`, `dto run`)"
+    )

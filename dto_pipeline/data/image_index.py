@@ -15,6 +15,7 @@ import numpy as np
 from dto_pipeline.data.sources.rows import LabelFileError, LabelSource
 from dto_pipeline.paths import UnsafePath, check_relative
 
+WHOLE_NAME = 1 << 20  # as `key_parts`: all parts of a name make its key
 _LAST_CHARACTER = 0x10FFFF  # of Unicode
 _ROWS_AT_ONCE = 1 << 16
 

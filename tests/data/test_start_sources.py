@@ -15,6 +15,7 @@ from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.scenes import read_label_scenes
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import LabelFileError, SourceOptions
+from dto_pipeline.errors import DtoError
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
 from tests.data.small_set import HEIGHT, WIDTH, all_rows, read_findings, small_dataset, write_image
@@ -117,13 +118,13 @@ def test_one_label_file_is_enough_and_others_are_refused(tmp_path):
     source = SOURCES["labels"](shard, AFTER)
     assert source.num_rows == 2
     (tmp_path / "empty").mkdir()
-    with pytest.raises(LabelFileError, match="holds no label file"):
+    with pytest.raises(DtoError, match="holds no label file"):
         SOURCES["labels"](tmp_path / "empty", AFTER)
     shard.write_bytes(shard.read_bytes()[:-20])
-    with pytest.raises(LabelFileError, match="shard-00001"):
+    with pytest.raises(DtoError, match="shard-00001"):
         SOURCES["labels"](tmp_path / "run", AFTER)
     pq.write_table(pa.table({"a": [1]}), shard)
-    with pytest.raises(LabelFileError, match="dto-labels/1"):
+    with pytest.raises(DtoError, match="dto-labels/1"):
         SOURCES["labels"](shard, AFTER)
 
 
@@ -201,12 +202,10 @@ def test_relative_human_takes_predicted_people_and_nothing_annotated(tmp_path):
 def test_relative_human_files_of_another_kind_are_refused(tmp_path):
     write_predictions(tmp_path, ["a.jpg"])
     options = SourceOptions(predictions=tmp_path / "p.npz")
-    with pytest.raises(LabelFileError, match="does not exist"):
-        SOURCES["relative_human"](tmp_path / "none.npz", options)
     with pytest.raises(LabelFileError, match="no such array"):
         SOURCES["relative_human"](tmp_path / "p.npz", options)
     (tmp_path / "x.npz").write_bytes(b"text")
-    with pytest.raises(LabelFileError, match=r"x\.npz"):
+    with pytest.raises(DtoError, match=r"x\.npz"):
         SOURCES["relative_human"](tmp_path / "x.npz", options)
 
 

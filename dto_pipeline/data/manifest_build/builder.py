@@ -44,7 +44,7 @@ from dto_pipeline.data.manifest_build.build_report import (
 )
 from dto_pipeline.data.manifest_build.seen_people import SeenPeople, join_seen
 from dto_pipeline.data.manifest_build.writer import describe_origin, open_manifest_writer
-from dto_pipeline.data.people import FileKind, UnknownFile, recognise
+from dto_pipeline.data.people import FileKind, recognise
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import (
     MASK_DAMAGED,
@@ -115,6 +115,8 @@ def build_manifest(
         report.also_in = note_shared_images(findings, inputs.index, [as_location(other) for other in against])
         for finding in inputs.source.findings:
             findings.add(SOURCE, finding.image, finding.reason)
+        for image in inputs.source.empty_images:
+            findings.add(SOURCE, image, "listed without people")
         if inputs.placement is not None:
             note_tars(findings, inputs.placement)
         _write_manifest(inputs, out, report, findings, progress)
@@ -135,12 +137,9 @@ def _open_inputs(dataset: Dataset, out: Location, stack: ExitStack, progress: bo
     places = (dataset.place("predictions"), dataset.sidecar_path)
     predictions, sidecar_file = (None if place is None else fetch(place, stack, LabelFileError) for place in places)
     labels = fetch(dataset.labels_path, stack, LabelFileError)
-    try:
-        kind = recognise(labels)
-    except UnknownFile:
-        kind = None  # its reader says more
+    kind = recognise(labels)
     found = "labels" if kind is FileKind.DTO_LABELS else str(kind)
-    if kind is not None and found != dataset.source:
+    if found != dataset.source:
         advice = f"set source: {found} (--source {found})" if found in SOURCES else "no source reads that"
         raise LabelFileError(
             f"{labels} holds {kind.words}, and the description says source: {dataset.source}; {advice}"

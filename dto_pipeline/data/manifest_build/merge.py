@@ -26,14 +26,14 @@ from tqdm import tqdm
 from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, read_numbers, single_array, struct_column
 from dto_pipeline.data.files import json_bytes, sha256_file
-from dto_pipeline.data.image_index import index_images
+from dto_pipeline.data.image_index import WHOLE_NAME, index_images
 from dto_pipeline.data.label_files import check_one_body
 from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
 from dto_pipeline.data.manifest_build.build_report import MergeReport
 from dto_pipeline.data.manifest_build.builder import PERSON_PROBLEMS, judge_cameras, judge_people, person_columns
 from dto_pipeline.data.manifest_build.writer import open_manifest_writer
 from dto_pipeline.data.parquet import writer_settings
-from dto_pipeline.data.people import schema_of
+from dto_pipeline.data.people import FileKind, recognise
 from dto_pipeline.data.sources.dto_labels import open_dto_labels
 from dto_pipeline.data.sources.predictions import NUM_KEYPOINTS, open_predictions
 from dto_pipeline.data.sources.rows import (
@@ -52,12 +52,11 @@ from dto_pipeline.maths import person_matching as matching
 from dto_pipeline.maths.person_matching import BodyViews, MatchRule
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.reading import parse_json
-from dto_pipeline.schema import LABELS_SCHEMA_NAME, MANIFEST_PERSON, MANIFEST_SCHEMA, MERGE_SCHEMA, MERGE_SCHEMA_NAME
+from dto_pipeline.schema import MANIFEST_PERSON, MANIFEST_SCHEMA, MERGE_SCHEMA, MERGE_SCHEMA_NAME
 from dto_pipeline.status import PredictionStatus as Status
 
 MIN_SCORE = 0.5  # predictions of a lower det_score are refused; 4D-Humans' detector threshold
 MAX_PREDICTIONS = 1000  # per image: all pairs of them are compared
-_WHOLE_NAME = 1 << 20  # parts of an image's name that make its key: all, predictions are not told apart by less
 _OUTCOMES_AT_ONCE = 1 << 16
 _IMAGE_NAMES = ("image_file", "image_path", "image_id")  # what a prediction may call its image
 _SAME_CAMERA = 1e-3  # largest difference between intrinsics that are the same camera [px]
@@ -145,7 +144,7 @@ def _earlier_merges(source: Manifest) -> list[Any]:
 def _open_people(path: Path, source: Manifest, earlier: list[Any], body: BodyModel) -> LabelSource:
     """Predicted people in either form; if they, or those of earlier merges, tell a body model, it must be `body`."""
     told = {f"the people merged into {source.path}": entry["body_sha256"] for entry in earlier}
-    if path.is_dir() or schema_of(path) == LABELS_SCHEMA_NAME:
+    if recognise(path) is FileKind.DTO_LABELS:
         people = open_dto_labels(path, SourceOptions())
         told[f"{people.files[0]}"] = check_one_body(people.files)
     else:
@@ -185,7 +184,7 @@ class _Merge:
     def __init__(self, people: LabelSource, body: BodyModel, min_score: float) -> None:
         self.report, self.rule = MergeReport(), MatchRule()
         self._people, self._body, self._min_score = people, body, min_score
-        self._index = index = index_images(people, _WHOLE_NAME)
+        self._index = index = index_images(people, WHOLE_NAME)
         self._image_of = {name: image for image, name in enumerate(index.image_name) if image not in index.problem}
         self._taken = np.zeros(index.num_images, dtype=bool)  # images of the predictions that a shard had
 

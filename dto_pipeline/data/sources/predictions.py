@@ -31,7 +31,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dto_pipeline.axes import NUM_BETAS
-from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.npz import MappedNpz
 from dto_pipeline.data.sources.rows import (
     LabelFileError,
@@ -71,21 +70,16 @@ def open_predictions(path: str | Path) -> LabelSource:
     """Open a prediction file; the suffix does not matter. Its rows have `seen`.
 
     Raises:
-        LabelFileError: no such file, neither npz nor Parquet, no row, a column missing, unknown, of a wrong shape or
-            type, or an object array.
+        LabelFileError: no such file, no row, or a column that is missing, unknown, or of a wrong shape or type.
+        PickleRefused: neither Parquet nor a whole npz, or an object array.
     """
     path = Path(path)
     try:
         is_parquet = read_start(path, 4) == b"PAR1"
     except OSError as error:
         raise LabelFileError(f"prediction file {path} cannot be opened ({error.strerror}); check the path") from error
-    try:
-        return _open_parquet(path) if is_parquet else _open_npz(path)
-    except PickleRefused as error:
-        raise LabelFileError(f"{error}; expected an npz or a Parquet file of predictions") from error
-
-
-def _open_npz(path: Path) -> LabelSource:
+    if is_parquet:
+        return _open_parquet(path)
     npz = MappedNpz(path)
     _check_names(path, npz.keys)
 

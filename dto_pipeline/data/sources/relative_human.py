@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.npz import safe_load_npz
 from dto_pipeline.data.sources.predictions import open_predictions
 from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelSource, SourceOptions
@@ -177,11 +176,14 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any], Any]] = {  # of `Annotation`
 }
 
 
+PERSON_KEYS = frozenset(key for key, _, _ in _FIELDS.values())
+
+
 def open_relative_human(path: Path, options: SourceOptions) -> LabelSource:
     """The predictions for the images of ``{train,val,test}_annots.npz``, and which images only one of both knows.
 
     Raises:
-        LabelFileError: no predictions are named, or one of the files cannot be used.
+        LabelFileError, PickleRefused: no predictions are named, or one of the files cannot be used.
     """
     if options.predictions is None:
         raise LabelFileError(
@@ -189,12 +191,7 @@ def open_relative_human(path: Path, options: SourceOptions) -> LabelSource:
             "a file of predicted people under `predictions` in the dataset YAML (--predictions), or use them for "
             "evaluation only"
         )
-    try:
-        annotated = list(read_annotations(path).images)
-    except FileNotFoundError as error:
-        raise LabelFileError(f"label file {path} does not exist; check --data-root and the dataset YAML") from error
-    except (PickleRefused, OSError) as error:
-        raise LabelFileError(f"{path} cannot be read: {error}") from error
+    annotated = list(read_annotations(path).images)
     found = open_predictions(options.predictions)
     predicted: dict[str, str] = {}  # base name, as annotations have no folders -> name
     for start in range(0, found.num_rows, _ROWS_AT_ONCE):

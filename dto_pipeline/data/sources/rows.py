@@ -1,7 +1,7 @@
-"""What every source of labels delivers: rows of people in this project's own names, one per label row.
+"""The shape in which every source of labels gives its people: one row per label row, with this project's names.
 
-Knows what makes a label row usable, what is known of people besides their labels, and how columns of mapped files and
-Parquet tables become rows; knows no foreign name. Camera frame and units as in `dto_pipeline`.
+Also: what makes a label row usable, and how columns of mapped files and Parquet tables become rows. Camera frame and
+units as in `dto_pipeline`.
 """
 
 from __future__ import annotations
@@ -68,14 +68,15 @@ class LabelRows:
     betas: np.ndarray  # (n, 11) float32, kid axis last (0 where the source has ten)
     transl: np.ndarray  # (n, 3) float32 [m]
     bbox_xyxy: np.ndarray  # (n, 4) float32 [px], NaN = unknown
-    intrinsics: np.ndarray  # (n, 3, 3) float64 [px], as told by each row; cx and cy both NaN = the image's centre
-    seen: SeenRows | None = field(default=None, kw_only=True)  # what the file itself tells of these; None = nothing
+    intrinsics: np.ndarray  # (n, 3, 3) float64 [px] of each row; cx and cy both NaN = the image's centre
+    seen: SeenRows | None = field(default=None, kw_only=True)  # what the file itself says of them; None = nothing
     keypoints: np.ndarray | None = field(default=None, kw_only=True)  # (n, J, 3) u, v [px], confidence (0 = none)
+    more: Mapping[str, np.ndarray] = field(default_factory=dict, kw_only=True)  # name -> (n, ...): see the sources
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What a source is asked for besides its file; each looks at what concerns it."""
+    """What a source needs besides its file; each reads what concerns it."""
 
     values: str = "after"  # label files of this project: values after or before optimisation, see LABEL_VALUES
     predictions: Path | None = None  # RelativeHuman: predicted people, its own files hold no bodies
@@ -92,13 +93,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class LabelSource:
-    """An open label file; its numbers are mapped, so that a file of any size fits in memory and nothing is closed."""
+    """An open label file. Numbers of foreign files are mapped: a file of any size fits, and nothing is closed."""
 
     files: list[Path]  # read by this source; their sha256 go into the manifest
     num_rows: int
     image_names: Callable[[int, int], np.ndarray]  # (stop - start,) str of these rows, relative to the images folder
     rows: Callable[[np.ndarray], LabelRows]  # those named by (n,) int, in this order
     findings: Sequence[Finding] = ()
+    empty_images: Sequence[str] = ()  # names of images that are listed without people
 
 
 def pick(column: np.ndarray | None, index: np.ndarray, tail: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
