@@ -249,13 +249,14 @@ class MergeReport(_Counts):
     images_with_added: int = 0
     notes: Counter[str] = field(default_factory=Counter)  # values taken as unknown -> how many
 
-    def count(self, status: PredictionStatus, message: str | None, predictions: int) -> None:
-        if not predictions:
-            return
-        self.predictions += predictions
-        self.outcomes[str(status)] += predictions
-        if status not in (PredictionStatus.ADDED, PredictionStatus.MATCHED, PredictionStatus.DUPLICATE):
-            self.refused[f"{status}: {message}" if message else str(status)] += predictions
+    def count(self, verdicts: Mapping[str, int]) -> None:
+        """Add predictions by what became of them: a PredictionStatus word, perhaps with ": reason"."""
+        for verdict, predictions in sorted(verdicts.items()):
+            status = verdict.partition(":")[0]
+            self.predictions += predictions
+            self.outcomes[status] += predictions
+            if status not in (PredictionStatus.ADDED, PredictionStatus.MATCHED, PredictionStatus.DUPLICATE):
+                self.refused[verdict] += predictions
 
     def as_table(self) -> str:
         return self.count_lines(f"merged manifest, fingerprint {self.fingerprint[:16]}")
