@@ -40,7 +40,7 @@ class SamePerson:
 
 
 @dataclass(frozen=True)
-class People:
+class LabelledPeople:
     """n label rows, image by image."""
 
     pose: np.ndarray  # (n, 72) [rad]
@@ -53,7 +53,7 @@ class People:
     counts: np.ndarray  # (m,) int people of each image
 
 
-def find_duplicates(people: People, rule: SamePerson = SamePerson()) -> np.ndarray:
+def find_duplicates(people: LabelledPeople, rule: SamePerson = SamePerson()) -> np.ndarray:
     """(n,) int64 position of the row that each row repeats, -1 = nobody.
 
     Of the rows of one person the one with a mask is kept, then a released label before a detection, then the higher
@@ -71,7 +71,7 @@ def find_duplicates(people: People, rule: SamePerson = SamePerson()) -> np.ndarr
     return _keep_best(first, second, rank)
 
 
-def _pairs(people: People, rank: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _pairs(people: LabelledPeople, rank: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows of one image that are compared: all pairs, in blocks; of a very large image, rows of equal numbers."""
     starts = np.cumsum(people.counts) - people.counts
     for size in np.unique(people.counts[(people.counts > 1) & (people.counts <= MAX_COMPARED)]).tolist():
@@ -89,7 +89,7 @@ def _pairs(people: People, rank: np.ndarray) -> Iterator[tuple[np.ndarray, np.nd
         yield best[best != rows], rows[best != rows]
 
 
-def _same_pairs(people: People, first: np.ndarray, second: np.ndarray, rule: SamePerson) -> np.ndarray:
+def _same_pairs(people: LabelledPeople, first: np.ndarray, second: np.ndarray, rule: SamePerson) -> np.ndarray:
     """(2, k) the pairs that are one person; poses are compared of those only that stand close."""
     one, other = people.transl[first].astype(np.float64), people.transl[second].astype(np.float64)
     z = np.minimum(one[:, 2], other[:, 2])
@@ -102,7 +102,7 @@ def _same_pairs(people: People, first: np.ndarray, second: np.ndarray, rule: Sam
     return pairs[:, np.concatenate([_are_alike(people, block[0], block[1], rule) for block in blocks])]
 
 
-def _are_alike(people: People, one: np.ndarray, other: np.ndarray, rule: SamePerson) -> np.ndarray:
+def _are_alike(people: LabelledPeople, one: np.ndarray, other: np.ndarray, rule: SamePerson) -> np.ndarray:
     """(k,) bool of pairs that stand close: pose, shape and box agree, or every number does."""
     with np.errstate(over="ignore", invalid="ignore"):
         shape = np.abs(people.betas[one] - people.betas[other])

@@ -43,7 +43,6 @@ from dto_pipeline.data.sources.rows import (
     LabelFileError,
     LabelRows,
     LabelSource,
-    SeenRows,
     SourceOptions,
     find_row_problems,
 )
@@ -162,7 +161,6 @@ class _Shard:
     row: np.ndarray  # (n,) int64 row of the prediction file
     image: np.ndarray  # (n,) int64 row of the shard
     labels: LabelRows
-    seen: SeenRows
     keypoints: np.ndarray  # (n, 45, 3) float32 u, v [px], confidence (0 = unknown)
 
 
@@ -190,13 +188,13 @@ class _Merge:
         self.report.images += table.num_rows
         self.report.released += int(table["num_persons"].to_numpy().sum())
         self.report.images_with_added += np.unique(shard.image[verdict == _ADDED]).size
-        self.report.notes.update(shard.seen.notes)
+        self.report.notes.update(shard.labels.seen.notes)
         self.report.count(Counter(verdict.tolist()))
         image_ids = single_array(table["image_id"]).take(pa.array(shard.image))
         words = [text.partition(": ") for text in verdict.tolist()]
         status, messages = [word for word, _, _ in words], [message or None for _, _, message in words]
         outcomes = _outcomes(
-            shard.row, image_ids, status, messages, shard.seen.det_score, same_released, same_predicted
+            shard.row, image_ids, status, messages, shard.labels.seen.det_score, same_released, same_predicted
         )
         return _append(shard, chosen[verdict[chosen] == _ADDED]), outcomes.take(np.argsort(shard.row))
 
@@ -208,11 +206,10 @@ class _Merge:
         for start in range(0, missing.size, _OUTCOMES_AT_ONCE):
             some = missing[start : start + _OUTCOMES_AT_ONCE]
             images, nobody = owner[some].tolist(), np.full(some.size, -1)
-            seen = self._people.rows(index.rows[some]).seen
-            assert seen is not None  # both kinds of prediction files always have it
+            score = self._people.rows(index.rows[some]).seen.det_score
             names = [index.image_name[image] for image in images]
             messages = [index.problem.get(image) for image in images]
-            rows = index.rows[some], names, [unknown] * some.size, messages, seen.det_score, nobody, nobody
+            rows = index.rows[some], names, [unknown] * some.size, messages, score, nobody, nobody
             outcomes.write_table(_outcomes(*rows))
         self.report.count({unknown: missing.size} if missing.size else {})
 
@@ -227,21 +224,20 @@ class _Merge:
                     owners.append(np.full(parts[-1].size, shard_row))
         row, image_row = np.concatenate(parts), np.concatenate([parts[0], *owners])
         labels = self._people.rows(row)
-        assert labels.seen is not None
         keypoints = labels.keypoints
         if keypoints is None:
             keypoints = np.zeros((row.size, NUM_KEYPOINTS, 3), np.float32)
-        return _Shard(table, read_cameras(table), row, image_row, labels, labels.seen, keypoints)
+        return _Shard(table, read_cameras(table), row, image_row, labels, keypoints)
 
     def _judge(self, shard: _Shard) -> tuple[np.ndarray, np.ndarray]:
         """Camera (n, 3, 3) each prediction was made for, and its verdict (n,) object."""
-        table, labels, seen, image = shard.table, shard.labels, shard.seen, shard.image
+        table, labels, seen, image = shard.table, shard.labels, shard.labels.seen, shard.image
         size = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], axis=1)[image]
         own = labels.intrinsics.copy()
         unknown = np.isnan(own).all(axis=(1, 2))
         own[unknown] = shard.cameras[image[unknown]]
         own, fault, _ = judge_cameras(own, np.ones(len(own), np.int64), size)
-        problem = judge_people(labels, seen, size)
+        problem = judge_people(labels, size)
         found = {_invalid(reason): problem == code for code, reason in enumerate(PERSON_PROBLEMS) if reason}
         checks = {
             str(Status.IMAGE_UNUSABLE): table["problem_status"].is_valid().to_numpy()[image],
@@ -334,7 +330,7 @@ def _outcomes(*columns: Any) -> pa.Table:
 def _rank(people: _Shard, verdict: np.ndarray) -> np.ndarray:
     """Positions (k,) of the sound predictions: by image, best score first, ties by content; marks what is too many."""
     sound = np.flatnonzero(verdict == _ADDED)
-    labels, seen = people.labels, people.seen
+    labels, seen = people.labels, people.labels.seen
     numbers = (labels.transl, labels.pose, labels.betas, labels.bbox_xyxy, people.keypoints.reshape(-1, 135))
     content = np.concatenate([*numbers, seen.age_years[:, None], seen.male_prob[:, None]], axis=1)[sound]
     words = np.ascontiguousarray(content, dtype="<f4").view(np.dtype((np.void, content.shape[1] * 4))).ravel()
@@ -351,13 +347,13 @@ def _append(shard: _Shard, added: np.ndarray) -> pa.Table:
     """The shard with predictions (their positions, best first) after the released people of their images."""
     if added.size == 0:
         return shard.table
-    table, seen, image = shard.table, shard.seen, shard.image[added]
+    table, seen, image = shard.table, shard.labels.seen, shard.image[added]
     persons = single_array(table["persons"])
     released = persons.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
     new = np.bincount(image, minlength=released.size)
     place = released[image] + np.arange(added.size) - (np.cumsum(new) - new)[image]
     nothing = pa.nulls(added.size, pa.string())
-    columns = person_columns(shard.labels, seen, added, place, np.full(added.size, -1), nothing)
+    columns = person_columns(shard.labels, added, place, np.full(added.size, -1), nothing)
     owner = np.concatenate([np.repeat(np.arange(released.size), released), image])
     items = pa.concat_arrays([persons.flatten().cast(MANIFEST_PERSON), struct_column(MANIFEST_PERSON, columns)])
     joined = ragged_column(released + new, items.take(pa.array(np.argsort(owner, kind="stable"))), persons.type)

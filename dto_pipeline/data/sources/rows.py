@@ -31,6 +31,7 @@ ROW_PROBLEMS = (
     *map(str, (POSE, BETAS, DISTANCE, ASIDE)),
 )
 SEEN_RANGES = {"age_years": (0.0, 130.0), "male_prob": (0.0, 1.0), "det_score": (-np.inf, np.inf)}  # others = unknown
+_SEEN = (*SEEN_RANGES, "mask_height", "mask_width")
 _MAX_SIDE = 1 << 24  # of a mask [px]: float32 counts so far
 Shapes = Mapping[str, tuple[tuple[int, ...], ...]]  # column of numbers -> shapes a row may have
 _BATCH_ROWS = 4096
@@ -69,7 +70,7 @@ class LabelRows:
     transl: np.ndarray  # (n, 3) float32 [m]
     bbox_xyxy: np.ndarray  # (n, 4) float32 [px], NaN = unknown
     intrinsics: np.ndarray  # (n, 3, 3) float64 [px] of each row; cx and cy both NaN = the image's centre
-    seen: SeenRows | None = field(default=None, kw_only=True)  # what the file itself says of them; None = nothing
+    seen: SeenRows = field(default_factory=lambda: judge_seen({}, pa.nulls(0, pa.binary())), kw_only=True)  # of each
     keypoints: np.ndarray | None = field(default=None, kw_only=True)  # (n, J, 3) u, v [px], confidence (0 = none)
     more: Mapping[str, np.ndarray] = field(default_factory=dict, kw_only=True)  # name -> (n, ...): see the sources
 
@@ -119,23 +120,20 @@ def take_rows(
     boxes: np.ndarray | None = None,
     keypoints: np.ndarray | None = None,
 ) -> LabelRows:
-    """Rows of mapped columns in this project's names; with `masks` (null = none) all that such columns tell is `seen`.
+    """Rows of mapped columns in this project's names.
 
-    A kid axis that is absent becomes 0, any other column NaN.
+    A kid axis that is absent becomes 0, any other column NaN; `masks` None = none.
     """
     betas = np.zeros((index.size, NUM_BETAS), np.float32)
     betas[:, : columns["betas"].shape[1]] = pick(columns["betas"], index, columns["betas"].shape[1:])
-    seen = None
-    if masks is not None:
-        told = (*SEEN_RANGES, "mask_height", "mask_width")
-        seen = judge_seen({name: pick(columns.get(name), index, ()) for name in told}, masks)
+    seen = {name: pick(columns[name], index, ()) for name in _SEEN if name in columns}
     return LabelRows(
         pose=pick(columns["pose"], index, (72,)),
         betas=betas,
         transl=pick(columns["transl"], index, (3,)),
         bbox_xyxy=pick(columns.get("bbox_xyxy"), index, (4,)) if boxes is None else boxes,
         intrinsics=intrinsics,
-        seen=seen,
+        seen=judge_seen(seen, pa.nulls(index.size, pa.binary()) if masks is None else masks),
         keypoints=keypoints,
     )
 
@@ -183,29 +181,29 @@ def find_row_problems(pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -
 
 
 def judge_seen(columns: Mapping[str, np.ndarray], masks: pa.BinaryArray) -> SeenRows:
-    """Numbers out of range become unknown, damaged and empty masks are marked.
+    """Make numbers out of range unknown, and mark damaged and empty masks.
 
     Args:
-        columns: (n,) float32 of each of `SEEN_RANGES`, mask_height and mask_width; NaN = unknown.
+        columns: (n,) float32 of some of `SEEN_RANGES`, mask_height and mask_width; absent or NaN = unknown.
         masks: n counts strings, null = none.
     """
-    notes, told, given = {}, {}, masks.is_valid().to_numpy(zero_copy_only=False)
+    known, notes = {name: columns.get(name, np.full(len(masks), np.nan, np.float32)) for name in _SEEN}, {}
     for name, (low, high) in SEEN_RANGES.items():
-        bad = (columns[name] < low) | (columns[name] > high)
+        bad = (known[name] < low) | (known[name] > high)
         if bad.any():
             notes[f"{name} outside {low:g} .. {high:g}, taken as unknown"] = int(bad.sum())
-        told[name] = np.where(bad, np.float32(np.nan), columns[name])
-    sides = []
+            known[name] = np.where(bad, np.float32(np.nan), known[name])
+    given, sides = masks.is_valid().to_numpy(zero_copy_only=False), []
     for name in ("mask_height", "mask_width"):
-        sound = given & (columns[name] >= 0) & (columns[name] < _MAX_SIDE)
-        sides.append(np.where(sound, columns[name], 0).astype(np.int32))
+        sound = given & (known[name] >= 0) & (known[name] < _MAX_SIDE)
+        sides.append(np.where(sound, known[name], 0).astype(np.int32))
     _, offsets, data = masks.buffers()
     cuts = np.frombuffer(offsets, np.int32)[masks.offset : masks.offset + len(masks) + 1].astype(np.int64)
     letters = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
     foreground, total = measure_rles(letters, cuts)  # -1 where null or damaged
     fills = (sides[0] > 0) & (sides[1] > 0) & (total == sides[0].astype(np.int64) * sides[1])
     return SeenRows(
-        **told,
+        **{name: known[name] for name in SEEN_RANGES},
         mask_rle=masks,
         mask_height=sides[0],
         mask_width=sides[1],
