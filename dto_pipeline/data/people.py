@@ -207,13 +207,6 @@ class People:
         }
         return dataclasses.replace(self, **kept)
 
-    def part(self, start: int, stop: int) -> People:
-        """The images of a range, with their people, of a file as it was read: people ordered by image."""
-        first, last = np.searchsorted(self.owner, (start, stop))
-        some = self.take(np.arange(first, last))
-        images = {name: getattr(self, name)[start:stop] for name in ("images", "size", "accepted")}
-        return dataclasses.replace(some, owner=some.owner - start, **images)
-
 
 def read_people(path: str | Path | Sequence[str | Path], values: str = "after") -> People:
     """Read a file or folder of any kind in the table above.

@@ -194,7 +194,7 @@ def test_relative_human_takes_predicted_people_and_nothing_annotated(tmp_path):
     assert [len(row["persons"]) for row in rows] == [2, 1]
     assert all(np.isnan(p["age_years"]) and np.isnan(p["male_prob"]) for row in rows for p in row["persons"])
     told = {row["image"]: row["reason"] for row in read_findings(tmp_path / "m.parquet").to_pylist()}
-    assert "nobody was predicted" in told["unseen.jpg"]
+    assert "without a predicted person" in told["unseen.jpg"]
     assert "not annotated" in told["c.jpg"]
     assert report.findings["source"] == 2
 
