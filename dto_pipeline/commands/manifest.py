@@ -141,7 +141,7 @@ def _add_merge(actions: argparse._SubParsersAction) -> None:
         "with columns as in dto_pipeline/data/sources/predictions.py), drops predictions that are a released person "
         "already, adds the others with source_row -1, and writes a new manifest with the same shards. Released people "
         "keep their order and content. Bodies are compared through the body model of the config (body.model_path). A "
-        "report and the outcome of every prediction are written beside it.",
+        "report and the outcome of every prediction are written next to it.",
     )
     merge.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
     merge.add_argument(

@@ -39,7 +39,7 @@ from dto_pipeline.status import ImageStatus, PredictionStatus
 WITHOUT_LABELS, TAR, TAR_MEMBER = "image_without_labels", "tar_damaged", "tar_member_refused"
 REPEATED_KEY, MASKS, SOURCE = "repeated_key", "masks_unreadable", "source"
 PERSON, ALSO_IN = "person", "also_in"
-_DEPTH_LOOKS = 1000  # images whose depth map is looked for: a missing twentieth shows, and stores are not asked for all
+_DEPTH_CHECKS = 1000  # images whose depth map is checked: enough to see a missing twentieth, few requests to a store
 _THREADS = 16
 _ROWS_AT_ONCE = 1 << 15
 _ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
@@ -117,7 +117,7 @@ def note_unlabelled(findings: Findings, index: ImageIndex, root: Location, place
 
 
 def look_for_depth(index: ImageIndex, root: Location, suffix: str) -> tuple[int, int, str]:
-    """How many depth maps were looked for, of images spread over all, how many are missing, and about the first."""
+    """How many depth maps were checked, of images spread over all, how many are missing, and a text on the first."""
 
     def is_there(name: str) -> bool:
         try:
@@ -126,7 +126,7 @@ def look_for_depth(index: ImageIndex, root: Location, suffix: str) -> tuple[int,
             return False
 
     images = [image for image in range(index.num_images) if image not in index.problem]
-    images = images[:: -(-len(images) // _DEPTH_LOOKS) or 1]
+    images = images[:: -(-len(images) // _DEPTH_CHECKS) or 1]
     names = [splitext(index.image_name[image])[0] + suffix for image in images]
     with ThreadPoolExecutor(_THREADS) as pool:
         missing = [name for name, there in zip(names, pool.map(is_there, names), strict=True) if not there]
@@ -187,7 +187,7 @@ class ManifestReport(_Counts):
     camera_faults: Counter[str] = field(default_factory=Counter)  # what is wrong with an image's camera -> images
     rows_without_image: int = 0  # label rows whose image file does not exist
     rows_unusable: int = 0  # label rows that cannot be used, or whose image cannot
-    depth_looked: int = 0  # images whose depth map was looked for: some, spread over all; 0 = none is named
+    depth_looked: int = 0  # images whose depth map was checked: some, spread over all; 0 = no depth folder
     depth_missing: int = 0  # of these, images without one
     off_centre: int = 0  # images whose size is not (2 cx, 2 cy) within a pixel, refused or not
     turned: int = 0  # images an EXIF note turns or mirrors for viewers; pixels are taken as stored

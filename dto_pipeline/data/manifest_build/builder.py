@@ -1,6 +1,6 @@
-"""A manifest built: labels, sidecar and image headers joined shard by shard, faults found and counted on the way.
+"""Build a manifest: join labels, sidecar and image headers shard by shard, and count what cannot be used.
 
-Nothing is dropped: an image or person that cannot be used is a row with a problem. Report and findings lie beside the
+Nothing is dropped: an image or person that cannot be used is a row with a problem. Report and findings lie next to the
 manifest. Sizes and intrinsics in pixels, lengths in metres.
 """
 
@@ -281,9 +281,9 @@ class _Shards:
 
 
 def judge_cameras(intrinsics: np.ndarray, counts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """One camera per image from the cameras its people tell.
+    """One camera per image from the cameras of its people.
 
-    Principal points of which neither coordinate is told, while the focal length is, are put into the image's centre.
+    A principal point without coordinates, next to a known focal length, is put into the image's centre.
 
     Args:
         intrinsics: (n, 3, 3) float64, people image by image; counts: (m,) int >= 1, people of each image.

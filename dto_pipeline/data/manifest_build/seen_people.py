@@ -133,7 +133,7 @@ def _masks_of_people(
         key = splitext(member)[0]
     sample = f"{tar}!{key}" if tar else key
     data = read(MASKS_EXTENSION)
-    if data is None:  # this image has no masks: everybody may own the whole picture
+    if data is None:  # this image has no masks
         return [(None, 0, 0)] * len(boxes), ""
     masks = parse_masks(data, f"{sample}.{MASKS_EXTENSION}")
     data = read(PEOPLE_EXTENSION)

@@ -1,4 +1,4 @@
-"""4D-Humans training tars (WebDataset layout): images, and where present the people and masks beside them.
+"""Read the people and masks that accompany the images of 4D-Humans' training tars (WebDataset layout).
 
 | member of a sample KEY     | becomes                                                                |
 |----------------------------|------------------------------------------------------------------------|
@@ -78,8 +78,8 @@ def parse_people(data: bytes, where: str) -> SamplePeople:
         return rows
 
     def mask_number(person: Mapping[str, Any]) -> int:
-        told = _unwrapped(person.get("extra_info"))
-        number = _unwrapped(told.get(_MASK_NUMBER)) if isinstance(told, dict) else None
+        info = _unwrapped(person.get("extra_info"))
+        number = _unwrapped(info.get(_MASK_NUMBER)) if isinstance(info, dict) else None
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1 << 31:
             return -1
         return int(number) if number == int(number) else -1
@@ -123,7 +123,7 @@ def choose_masks(
     Args:
         keypoints: (n, J, 3) x, y [px], confidence of the label rows; None = they have none.
         boxes: (n, 4) of the label rows [px], NaN = unknown.
-        people: those stored beside the image; None = nobody is.
+        people: those stored with the image; None = the sample has no such file.
 
     Returns:
         (n,) int64 mask of each row, -1 = none; and what is wrong with the numbers that people name, "" = nothing.
@@ -178,8 +178,9 @@ def _equal_keypoints(own: np.ndarray | None, others: np.ndarray) -> np.ndarray |
 
 
 def match_masks(masks: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
-    """(n,) which of the masks (K, H, W) is whose, -1 = nobody's: the assignment that covers most keypoints (n, J, 3),
-    where a mask covers at least half of a person's; points of confidence 0 are unknown, those off the image uncovered.
+    """(n,) which of the masks (K, H, W) is each person's, -1 = none: the assignment that covers most keypoints
+    (n, J, 3), where a mask covers at least half of a person's; points of confidence 0 are unknown, those off the image
+    uncovered.
     """
     if not len(masks) or not len(keypoints):
         return np.full(len(keypoints), -1, dtype=np.int64)

@@ -245,7 +245,7 @@ def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes)
     """Read the columns ``image`` and ``mask_rle`` and those of `shapes`, as far as they are there.
 
     Args:
-        check: looks at the schema first, and raises where columns are missing or unknown.
+        check: called with the schema first; raises where columns are missing or unknown.
 
     Raises:
         LabelFileError: missing, damaged, or columns of other types than documented.
@@ -272,16 +272,16 @@ def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes)
                     lengths.append(np.full(len(batch), -1))
                 done, part = done + len(batch), ""
             names = single_array(pa.chunked_array(images))
-            names.validate(full=True)  # text that is not UTF-8 would be found when somebody reads it
+            names.validate(full=True)  # text that is not UTF-8 would be found by a later reader
         except READ_ERRORS as error:
             check_room(error)
             raise LabelFileError(f"{path}{part} is damaged or of other types than documented ({error})") from error
     if names.null_count:
         raise LabelFileError(f"{path}: column 'image' holds {names.null_count} nulls; expected none")
     numbers = {name: column.mapped() for name, column in columns.items()}
-    told = np.concatenate([*lengths, [-1]])
-    starts = np.cumsum(np.maximum(told, 0)) - np.maximum(told, 0)
-    return PeopleTable(done, numbers, names, told, starts, letters.mapped())
+    mask_lengths = np.concatenate([*lengths, [-1]])
+    starts = np.cumsum(np.maximum(mask_lengths, 0)) - np.maximum(mask_lengths, 0)
+    return PeopleTable(done, numbers, names, mask_lengths, starts, letters.mapped())
 
 
 def _append(
@@ -292,14 +292,14 @@ def _append(
     start: int,
     shapes: tuple[tuple[int, ...], ...],
 ) -> None:
-    told = column.drop_null()
-    if not len(told) and name not in columns:  # how many numbers a row holds shows in another batch, or never
+    known = column.drop_null()
+    if not len(known) and name not in columns:  # how many numbers a row holds shows in another batch, or never
         return
     kind, tail = column.type, tuple[int, ...]()
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        tail = tuple(np.unique(pc.list_value_length(told).to_numpy(zero_copy_only=False)).tolist())
-        told = told.flatten()
-    tail = tail if len(told) or name not in columns else columns[name].tail
+        tail = tuple(np.unique(pc.list_value_length(known).to_numpy(zero_copy_only=False)).tolist())
+        known = known.flatten()
+    tail = tail if len(known) or name not in columns else columns[name].tail
     if tail not in shapes:
         wanted = " or ".join(map(str, shapes))
         raise LabelFileError(f"{path}, column {name!r}: rows of {tail} numbers; expected {wanted} in every row")
@@ -311,6 +311,6 @@ def _append(
         found = f"rows from {start} hold {tail} numbers; before {columns[name].tail}"
         raise LabelFileError(f"{path}, column {name!r}: {found}; expected one shape in every row")
     values = np.full((len(column), *tail), np.nan)
-    given = told.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False).reshape(-1, *tail)
+    given = known.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False).reshape(-1, *tail)
     values[column.is_valid().to_numpy(zero_copy_only=False)] = given
     columns[name].append(values)
