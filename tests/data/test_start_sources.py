@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dto_pipeline.collate import keep_labels
 from dto_pipeline.data.labels import build_label_table, write_label_shard
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.builder import build_manifest
@@ -16,11 +18,11 @@ from dto_pipeline.data.scenes import read_label_scenes
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import LabelFileError, SourceOptions
 from dto_pipeline.errors import DtoError
-from dto_pipeline.scene import PlacedScene, Scene
+from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
 from tests.data.small_set import HEIGHT, WIDTH, all_rows, read_findings, small_dataset, write_image
 
-AFTER, BEFORE = SourceOptions("after"), SourceOptions("before")
+AFTER = SourceOptions("after")
 
 
 def placed_scene(name, people, seed):
@@ -47,36 +49,10 @@ def placed_scene(name, people, seed):
         male_prob=some() / 2,
         person_problem=[None] * people,
     )
-    betas, index = scene.betas.copy(), np.where(np.arange(people) % 2, 9, -1)
+    betas, index = scene.betas.copy(), np.where(np.arange(people) % 2, 9, -1).astype(np.int32)
     betas[index >= 0, index[index >= 0]] += 1
-    numbers = {
-        name: some()
-        for name in (
-            *("scale", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m", "depth_mean", "depth_std"),
-            *("slope", "corr", "z_sigma_m"),
-        )
-    }
-    return PlacedScene(
-        scene=scene,
-        status=ImageStatus.OPTIMIZED,
-        message=None,
-        person_status=[PersonStatus.MOVED] * people,
-        person_message=[None] * people,
-        height_class=np.zeros(people, np.int32),
-        is_optimized=True,
-        is_accepted=True,
-        deviation=0.5,
-        alpha=(1.0, 1.0),
-        beta=(1.0, 1.0),
-        used_ground=False,
-        betas=betas,
-        transl=scene.transl * 2,
-        beta_index=index.astype(np.int32),
-        mask_pixels=np.ones(people, np.int32),
-        visible_vertices=np.ones(people, np.int32),
-        depth_group=np.zeros(people, np.int32),
-        **numbers,
-    )
+    moved = replace(keep_labels(scene), betas=betas, transl=scene.transl * 2, beta_index=index)
+    return replace(moved, status=ImageStatus.OPTIMIZED, person_status=[PersonStatus.MOVED] * people)
 
 
 def write_run(root):
