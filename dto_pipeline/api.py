@@ -18,8 +18,7 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.collate import collate_scenes, keep_labels, map_size, split_batch
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig, load_config
-from dto_pipeline.data.duplicates import People as LabelledPeople
-from dto_pipeline.data.duplicates import find_duplicates
+from dto_pipeline.data.duplicates import LabelledPeople, find_duplicates
 from dto_pipeline.data.images import ImageFolder, ImageStore
 from dto_pipeline.data.label_files import (
     IMAGE_COLUMNS,
