@@ -29,7 +29,8 @@ from dto_pipeline.reading import open_regular, read_regular, read_start
 NUM_VERTICES, NUM_JOINTS, NUM_FACES, NUM_POSE_DIRECTIONS = 6890, 24, 13776, 207
 NUM_DIRECTIONS = 10  # shape directions that the labels use, without the kid axis
 KID_HEIGHT_BELOW = 0.75  # a kid template is shorter than this share of the adult template
-_LIMITS = Limits(max_stream_bytes=2**30, max_opcodes=1_000_000, max_items=1_000_000, max_array_bytes=2**30)
+_MOST_BYTES = 2**30  # of one file
+_LIMITS = Limits(max_bytes=_MOST_BYTES + 2**28, max_items=1_000_000, max_array_bytes=2**30)
 _NUMPY_DTYPES = (torch.float16, torch.float32, torch.float64, torch.int32, torch.int64)  # of tensors in checkpoints
 _KEYS_SHOWN = 30  # keys of a wrong file that a message lists
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold: no clock in the file
@@ -105,9 +106,9 @@ def _read_any(path: Path) -> tuple[Mapping[str, Any], Iterable[Any]]:
         return safe_load_npz(path, _SHAPES, SMPL_FILE, _LIMITS), keys
     if is_zip or path.suffix in (".pth", ".pt"):
         return _read_checkpoint(path)
-    if path.stat().st_size > _LIMITS.max_stream_bytes:
+    if path.stat().st_size > _MOST_BYTES:
         raise SmplFileError(f"{path} has {path.stat().st_size} bytes, more than any SMPL file")
-    found = safe_loads(read_regular(path, _LIMITS.max_stream_bytes), SMPL_FILE, _LIMITS, where=str(path))
+    found = safe_loads(read_regular(path, _MOST_BYTES), SMPL_FILE, _LIMITS, where=str(path))
     if not isinstance(found, dict):
         raise SmplFileError(f"{path} holds a {type(found).__name__}, expected a dict with SMPL's arrays")
     return found, found
@@ -120,7 +121,7 @@ def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Iterable[Any]]:
     (6890, 3, 11) beside the ten `shapedirs`, `posedirs` already (207, 20670) as smplx keeps it, `kintree_table` the
     24 parents only, `f` as floats. SMPL's own shapes are accepted as well.
     """
-    found = read_torch_file(path, _LIMITS.max_stream_bytes)
+    found = read_torch_file(path, _MOST_BYTES)
     tensors = found if isinstance(found, dict) else {}
     arrays = {
         key: tensor.numpy()

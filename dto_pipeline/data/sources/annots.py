@@ -23,9 +23,8 @@ import numpy as np
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import camera_matrices
-from dto_pipeline.data.inert_pickle import PickleRefused, Record
+from dto_pipeline.data.inert_pickle import PickleRefused, check_values
 from dto_pipeline.data.npz import ITEM_LIMITS, read_items
-from dto_pipeline.data.safe_pickle import build_values
 from dto_pipeline.data.scratch import FlatColumn, map_numbers
 from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelRows, LabelSource, find_row_problems, take_rows
 
@@ -35,6 +34,7 @@ NEEDED = f"{BODY} with pose (72,), shape (10,) or (11,), trans (3,) and {CAMERA}
 NOBODY = "listed without people"
 _TOLD = 1000  # people that are not as documented and are named one by one
 _COLUMNS = {"pose": (72, "<f4"), "betas": (NUM_BETAS, "<f4"), "transl": (3, "<f4"), "camera": (4, "<f8")}
+_F4 = np.dtype("<f4")
 _INDEX = "index.json"
 _FLUSHED = 1 << 17  # bytes of cameras held before they are written: 4096 people
 
@@ -117,7 +117,9 @@ def first_people(path: Path, most: int = 1000) -> list[Any]:
         return len(found) >= most
 
     read_items(path, ARRAY, take, look=True)
-    return [_built(person) for person in found[:most]]
+    for person in found[:most]:
+        check_values(person, ITEM_LIMITS)
+    return found[:most]
 
 
 class _Reader:
@@ -131,7 +133,6 @@ class _Reader:
         self._untold = self._usable = 0
         self._sample: Any = None  # a person that is not as documented
         self._held = {name: bytearray() for name in _COLUMNS}  # of people that are not written yet
-        self._dtypes: dict[int, tuple[bool, Any]] = {}
 
     def add(self, name: str, people: Any) -> None:
         if name in self._counts:
@@ -178,37 +179,24 @@ class _Reader:
             self._untold += 1
 
     def _quick(self, person: Any) -> tuple[bytes, ...] | None:
-        """A person all of whose arrays are float32 of the published shapes, without building an array."""
+        """A person all of whose arrays are float32 of the published shapes, without converting one."""
         try:
             body, camera = person[BODY], person[CAMERA]
-            pose, transl = self._bytes(body["pose"], 72), self._bytes(body["trans"], 3)
-            betas = self._bytes(body["shape"], NUM_BETAS) or self._bytes(body["shape"], NUM_BETAS - 1)
-            focal, princpt = self._bytes(camera["focal"], 2), self._bytes(camera["princpt"], 2)
-        except (AttributeError, IndexError, KeyError, TypeError):
+            pose, transl = _bytes(body["pose"], 72), _bytes(body["trans"], 3)
+            betas = _bytes(body["shape"], NUM_BETAS) or _bytes(body["shape"], NUM_BETAS - 1)
+            focal, princpt = _bytes(camera["focal"], 2), _bytes(camera["princpt"], 2)
+        except (IndexError, KeyError, TypeError):
             return None
         if not (pose and betas and transl and focal and princpt):
             return None
         camera = np.frombuffer(focal + princpt, "<f4").astype("<f8").tobytes()
         return pose, betas.ljust(4 * NUM_BETAS, b"\0"), transl, camera
 
-    def _bytes(self, array: Any, length: int) -> bytes | None:
-        """The bytes of a little-endian float32 vector; None for anything else."""
-        if type(array) is not Record or array.what.name != "_reconstruct":
-            return None
-        _, shape, dtype, fortran, raw = array.state
-        if shape != (length,) or fortran or type(raw) is not bytes or len(raw) != 4 * length:
-            return None
-        if id(dtype) not in self._dtypes:
-            plain = type(dtype) is Record and dtype.what.name == "dtype" and dtype.args[:1] == ("f4",)
-            plain = plain and dtype.state is not None and tuple(dtype.state[1:5]) == ("<", None, None, None)
-            self._dtypes[id(dtype)] = plain, dtype  # held, so that no other gets its id
-        return raw if self._dtypes[id(dtype)][0] else None
-
     def _slow(self, name: str, place: int, person: Any) -> tuple[bytes, ...]:
         """Any other person: numbers of other types and layouts are converted, anything else becomes NaN."""
         try:
-            found = _built(person)
-            body, camera = found[BODY], found[CAMERA]
+            check_values(person, ITEM_LIMITS)
+            body, camera = person[BODY], person[CAMERA]
             betas = _numbers(body, "shape", (NUM_BETAS - 1, NUM_BETAS))
             lens = np.concatenate([_numbers(camera, "focal", (2,)), _numbers(camera, "princpt", (2,))])
             pose, transl = _numbers(body, "pose", (72,)), _numbers(body, "trans", (3,))
@@ -234,15 +222,14 @@ class _Reader:
 
 
 def _listed(people: Any) -> list[Any]:
-    """The people of an image as records: a list, a tuple or an object array of them; anything else is one person."""
-    contents = people
-    if type(people) is Record and people.what.name == "_reconstruct" and isinstance(people.state, tuple):
-        contents = people.state[-1] if people.state else None
-    return list(contents) if isinstance(contents, list | tuple) else [people]
+    """The people of an image: a list, a tuple or an object array of them; anything else is one person."""
+    is_array = type(people) is np.ndarray and people.dtype.hasobject
+    return list(people.flat) if is_array else list(people) if isinstance(people, list | tuple) else [people]
 
 
-def _built(person: Any) -> Any:
-    return build_values(person, ITEM_LIMITS, object_arrays=True)
+def _bytes(array: Any, length: int) -> bytes | None:
+    """The bytes of a float32 vector; None for anything else."""
+    return array.tobytes() if type(array) is np.ndarray and array.shape == (length,) and array.dtype == _F4 else None
 
 
 def _numbers(holder: Any, key: str, lengths: tuple[int, ...]) -> np.ndarray:
