@@ -31,7 +31,7 @@ from typing import IO, Any
 import numpy as np
 
 from dto_pipeline.array_files import BROKEN, read_header
-from dto_pipeline.data.files import NO_MAPS
+from dto_pipeline.data.files import NO_MAPS, naming_full_disk
 from dto_pipeline.data.inert_pickle import (
     OPCODES,
     Allowlist,
@@ -43,7 +43,7 @@ from dto_pipeline.data.inert_pickle import (
     shown,
 )
 from dto_pipeline.data.safe_pickle import NUMPY_ONLY, checked_values, safe_loads
-from dto_pipeline.data.scratch import naming_place, scratch_file
+from dto_pipeline.data.scratch import scratch_file
 from dto_pipeline.errors import NO_ROOM
 from dto_pipeline.reading import IrregularFile, check_regular, open_regular
 
@@ -223,7 +223,7 @@ class MappedNpz:
         free = shutil.disk_usage(tempfile.gettempdir()).free
         if entry.file_size > free:
             raise BrokenPickle(f"unpacks to {entry.file_size} bytes, {free} are free; set TMPDIR to a larger disk")
-        with naming_place(), scratch_file() as plain:
+        with naming_full_disk(tempfile.gettempdir()), scratch_file() as plain:
             with zipfile.ZipFile(self.path) as archive, archive.open(entry) as packed:
                 shutil.copyfileobj(packed, plain, _CHUNK)
             plain.flush()

@@ -157,10 +157,8 @@ def write_torch_file(path: Path, content: Any) -> None:
             with temporary.open("wb") as stream:
                 torch.save(content, stream)
             commit_over(temporary, path)
-        except (OSError, RuntimeError) as error:
+        except RuntimeError as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, OSError):
                 cause = cause.__cause__ or cause.__context__  # torch's writer reports a wrong position instead
-            if cause is None:
-                raise
-            raise OSError(cause.errno, cause.strerror, str(path)) from error
+            raise cause or error from error
