@@ -85,7 +85,7 @@ def test_a_description_is_read_from_a_uri_as_from_its_path(tmp_path):
     expected = dataset_from_dict(PLAIN, "/data")
     assert load_dataset((tmp_path / "a b.yaml").as_uri(), "/data") == expected
     assert load_dataset("memory://yaml/x.yaml", "/data") == expected
-    with pytest.raises(DatasetError, match="memory://yaml/y.yaml does not exist"):
+    with pytest.raises(DatasetError, match=r"memory://yaml/y\.yaml does not exist"):
         load_dataset("memory://yaml/y.yaml", "/data")
 
 
