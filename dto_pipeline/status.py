@@ -37,12 +37,12 @@ class ImageStatus(_Advised):
     IMAGE_MISSING = (
         "image_missing",
         "The image file was not found; fetch it, or check --images, then use dto run --retry-failed: it does this "
-        "image only. (Tars fetched again: dto manifest check --reindex first. Predictions: predict anew.)",
+        "image only. (Tars fetched again: docs/real_run.md. Predictions: predict anew.)",
     )
     IMAGE_CORRUPT = (
         "image_corrupt",
         "The image could not be decoded; replace the file, then use dto run --retry-failed: it does this image only. "
-        "(Tars fetched again: dto manifest check --reindex first. Predictions: predict anew.)",
+        "(Tars fetched again: docs/real_run.md. Predictions: predict anew.)",
     )
     SIZE_MISMATCH = (
         "size_mismatch",

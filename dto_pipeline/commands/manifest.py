@@ -87,9 +87,6 @@ def _add_check(actions: argparse._SubParsersAction) -> None:
     check.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
     check.add_argument("--deep", action="store_true", help="decode every image")
     check.add_argument("--images", metavar="DIR", help="images folder in place of the manifest's")
-    check.add_argument(
-        "--reindex", action="store_true", help="first look anew at tars that were fetched again or are new"
-    )
     check.add_argument("--report", metavar="FILE", help="write all of it as JSON")
     check.add_argument("--quiet", action="store_true", help="no progress line")
     check.set_defaults(run=_check)
@@ -132,9 +129,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.storage import as_location
 
     images = None if arguments.images is None else as_location(arguments.images)
-    report = check_manifest(
-        as_location(arguments.manifest), arguments.deep, images, not arguments.quiet, arguments.reindex
-    )
+    report = check_manifest(as_location(arguments.manifest), arguments.deep, images, not arguments.quiet)
     print(report.as_table())
     if arguments.report:
         write_json_atomic(Path(arguments.report), report.to_json())
