@@ -31,6 +31,7 @@ MAX_FILE_BYTES = 1 << 29  # of one image: 100 Mpx of RGBA without compression; n
 _HEADER_BYTES = 1 << 16  # nearly every image tells its size in its first bytes; of others more is read
 _USUAL_BYTES = 1 << 25  # files up to this are read by several threads at once, larger ones one after the other
 _LARGE_FILE = threading.Lock()
+TAR_MARK = ".tar!"  # in the address of an image in a tar, ``<tar>!<member>``, the end of the tar's part
 MAX_PIXELS = 1 << 27  # of one image; a hostile header stops here
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names; its JPEG opens MPO too
 # What decoding holds at once beside the file, measured with Pillow 13 [bytes a pixel]: JPEG the coefficients of four
@@ -126,7 +127,10 @@ class ImageFolder(ImageStore):
         try:
             return read_head(self.root, image_file, MAX_FILE_BYTES + 1 if limit is None else limit)
         except FileNotFoundError as error:
-            raise ImageMissing(f"image {image_file} does not exist") from error
+            advice = "; it lies in a tar, whose index (*.tars.parquet) is not beside the manifest: copy it there"
+            raise ImageMissing(
+                f"image {image_file} does not exist{advice if TAR_MARK in image_file else ''}"
+            ) from error
         except UnsafePath as error:
             raise ImageCorrupt(str(error)) from error
         except STORAGE_ERRORS as error:
