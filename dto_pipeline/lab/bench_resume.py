@@ -74,7 +74,7 @@ def run_resume_bench(shards: int, folder: Path | None = None) -> ResumeBench:
         with DriverLock(directory.root, config.run) as lock:
 
             def plan() -> RunPlan:
-                return plan_run(directory, identity, manifest, config.run, Selection(), Retry(), lock=lock)
+                return plan_run(directory, identity, manifest, Selection(), Retry(), lock=lock)
 
             found = plan()
             if found.work or found.scan.void or len(found.done) + len(found.failed) != shards:

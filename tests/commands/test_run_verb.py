@@ -55,7 +55,7 @@ def test_too_many_given_up_shards_are_no_mistake_of_the_user(manifest, run_dir, 
     monkeypatch.setattr("dto_pipeline.run.worker.ShardRunner.run", fail)
     stop = ["--set", "run.max_failed_shards=1", "--set", "run.max_attempts=1"]
     assert main(["run", manifest, "-o", run_dir, *CALM, *stop]) == 1
-    assert "2 shards were given up, more than 1; the last said: RuntimeError: it raised" in capsys.readouterr().err
+    assert "2 shards were given up, more than 1; the last error: RuntimeError: it raised" in capsys.readouterr().err
     assert main(["run", manifest, "-o", run_dir, *CALM, "--dry-run"]) == 0
     assert "1 pending, 2 given up" in capsys.readouterr().out
 
@@ -114,7 +114,7 @@ def test_a_driver_that_is_asked_to_end_leaves_in_good_order_and_charges_nobody(m
     command = [sys.executable, "-c", script, manifest, run_dir, "0", "0.5"]
     with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as driver:
         deadline = time.monotonic() + 60
-        while not list(Path(run_dir).glob("failures/*.in-flight.json")):
+        while not list(Path(run_dir).glob("receipts/*.json")):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         os.kill(driver.pid, signal.SIGTERM)
