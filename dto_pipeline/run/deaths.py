@@ -92,30 +92,31 @@ def find_earlier_deaths(directory: RunDirectory, shard: int, attempt: int, max_a
 
 
 def work_one_by_one(
-    images: Sequence[str],
+    directory: RunDirectory,
     failure: Failure,
+    attempt: int,
+    images: Sequence[str],
     work: Callable[[int], _Row],
-    note: Callable[[str, tuple[str, ...]], None],
-) -> dict[int, _Row]:
-    """Do one image after the other, those with earlier deaths first: if one kills again, little is lost.
+    leave_out: Callable[[int, ImageStatus, str], _Row],
+) -> list[_Row]:
+    """Do the images of a shard one by one with a note of each, those with earlier deaths first.
 
     Args:
-        work: does the image at a position.
-        note: called before each image, with its id and the images with earlier deaths that came through so far.
-
-    Returns:
-        Position -> result of `work`, without the deadly images.
+        work: makes the row at a position.
+        leave_out: makes the row of a deadly image with its status and message.
     """
     suspects, deadly = failure.suspects, find_deadly(failure)
-    done: dict[int, _Row] = {}
+    rows: dict[int, _Row] = {}
     survived: list[str] = []
     for position in sorted(range(len(images)), key=lambda position: (-suspects.get(images[position], 0), position)):
         image = images[position]
-        if image not in deadly:
-            note(image, tuple(survived))
-            done[position] = work(position)
-            survived += [image] if image in suspects else []
-    return done
+        if image in deadly:
+            rows[position] = leave_out(position, *deadly[image])
+            continue
+        write_note(directory, InFlight(failure.shard, attempt, image, tuple(survived)))
+        rows[position] = work(position)
+        survived += [image] if image in suspects else []
+    return [rows[position] for position in range(len(images))]
 
 
 def note_name(shard: int) -> str:

@@ -60,48 +60,27 @@ class RunStatus:
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
-    @property
-    def _shards(self) -> str:
-        return ", ".join(f"{count} {word}" for word, count in self.shards.items())
-
-    @property
-    def _eta(self) -> str:
-        """ "" if nothing is pending."""
-        if self.eta_s == 0:
-            return ""
-        return f"{format_duration(self.eta_s)}{' once a driver works on it' if self.driver == 'none' else ''}"
-
     def as_table(self) -> str:
         last = self.last_receipt_s
         age = "" if last is None else f"; the last shard was finished {format_duration(last)} ago"
+        eta = f"{format_duration(self.eta_s)}{' once a driver works on it' if self.driver == 'none' else ''}"
         damaged = self.unreadable_failures.items()
         lines = [
             f"run      {self.run_dir} ({self.subset})",
             f"driver   {self.driver}" + (f": {self.driver_note}" if self.driver_note else ""),
-            f"shards   {self._shards}",
+            f"shards   {', '.join(f'{count} {word}' for word, count in self.shards.items())}",
             f"images   {self.images_done} of {self.images_total}",
             *count_lines(ImageStatus, self.image_status),
             f"persons  {self.persons_done} of {self.persons_total}",
             *count_lines(PersonStatus, self.person_status),
             f"speed    {self.images_per_s:.1f} images/s{age}",
-            self._eta and f"ETA      {self._eta}",
+            "" if self.eta_s == 0 else f"ETA      {eta}",
             *(f"failed   shard {f['shard']} after {f['attempts']} attempts: {f['error']}" for f in self.failed),
             *(f"void     shard {shard}: {reason}; `dto run` does it again" for shard, reason in self.void.items()),
             *(f"damaged  failure record of shard {shard}, its attempts start from 0: {why}" for shard, why in damaged),
             *self.sanity.lines(),
         ]
         return "\n".join(filter(None, lines))
-
-    def as_line(self) -> str:
-        """The same for a log, short."""
-        parts = [
-            f"shards: {self._shards}",
-            f"images: {self.images_done} of {self.images_total}",
-            f"{self.images_per_s:.1f} images/s" + (self._eta and f", ETA {self._eta}"),
-            self.driver_note,
-            *(f"WRONG: {text}" for text in self.sanity.contradictions),
-        ]
-        return "; ".join(filter(None, parts))
 
 
 def read_status(run_dir: str | Path) -> RunStatus:

@@ -25,7 +25,7 @@ from dto_pipeline.data.tars import open_images
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.seeing import Perception
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.deaths import InFlight, clear_note, find_deadly, find_earlier_deaths, work_one_by_one, write_note
+from dto_pipeline.run.deaths import clear_note, find_earlier_deaths, work_one_by_one
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference, find_missing, find_places, identify_run
 from dto_pipeline.run.lease import process_name
@@ -191,16 +191,12 @@ class ShardRunner:
             read = None if following is None else functools.partial(loaded.manifest.read_shard, following)
             return build_label_table(placer.place(rows, job.clock, read))
         images = rows.column("image_id").to_pylist()
-
-        def note(image: str, survived: tuple[str, ...]) -> None:
-            write_note(self.directory, InFlight(shard, attempt, image, survived))
-
-        placed = work_one_by_one(images, failure, lambda i: placer.place(rows.take([i]), job.clock)[0], note)
-        deadly = find_deadly(failure)
-        for position, image in enumerate(images):
-            if position not in placed:
-                placed[position] = placer.keep_labels(rows.take([position]), *deadly[image])[0]
-        return build_label_table([placed[position] for position in range(len(images))])
+        placed = work_one_by_one(
+            *(self.directory, failure, attempt, images),
+            lambda i: placer.place(rows.take([i]), job.clock)[0],
+            lambda i, status, message: placer.keep_labels(rows.take([i]), status, message)[0],
+        )
+        return build_label_table(placed)
 
     def _warm(self) -> _Loaded:
         self.warm_up()

@@ -81,12 +81,11 @@ def test_watching_ends_when_nothing_is_pending_and_its_exit_code_says_how(manife
     rest.start()
     code = main(["status", run_dir, "--watch", "0.2"])
     rest.join()
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("shards: ")]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("shards  ")]
 
     assert code == 0
     assert "2 pending" in lines[0]
     assert "0 pending" in lines[-1]
-    assert "images/s" in lines[0]
 
 
 def test_a_watch_in_json_is_one_object_a_line(manifest, run_dir, capsys):

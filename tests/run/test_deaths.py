@@ -1,8 +1,10 @@
 """The image that ends its process is found by notes and counts of deaths; random kills leave out no image."""
 
 import json
-import random
 import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -46,14 +48,18 @@ def directory(tmp_path):
     return directory
 
 
-def test_images_with_earlier_deaths_come_first_and_deadly_ones_are_left_out():
-    noted = []
-    images = ["a", "b", "c", "d"]
+def test_images_with_earlier_deaths_come_first_and_deadly_ones_are_left_out(directory):
+    images, noted = ["a", "b", "c", "d"], []
 
-    failure = failed(3, c=1, b=2)
-    done = work_one_by_one(images, failure, lambda i: images[i].upper(), lambda *note: noted.append(note))
+    def work(position: int) -> str:
+        note = read_note(directory, 0)
+        assert note is not None
+        noted.append((note.image, note.survived))
+        return images[position].upper()
 
-    assert done == {0: "A", 2: "C", 3: "D"}
+    rows = work_one_by_one(directory, failed(3, c=1, b=2), 3, images, work, lambda i, status, message: f"{i} {status}")
+
+    assert rows == ["A", "1 worker_died", "C", "D"]
     assert noted == [("c", ()), ("a", ("c",)), ("d", ("c",))]
 
 
@@ -119,32 +125,29 @@ def test_a_shard_of_nothing_but_poison_is_given_up_in_the_end(directory):
     assert attempt == 2 + 2 * (CONFIG.max_poison_images + 1)
 
 
-@given(st.integers(0, 10**6))
-def test_random_kills_make_no_image_deadly_unless_it_dies_twice_in_a_row(seed):
+@given(st.lists(st.integers(0, 3), min_size=6, max_size=6))
+def test_random_kills_make_no_image_deadly_unless_it_dies_twice_in_a_row(moments):
     """Whatever the order of deaths: the last two attempts that reached a deadly image died with it."""
-    chance = random.Random(seed)
-    fates: dict[str, list[str]] = {image: [] for image in "abc"}
-    failure = failed()
-    for _ in range(6):
-        order: list[str] = []
+    with tempfile.TemporaryDirectory() as name:
+        directory, images = RunDirectory(Path(name)), ["a", "b", "c"]
+        directory.create_folders()
+        deaths, fates = DeathRecords(directory, {}, CONFIG), {image: [""] for image in images}
+        for attempt, moment in enumerate(moments, 3):
+            reached: list[str] = []
 
-        def note(image, survived, order=order):
-            order.append(image)
+            def work(position: int, reached: list[str] = reached, moment: int = moment) -> None:
+                reached.append(images[position])
+                if len(reached) > moment:
+                    raise KeyboardInterrupt  # as if the process died
 
-        images = sorted(fates)
-        work_one_by_one(images, failure, lambda i: None, note)
-        if not order:
-            break
-        died = chance.randrange(len(order))
-        for image in order[:died]:
-            fates[image].append("lived")
-            if image in failure.suspects:
-                failure.suspects.pop(image)
-        fates[order[died]].append("died")
-        failure.suspects[order[died]] = failure.suspects.get(order[died], 0) + 1
-
-    for image in find_deadly(failure):
-        assert fates[image][-2:] == ["died", "died"]
+            with suppress(KeyboardInterrupt):
+                work_one_by_one(directory, deaths.of(0), attempt, images, work, lambda *_: None)
+                break  # all came through
+            for image in reached:
+                fates[image].append("died" if image == reached[-1] else "lived")
+            deaths.allows_another(0, attempt)
+            for image in find_deadly(deaths.of(0)):
+                assert fates[image][-2:] == ["died", "died"]
 
 
 @pytest.mark.parametrize(

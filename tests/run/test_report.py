@@ -52,7 +52,6 @@ def test_what_is_done_says_nothing_of_a_time_to_come(run):
     status = replace(read_status(run.root), eta_s=0.0)
 
     assert "ETA" not in status.as_table()
-    assert "ETA" not in status.as_line()
 
 
 def test_a_night_between_two_starts_does_not_slow_the_run_down():
