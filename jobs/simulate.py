@@ -37,6 +37,7 @@ from dto_pipeline.run.pool import (
     WorkerCounts,
     WorkerLost,
     WorkerPlaced,
+    WorkerPool,
     WorkerReady,
 )
 from dto_pipeline.run.report import format_duration
@@ -132,8 +133,8 @@ class Tally:
     events: int = 0  # what the driver was told
 
 
-class VirtualPool:
-    """A `WorkerPool` whose clock jumps from event to event, and the `Ledger` of its run, which counts only."""
+class VirtualPool(WorkerPool):
+    """A pool whose clock jumps from event to event, and the `Ledger` of its run, which counts only."""
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
@@ -191,9 +192,6 @@ class VirtualPool:
     @_metered
     def kill(self, worker: str) -> None:
         self._lose(worker)
-
-    def avoid_node(self, node: str) -> None:
-        """Virtual workers have no nodes."""
 
     def now(self) -> float:
         return self._time

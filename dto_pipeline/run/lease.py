@@ -81,6 +81,9 @@ class LeaseRecord:
         """Process, host and start, as text."""
         return f"process {self.pid} on {self.host} since {self.since}"
 
+    def to_bytes(self) -> bytes:
+        return json_bytes({"schema": LEASE_SCHEMA, **asdict(self)})
+
 
 class DriverLock:
     """Context manager that holds a run for this process, with a heartbeat in a daemon thread; `check` it regularly."""
@@ -126,7 +129,7 @@ class DriverLock:
             epoch, data = read_newest(self._store)
             record = parse_lease(data)
             if self._is_local and record is not None and not record.is_free and record.state == "alive":
-                raise RunLocked(refusal(self._store, record))
+                raise self._locked(record)
             free = data is None or (record is not None and record.is_free)
             if (free or self._watch(epoch, data, record)) and self._claim(epoch + 1):
                 break
@@ -152,8 +155,16 @@ class DriverLock:
                 now = parse_lease(found[1])
                 if now is not None and now.is_free:
                     return False
-                raise RunLocked(refusal(self._store, now))
+                raise self._locked(now)
         return True
+
+    def _locked(self, record: LeaseRecord | None) -> RunLocked:
+        who, until = "another process", ""
+        if record is not None and not record.released:
+            who = f"{record.describe()} (heartbeat {record.beat}, every {record.heartbeat_s:g} s)"
+            until = f": its lease ends {record.lease_s:g} s after its last heartbeat"
+        advice = f"wait for it, or stop it and start again{until}"
+        return RunLocked(f"{self._store.root} is being worked on by {who}; {advice}")
 
     def check(self, ask: bool = False) -> None:
         """`ask`: look for another driver now, not only at the next heartbeat.
@@ -170,12 +181,12 @@ class DriverLock:
         """Stop the heartbeat and give the lease back, if it is still ours."""
         self._stop.set()
         self._thread.join()
-        if not self._lost and _newest_epoch(self._store) == self._epoch:
-            self._store.replace(_name(self._epoch), _to_bytes(replace(self._record, released=True)))
+        if not self._lost and _epochs(self._store)[-1:] == [self._epoch]:
+            self._store.replace(_name(self._epoch), replace(self._record, released=True).to_bytes())
 
     def _claim(self, epoch: int) -> bool:
         """Create the lease file `epoch`; if the store's answer was lost, the token shows whether it is ours."""
-        name, data = _name(epoch), _to_bytes(self._record)
+        name, data = _name(epoch), self._record.to_bytes()
         if not self._store.create(name, data) and self._store.read(name) != data:
             return False
         self._epoch = epoch
@@ -194,13 +205,14 @@ class DriverLock:
         """Write the heartbeat, or find that another driver has the run."""
         asked_at, root = self._clock(), self._store.root
         try:
-            if _newest_epoch(self._store) > self._epoch:
-                record = parse_lease(read_newest(self._store)[1])
+            epoch, data = read_newest(self._store)
+            if epoch > self._epoch:
+                record = parse_lease(data)
                 who = record.describe() if record else "another driver"
                 self._lost = f"{root} was taken over by {who}: this driver was silent for too long and stops"
                 return
             self._record = replace(self._record, beat=self._record.beat + 1, beat_at=_utc_now())
-            self._store.replace(_name(self._epoch), _to_bytes(self._record))
+            self._store.replace(_name(self._epoch), self._record.to_bytes())
             self._renewed_at = asked_at
         except OSError as error:
             _LOG.warning("the heartbeat of %s could not be written: %s", root, error)
@@ -225,9 +237,9 @@ def new_record(config: RunConfig) -> LeaseRecord:
 
 def read_newest(store: Store) -> tuple[int, bytes | None]:
     """Number and bytes of the newest lease file; (0, None) if there never was one."""
-    while epoch := _newest_epoch(store):
+    while epochs := _epochs(store):
         try:
-            return epoch, store.read(_name(epoch))
+            return epochs[-1], store.read(_name(epochs[-1]))
         except FileNotFoundError:
             continue  # meanwhile a newer one was created, and this one removed
     return 0, None
@@ -239,15 +251,6 @@ def parse_lease(data: bytes | None) -> LeaseRecord | None:
         return LeaseRecord(**parse_record(data or b"", LEASE_FOLDER, LEASE_SCHEMA, LeaseRecord))
     except RecordInvalid:
         return None
-
-
-def refusal(store: Store, record: LeaseRecord | None) -> str:
-    """Message for a driver that may not have a run now."""
-    who, until = "another process", ""
-    if record is not None and not record.released:
-        who = f"{record.describe()} (heartbeat {record.beat}, every {record.heartbeat_s:g} s)"
-        until = f": its lease ends {record.lease_s:g} s after its last heartbeat"
-    return f"{store.root} is being worked on by {who}; wait for it, or stop it and start again{until}"
 
 
 def process_name() -> str:
@@ -274,19 +277,12 @@ def process_mark(pid: int) -> str:
 
 
 def _epochs(store: Store) -> list[int]:
-    return [int(match[1]) for match in map(_NAME.fullmatch, store.entries(LEASE_FOLDER)) if match]
-
-
-def _newest_epoch(store: Store) -> int:
-    return max(_epochs(store), default=0)
+    """Numbers of the lease files, ascending."""
+    return sorted(int(match[1]) for match in map(_NAME.fullmatch, store.entries(LEASE_FOLDER)) if match)
 
 
 def _name(epoch: int) -> str:
     return f"{LEASE_FOLDER}/{epoch:08d}.json"
-
-
-def _to_bytes(record: LeaseRecord) -> bytes:
-    return json_bytes({"schema": LEASE_SCHEMA, **asdict(record)})
 
 
 def _utc_now() -> str:

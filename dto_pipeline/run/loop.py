@@ -138,10 +138,10 @@ class Schedule:
             return None
         return self._charge(shard, self._allows_another(shard, self.attempts.get(shard, 0) + 1, out_of_memory))
 
-    def deadline(self, shard: int | None = None) -> float:
+    def deadline(self, shard: int) -> float:
         """Seconds a shard may take: a multiple of the median for a first attempt, the configured limit afterwards."""
         limit = self.config.shard_timeout_s
-        if self.attempts.get(-1 if shard is None else shard, 0) > 0 or len(self._durations) < _DEADLINE_SAMPLES:
+        if self.attempts.get(shard, 0) > 0 or len(self._durations) < _DEADLINE_SAMPLES:
             return limit
         return min(limit, max(DEADLINE_FLOOR_S, DEADLINE_FACTOR * statistics.median(self._durations)))
 
@@ -311,12 +311,11 @@ class _Loop:
         Waiting for CPUs or GPUs has no limit. While others work, workers that hang together do not count as a row.
         """
         now, schedule = self.pool.now(), self.schedule
-        shortest = schedule.deadline()
         for name, worker in list(self.workers.items()):
             seconds = now - worker.since
             if worker.ready and worker.leaving and worker.shard is None:
                 self._end(name, "its node is being drained; it had nothing left to do", blameless=True)
-            elif worker.shard is not None and seconds > shortest and seconds > schedule.deadline(worker.shard):
+            elif worker.shard is not None and seconds > schedule.deadline(worker.shard):
                 self._end(name, f"hung for {seconds:.0f} s at shard {worker.shard} and was ended")
         for name, worker in list(self.workers.items()):
             if worker.placed_at is None or worker.ready or now - worker.placed_at <= schedule.config.warm_up_timeout_s:

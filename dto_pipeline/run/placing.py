@@ -77,7 +77,7 @@ class ScenePlacer:
         self._perception = perception or Perception(config, optimizer.body, self._device)
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
         # on a GPU the next window's images are copied there while the networks process this one's
-        self._perceiving = ThreadPoolExecutor(1 + on_gpu, thread_name_prefix="looking")
+        self._perceiving = ThreadPoolExecutor(1 + on_gpu, thread_name_prefix="networks")
         self._ahead: _Ahead | None = None  # the first window of the next shard
         self.images_done = 0  # for progress only; the caller resets it
 
@@ -266,9 +266,9 @@ def scene_sizes(rows: ManifestRows) -> list[SceneSize]:
 
 def size_on(config: PipelineConfig, option: str, on_gpu: bool) -> int:
     """The value of an option of `config.BY_DEVICE` on a device; decoding threads are at most half the cores."""
-    told, by_device = int(config.option(option)), BY_DEVICE[option][on_gpu]
-    if told or option != "run.decode_threads" or not on_gpu:
-        return told or by_device
+    configured, by_device = int(config.option(option)), BY_DEVICE[option][on_gpu]
+    if configured or option != "run.decode_threads" or not on_gpu:
+        return configured or by_device
     return max(_LEAST_THREADS_GPU, min(by_device, (os.cpu_count() or 1) // 2))
 
 

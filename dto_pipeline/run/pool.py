@@ -84,17 +84,20 @@ class WorkerDraining(Event):
     """Its machine is about to be taken away: it gets no more shards."""
 
 
-class WorkerPool(Protocol):
+class WorkerPool:
     """Starts, feeds and ends workers. Names are never used twice; no event of a lost worker follows."""
 
     def start_worker(self) -> str:
         """Ask for one more worker; `WorkerPlaced` follows where that is known, then `WorkerReady` or `WorkerLost`."""
+        raise NotImplementedError
 
     def assign(self, worker: str, shard: int, attempt: int) -> None:
         """Give a shard to an idle worker."""
+        raise NotImplementedError
 
     def wait(self, timeout_s: float) -> list[Event]:
         """The next events, in order; empty after `timeout_s` without any."""
+        raise NotImplementedError
 
     def kill(self, worker: str) -> None:
         """End a worker and drop its shard; no event of it follows. It may be lost already."""
@@ -102,11 +105,12 @@ class WorkerPool(Protocol):
     def avoid_node(self, node: str) -> None:
         """Start no more workers on a machine."""
 
-    def now(self) -> float:
-        """Monotonic clock [s]."""
-
     def close(self) -> None:
         """End all workers."""
+
+    def now(self) -> float:
+        """Monotonic clock [s]."""
+        return time.monotonic()
 
 
 class FailedAttempt(NamedTuple):
@@ -144,8 +148,8 @@ class Ledger(Protocol):
         """Called every few seconds at least."""
 
 
-class InProcessPool:
-    """A `WorkerPool` of one worker: this process. Without Ray, and without a watchdog for hangs."""
+class InProcessPool(WorkerPool):
+    """One worker: this process, which nothing can end. Without Ray, and without a watchdog for hangs."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -173,15 +177,3 @@ class InProcessPool:
     def wait(self, timeout_s: float) -> list[Event]:
         events, self._events = self._events, []
         return events
-
-    def kill(self, worker: str) -> None:
-        """A process cannot end itself and go on: the next worker is this process again."""
-
-    def avoid_node(self, node: str) -> None:
-        """There is one machine."""
-
-    def now(self) -> float:
-        return time.monotonic()
-
-    def close(self) -> None:
-        """Nothing to end."""

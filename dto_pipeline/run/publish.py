@@ -15,7 +15,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from types import MappingProxyType
 from typing import Any
@@ -56,8 +56,7 @@ class ShardFiles:
 
     receipt: Receipt | None  # the valid one of the newest generation
     free: int  # the first generation that nobody has used
-    orphan: int | None  # a generation above `receipt` with a label file and no valid receipt
-    name_used: bool  # the orphan has an invalid receipt, so its generation cannot get another
+    orphan: int | None  # a generation above `receipt` with a label file and no receipt
 
 
 def find_shard_files(
@@ -67,7 +66,7 @@ def find_shard_files(
 
     Generations up to `highest` may have left no files: the label file of an attempt that died may have been removed.
     """
-    found = ShardFiles(None, first, None, False)
+    found = ShardFiles(None, first, None)
     keys = identity.config_hash, identity.manifest_fingerprint
     for generation in count(first):
         label_bytes = _or_none(directory.store.size, label_name(shard, generation))
@@ -79,11 +78,9 @@ def find_shard_files(
         except RecordInvalid:
             receipt = None
         if receipt is not None and not why_void(receipt, (shard, generation), *keys, label_bytes):
-            found = ShardFiles(receipt, generation + 1, None, False)
-        elif label_bytes is not None:
-            found = ShardFiles(found.receipt, generation + 1, generation, data is not None)
-        elif data is not None:
-            found = replace(found, free=generation + 1)
+            found = ShardFiles(receipt, generation + 1, None)
+        elif label_bytes is not None or data is not None:
+            found = ShardFiles(found.receipt, generation + 1, generation if data is None else None)
     raise AssertionError("generations without end")
 
 
@@ -117,7 +114,7 @@ def _image_ids(table: LabelTable) -> list[str]:
 def find_orphan(
     directory: RunDirectory, identity: RunIdentity, shard: int, generation: int, image_ids: Sequence[str]
 ) -> LabelTable | None:
-    """Rows of a label file without a valid receipt; None unless key, rows and their hash are those of this shard."""
+    """Rows of a label file without a receipt; None unless key, rows and their hash are those of this shard."""
     path = directory.label_file(shard, generation)
     try:
         footer, table = read_label_metadata(path), read_labels(path)
@@ -129,7 +126,7 @@ def find_orphan(
             return table
     except (LabelsError, OSError) as error:
         reason = str(error)
-    message = "shard %d: %s has no valid receipt and cannot be adopted (%s); it is done again"
+    message = "shard %d: %s has no receipt and cannot be adopted (%s); it is done again"
     _LOG.warning(message, shard, path, reason)
     return None
 

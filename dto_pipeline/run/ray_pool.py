@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 
@@ -29,6 +28,7 @@ from dto_pipeline.run.pool import (
     WorkerDraining,
     WorkerLost,
     WorkerPlaced,
+    WorkerPool,
     WorkerReady,
 )
 from dto_pipeline.run.ray_start import start_ray
@@ -46,22 +46,6 @@ class RayGone(DtoError):
     """The part of Ray that this process needs has died, and its workers with it. Shards that are done stay done."""
 
 
-class _Place(NamedTuple):
-    """Place of an actor."""
-
-    process: str  # host:pid
-    node: str  # Ray's id of the machine
-    oom_kills: int  # of the machine until now, see `deaths.oom_kills`
-
-
-class _Look(NamedTuple):
-    """Progress of a worker."""
-
-    begun: int  # shards begun so far
-    shard: int  # the last of them, -1 = none
-    images: int  # done of it
-
-
 class _Worker:
     """The actor."""
 
@@ -73,8 +57,9 @@ class _Worker:
         self._begun, self._shard = 0, -1
         self._sent = threading.Event()
 
-    def where(self) -> _Place:
-        return _Place(process_name(), ray.get_runtime_context().get_node_id(), oom_kills())
+    def where(self) -> tuple[str, str, int]:
+        """Process, Ray's id of its machine, and the machine's `deaths.oom_kills` until now."""
+        return process_name(), ray.get_runtime_context().get_node_id(), oom_kills()
 
     def ping(self) -> None:
         """Warm up; the answer means that it can do shards."""
@@ -90,13 +75,13 @@ class _Worker:
         assert self._runner is not None
         return self._runner.run(shard, attempt)
 
-    @ray.method(concurrency_group="look")
-    def look(self, begun: int) -> _Look:
-        """Answers at once if another number of shards was begun, else after a while."""
+    @ray.method(concurrency_group="report")
+    def report(self, begun: int) -> tuple[int, int, int]:
+        """Shards begun, the last of them, its images done; at once if `begun` has changed, else after a while."""
         with self._news:
             self._news.wait_for(lambda: self._begun != begun, _LOOK_S)
             self._sent.set()
-            return _Look(self._begun, self._shard, getattr(self._runner, "images_done", 0))
+            return self._begun, self._shard, getattr(self._runner, "images_done", 0)
 
 
 @dataclass
@@ -121,8 +106,8 @@ class _Task:
     shard: int = -1
 
 
-class RayPool:
-    """A `WorkerPool` of Ray actors. Starts Ray, or uses the one this process is already connected to."""
+class RayPool(WorkerPool):
+    """Ray actors. Starts Ray, or uses the one this process is already connected to."""
 
     def __init__(self, runner: Runner, config: RunConfig, address: str = "local") -> None:
         """
@@ -156,7 +141,7 @@ class RayPool:
         self._started += 1
         worker = f"worker-{self._started}"
         to_actor: Any = ray.remote  # its types do not know concurrency groups
-        actor_class = to_actor(concurrency_groups={"look": 1})(_Worker)
+        actor_class = to_actor(concurrency_groups={"report": 1})(_Worker)
         handle = actor_class.options(**self._options).remote([self._runner])
         self._actors[worker] = _Actor(handle)
         self._tasks[handle.where.remote()] = _Task(worker, "where")
@@ -176,7 +161,7 @@ class RayPool:
             # reports come last, because they fail with the worker too.
             arrived = set(ray.wait(references, num_returns=len(references), timeout=0)[0])
             heard = [reference for reference in references if reference in arrived]
-            ordered = sorted(heard, key=lambda reference: self._tasks[reference].method == "look")
+            ordered = sorted(heard, key=lambda reference: self._tasks[reference].method == "report")
             events = [self._collect(ref) for ref in ordered if ref in self._tasks]
             return [*filter(None, events), *self._find_draining()]
         except ConnectionError as error:  # of Ray's client, behind ray://
@@ -192,9 +177,6 @@ class RayPool:
         self._avoided.append(node)
         selector = {"ray.io/node-id": f"!in({','.join(self._avoided)})"}
         self._options = {**self._options, "label_selector": selector}
-
-    def now(self) -> float:
-        return time.monotonic()
 
     def close(self) -> None:
         for worker in list(self._actors):
@@ -222,14 +204,13 @@ class RayPool:
         if task.method == "run":
             actor.answered += 1
             return ShardDone(task.worker, task.shard, answer)
-        if task.method == "look":
-            actor.begun = answer.begun
-        self._tasks[actor.handle.look.remote(actor.begun)] = _Task(
-            task.worker, "look"
+        if task.method == "report":
+            actor.begun, shard, images = answer
+        self._tasks[actor.handle.report.remote(actor.begun)] = _Task(
+            task.worker, "report"
         )  # one question is always pending
-        if task.method == "look":
-            busy = answer.begun > actor.answered
-            return ShardProgress(task.worker, answer.shard, answer.images) if busy else None
+        if task.method == "report":
+            return ShardProgress(task.worker, shard, images) if actor.begun > actor.answered else None
         _LOG.info("%s is ready (%s)", task.worker, actor.place)
         return WorkerReady(task.worker, actor.node)
 

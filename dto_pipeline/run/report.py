@@ -130,7 +130,7 @@ def describe_driver(state: str | None, pending: int, given_up: int) -> str:
     if not pending:
         return "shards were given up: `dto run --retry-failed` tries them again" if given_up else ""
     notes = {
-        None: "nobody works on it: `dto run` does what is left",
+        None: "no driver works on it: `dto run` does what is left",
         "on another host": "if its heartbeat does not change, start `dto run` again: it waits until the lease ends",
         "gone": "the driver died: start `dto run` again, nothing is lost",
     }

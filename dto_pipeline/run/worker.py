@@ -139,18 +139,12 @@ class ShardRunner:
         return not self._retry_images.isdisjoint(receipt.image_status)
 
     def _adopt(self, job: _Job, found: ShardFiles) -> Receipt | None:
-        """Declare a whole label file without a receipt done; under a new name if its receipt's name is used."""
+        """Declare a whole label file without a receipt done."""
         if found.orphan is None:
             return None
         ids = job.rows.column("image_id").to_pylist()
         table = find_orphan(self.directory, self._warm().identity, job.shard, found.orphan, ids)
-        if table is None:
-            return None
-        generation = found.orphan
-        if found.name_used:
-            generation, table = found.free, splice_rows(table, [], table.slice(0, 0))  # as it was written first
-            table = self._publish(job, generation, table)
-        return self._commit(job, generation, table, adopted=True)
+        return None if table is None else self._commit(job, found.orphan, table, adopted=True)
 
     def _publish(self, job: _Job, generation: int, table: LabelTable) -> LabelTable:
         loaded = self._warm()

@@ -100,7 +100,7 @@ def test_a_watch_in_json_is_one_object_a_line(manifest, run_dir, capsys):
 
 def test_the_status_says_what_to_make_of_a_driver():
     assert "driver died" in describe_driver("gone", pending=3, given_up=0)
-    assert "nobody works on it" in describe_driver(None, pending=3, given_up=0)
+    assert "no driver works on it" in describe_driver(None, pending=3, given_up=0)
     assert describe_driver("alive", pending=3, given_up=0) == ""
     assert "--retry-failed" in describe_driver(None, pending=0, given_up=1)
     assert describe_driver(None, pending=0, given_up=0) == ""

@@ -21,6 +21,7 @@ from dto_pipeline.run.pool import (
     WorkerCounts,
     WorkerLost,
     WorkerPlaced,
+    WorkerPool,
     WorkerReady,
 )
 
@@ -90,7 +91,7 @@ class FakeLedger:
         return [attempt.shard for attempt in self.failed if attempt.given_up]
 
 
-class FakePool:
+class FakePool(WorkerPool):
     """Workers in virtual time. `behaviour(shard, attempt)` says what happens, `seconds(shard)` how long it takes."""
 
     def __init__(

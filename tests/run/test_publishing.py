@@ -66,7 +66,7 @@ def test_a_zombie_that_comes_late_finds_the_receipt_and_does_nothing(finished, t
 def test_a_receipt_without_its_label_file_is_not_valid(finished):
     finished.label_file(0).unlink()
 
-    assert find_shard_files(finished, read_identity(finished), 0) == ShardFiles(None, 1, None, False)
+    assert find_shard_files(finished, read_identity(finished), 0) == ShardFiles(None, 1, None)
 
 
 def test_the_shard_key_depends_on_rows_and_their_order(finished):
