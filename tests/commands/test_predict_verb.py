@@ -126,7 +126,7 @@ def test_another_body_model_than_that_of_the_training_is_refused(
     other = dataclasses.replace(read_checkpoint(training), body_sha256="f" * 64)
     save_checkpoint(tmp_path / "other", other)
     assert main(["predict", str(tmp_path / "other"), str(images), "-o", str(tmp_path / "out")]) == 2
-    assert "was trained with ffffffffffffffff; name the right one with --body" in capsys.readouterr().err
+    assert "was trained with ffffffffffffffff; name the right one" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_refused_by_name_and_its_folder_gives_the_one_before(
