@@ -1,6 +1,6 @@
 """Scene-consistent, metric 3D labels of crowds (DTO, arXiv 2511.13282).
 
-Conventions, told once and meant everywhere:
+Conventions:
 
 * Camera frame: x right, y down, z forward, metres. Pixels: u right, v down, origin at the top left corner of
   the top left pixel. ``intrinsics`` (K in formulas) is one 3x3 matrix per image.
