@@ -107,9 +107,8 @@ def keep_labels(scene: Scene) -> PlacedScene:
     """A scene that was not optimised, with its labels as given and a status for the image and every person."""
     people = scene.num_people
     status, message = scene.problem or (ImageStatus.NO_PEOPLE if people == 0 else ImageStatus.TOO_FEW_PEOPLE, None)
-    nothing: dict[str, Any] = {name: np.full(people, value, dtype) for name, (dtype, value) in PERSON_RESULTS.items()}
     words, texts = _person_problems(scene, [PersonStatus.NOT_RUN] * people)
-    return PlacedScene(scene, status, message, words, texts, scene.betas, scene.transl, **nothing)
+    return PlacedScene(scene, status, message, words, texts, scene.betas, scene.transl)
 
 
 def _usable(scene: Scene) -> np.ndarray:
@@ -159,10 +158,10 @@ def _place(scene: Scene, index: int, results: _Results, config: PipelineConfig) 
     if fits.posterior is not None:
         found["z_sigma_m"] = fits.posterior.z_covariance.diagonal(dim1=1, dim2=2).sqrt()
         found["height_sigma_m"] = fits.posterior.height_sigma
-    columns: dict[str, Any] = {
-        name: np.where(usable, found[name][index, :count].numpy() if name in found else value, value).astype(dtype)
-        for name, (dtype, value) in PERSON_RESULTS.items()
-    }
+    columns: dict[str, Any] = {}
+    for name, values in found.items():
+        dtype, missing = PERSON_RESULTS[name]
+        columns[name] = np.where(usable, values[index, :count].numpy(), missing).astype(dtype)
     betas, transl = (
         np.where(usable[:, None], new[index, :count].numpy(), old).astype(np.float32)
         for new, old in ((people.betas, scene.betas), (people.transl, scene.transl))

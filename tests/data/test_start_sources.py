@@ -52,7 +52,7 @@ def placed_scene(name, people, seed):
         name: some()
         for name in (
             *("scale", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m", "depth_mean", "depth_std"),
-            *("slope", "corr", "z_sigma_m", "height_sigma_m"),
+            *("slope", "corr", "z_sigma_m"),
         )
     }
     return PlacedScene(
