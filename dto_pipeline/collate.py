@@ -266,30 +266,29 @@ def _name_beyond(scene: Scene, person: int) -> str:
 
 def _explain_unmeasured(scene: Scene, index: int, results: _Results, config: PipelineConfig) -> dict[int, str]:
     """Person -> why it could not be measured in the depth map, where that is so (`DepthEvidence.cut`)."""
-    joint = config.solver.mode == "joint"
-    grid = config.joint.min_pixels_grid if joint else config.evidence.min_pixels_grid
-    least_vertices = config.joint.min_visible_vertices if joint else config.evidence.min_visible_vertices
-    least = scene.height * scene.width / grid**2
-    found = results.evidence
+    options = config.joint if config.solver.mode == "joint" else config.evidence
+    least = scene.height * scene.width / options.min_pixels_grid**2
+    found, reasons = results.evidence, {}
     cut = found.cut[index, : scene.num_people]
-    reasons = {}
     for person in cut.gt(0).nonzero().flatten().tolist():
         pixels, inside, *_ = found.pixels[index, person].tolist()
         vertices = int(results.visible_vertices[index, person])
         low, high = found.bounds[index, person].tolist()
-        if cut[person] == 1 and pixels < least:
-            reasons[person] = f"{pixels} pixels are seen, fewer than {least:.0f}"
-        elif cut[person] == 1:
-            reasons[person] = f"{vertices} vertices are seen, fewer than {least_vertices}"
-        elif inside >= least:
-            reasons[person] = f"no pixel lies within {config.evidence.max_residual:g} m of the line through its depths"
-        elif low == high:
-            reasons[person] = (
-                f"its depth is flat: the middle half of its {pixels} pixels is {low:.4g}, and none lies strictly inside"
-            )
-        else:
-            reasons[person] = (
+        at_first, near = bool(cut[person] == 1), f"{config.evidence.max_residual:g} m"
+        texts = (
+            (at_first and pixels < least, f"{pixels} pixels are seen, fewer than {least:.0f}"),
+            (at_first, f"{vertices} vertices are seen, fewer than {options.min_visible_vertices}"),
+            (inside >= least, f"no pixel lies within {near} of the line through its depths"),
+            (
+                low == high,
+                f"its depth is flat: the middle half of its {pixels} pixels is {low:.4g}, and none lies strictly "
+                "inside",
+            ),
+            (
+                True,
                 f"{inside} of {pixels} pixels lie strictly inside the bounds of its depth, {low:.4g} to {high:.4g}, "
-                f"fewer than {least:.0f}"
-            )
+                f"fewer than {least:.0f}",
+            ),
+        )
+        reasons[person] = next(text for holds, text in texts if holds)
     return reasons

@@ -112,7 +112,7 @@ class PersonMaps(Tensors):
     """Person and distance at each pixel of the person map: the initial labels, rendered."""
 
     person: torch.Tensor  # (B, h, w) int64 index along P, -1 = background or padding
-    z: torch.Tensor  # (B, h, w) float32 [m], 0 where nobody
+    z: torch.Tensor  # (B, h, w) float32 [m], 0 without a person
     visible_vertices: torch.Tensor  # (B, P) int64
 
 
