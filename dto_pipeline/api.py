@@ -18,8 +18,7 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.collate import collate_scenes, keep_labels, map_size, split_batch
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig, load_config
-from dto_pipeline.data.duplicates import People as LabelledPeople
-from dto_pipeline.data.duplicates import find_duplicates
+from dto_pipeline.data.duplicates import LabelledPeople, find_duplicates
 from dto_pipeline.data.images import ImageFolder, ImageStore
 from dto_pipeline.data.label_files import (
     IMAGE_COLUMNS,
@@ -35,6 +34,7 @@ from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.training_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelDataset
 from dto_pipeline.errors import DtoError
+from dto_pipeline.maths.crowd_solver import interval_halfwidth
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth import DISPARITY, METRIC_DEPTH, as_disparity
 from dto_pipeline.models.seeing import Perception
@@ -46,7 +46,16 @@ from dto_pipeline.status import PersonStatus
 from dto_pipeline.timing import StageClock
 from dto_pipeline.view.run_files import RunFiles, find_labels, open_pixels, open_run_files
 
-__all__ = ["PipelineConfig", "load_body", "load_config", "optimize_scene", "read_scenes", "read_table", "torch_dataset"]
+__all__ = [
+    "PipelineConfig",
+    "interval_halfwidth",
+    "load_body",
+    "load_config",
+    "optimize_scene",
+    "read_scenes",
+    "read_table",
+    "torch_dataset",
+]
 
 LabelTable = Any  # a pyarrow.Table; only data/ imports pyarrow
 Source = str | Path | Iterable[str | Path]

@@ -36,13 +36,13 @@ class ImageStatus(_Advised):
     NO_PEOPLE = "no_people", "The image has no person with a usable label; see the persons' statuses."
     IMAGE_MISSING = (
         "image_missing",
-        "The image file was not found; fetch it, or check --images, then use dto run --retry-failed, which does this "
-        "image only. (Tars fetched again: dto manifest check --reindex first. Predictions: predict anew.)",
+        "The image file was not found; fetch it, or check --images, then use dto run --retry-failed: it does this "
+        "image only. (Tars fetched again: docs/real_run.md. Predictions: predict anew.)",
     )
     IMAGE_CORRUPT = (
         "image_corrupt",
-        "The image could not be decoded; replace the file, then use dto run --retry-failed, which repeats this image "
-        "only. (Tars fetched again: dto manifest check --reindex first. Predictions: predict anew.)",
+        "The image could not be decoded; replace the file, then use dto run --retry-failed: it does this image only. "
+        "(Tars fetched again: docs/real_run.md. Predictions: predict anew.)",
     )
     SIZE_MISMATCH = (
         "size_mismatch",

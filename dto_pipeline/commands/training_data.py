@@ -8,21 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dto_pipeline.config import BodyConfig
-from dto_pipeline.data.annotation_pieces import open_annotation_set, open_annots_set
+from dto_pipeline.data.annotation_pieces import open_people_set
 from dto_pipeline.data.label_files import check_one_body
-from dto_pipeline.data.people import FileKind, expect_kind
+from dto_pipeline.data.people import FileKind, UnknownFile, recognise
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.data.training_labels import LabelSet, ParquetSet, open_file_set, open_run_set
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.networks import locate_body, sha256_once
 from dto_pipeline.run.folder import RunDirectory, read_run_labels
 from dto_pipeline.train.config import DataConfig
-
-_OPENED_BY = {
-    FileKind.DTO_LABELS: open_file_set,
-    FileKind.MA_HMR: open_annots_set,
-    FileKind.RELATIVE_HUMAN: open_annotation_set,
-}
 
 
 def open_label_sets(config: DataConfig) -> list[LabelSet]:
@@ -69,7 +63,15 @@ def _open(labels: str, images: str) -> LabelSet:
             return open_run_set(read_run_labels(labels, partial=True), images)
         if isinstance(place, str):  # behind a URI only our own label files are read
             return open_file_set(labels, images)
-        return _OPENED_BY[expect_kind(place, tuple(_OPENED_BY), "training")](labels, images)
+        kind = recognise(place)
+        if kind is FileKind.DTO_LABELS:
+            return open_file_set(labels, images)
+        if kind in (FileKind.MA_HMR, FileKind.RELATIVE_HUMAN):
+            return open_people_set(place, kind, images)
+        raise UnknownFile(
+            f"{labels} holds {kind.words}; training reads labels of this project, released DTO-Humans and "
+            "RelativeHuman's annotations: make a run of it first (`dto manifest build`, `dto run`)"
+        )
     except FileNotFoundError as error:
         raise DtoError(f"data.labels names {labels}, which does not exist; give a run, export or label file") from error
     except DtoError as error:
