@@ -61,7 +61,7 @@ def load_pretrained(
 
     check_reference(reference)
     disable_progress_bar()  # a bar per worker and model is noise
-    options: dict[str, Any] = {"trust_remote_code": reference.trust_remote_code, "dtype": torch.float32}
+    options = {"trust_remote_code": reference.trust_remote_code, "dtype": torch.float32, **source_options(reference)}
     try:
         for path in Path(reference.located).iterdir() if reference.is_folder else ():
             if not path.is_dir():
