@@ -67,11 +67,7 @@ def load_pretrained(
             if not path.is_dir():
                 check_regular(path)  # transformers would wait for a pipe or a device
         network, loading = auto_class.from_pretrained(
-            reference.located,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
-            **source_options(reference),
+            reference.located, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except OSError as error:
         raise ModelMissing(missing_text(reference, error, hint)) from error
