@@ -221,8 +221,8 @@ def test_people_who_are_behind_the_camera_stay_with_their_status(body: BodyModel
     [
         ("confs", (0, 1, 2), "the network's confidences are not finite"),
         ("intrinsics", (1, 0, 0), "the network's camera is not finite"),
-        ("boxes", (0, 1, slice(None), 3), "nobody can be used: its box is not finite"),
-        ("betas", (0, 1), "nobody can be used: betas are not finite"),
+        ("boxes", (0, 1, slice(None), 3), "no person can be used: its box is not finite"),
+        ("betas", (0, 1), "no person can be used: betas are not finite"),
     ],
 )
 @pytest.mark.parametrize("value", [np.nan, np.inf])
