@@ -66,26 +66,11 @@ def test_a_remote_run_has_the_bytes_of_a_local_one_and_nothing_else(start, undis
     assert everything() == names
 
 
-def test_a_finished_remote_run_has_nothing_to_do(start, undisturbed):
-    start()
-
-    assert start().nothing_to_do
-    assert remote_labels(RUN) == undisturbed
-
-
 def upload(*sources: Path) -> None:
     """Put files, and what lies below folders, under memory://data."""
     for source in sources:
         for path in [source] if source.is_file() else source.rglob("*.*"):
             put(f"data/{path.relative_to(source.parent)}", path.read_bytes())
-
-
-def test_images_and_depth_maps_may_be_remote_too(start, tiny, undisturbed):
-    upload(tiny.dataset.root / "images", tiny.dataset.root / "depth")
-
-    start(images_root="memory://data/images", depth_root="memory://data/depth")
-
-    assert remote_labels(RUN) == undisturbed
 
 
 def test_everything_may_be_remote(tiny, tmp_path):

@@ -152,9 +152,3 @@ def test_whatever_happens_no_shard_is_lost_or_done_twice(data):
 
     assert sorted([*ledger.done, *schedule.given_up]) == list(range(6))
     assert (schedule.unfinished, ledger.given_up) == (0, [*dict.fromkeys(ledger.given_up)])
-
-
-def test_shards_that_a_lost_worker_was_to_read_are_done_by_the_others():
-    pool, ledger = FakePool(lambda shard, attempt: DIE if (shard, attempt) == (1, 1) else DONE), FakeLedger()
-    drive(_schedule(range(6), workers=2), pool, ledger)
-    assert sorted(ledger.done) == list(range(6))
