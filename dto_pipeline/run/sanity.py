@@ -190,7 +190,7 @@ def _count_fits(columns: LabelColumns, metric: np.ndarray, config: Mapping[str, 
 
 def _configured_unit(config: Mapping[str, Mapping[str, Any]]) -> float | None:
     """`depth.unit` as a number; None = measured. Runs of 0.3.0 have the published one."""
-    return DepthConfig(unit=config["depth"].get("unit", "published")).told_unit
+    return DepthConfig(unit=config["depth"].get("unit", "published")).given_unit
 
 
 def _figure(text: str, share: bool = True) -> Any:
