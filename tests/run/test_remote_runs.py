@@ -14,10 +14,9 @@ from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import Selection
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.object_store import RemoteStore
-from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.data.storage import StoreError, as_location, open_store
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity, read_run_labels
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, read_identity, read_run_labels
 from dto_pipeline.run.report import read_status
 from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
@@ -88,14 +87,6 @@ def test_everything_may_be_remote(tiny, tmp_path):
     assert verify_run(RUN).passed
 
 
-def test_a_lost_remote_receipt_is_written_again_without_doing_the_work(start, directory):
-    start()
-    directory.store.remove("receipts/shard-00002.json")
-
-    assert start().done_now == 1
-    assert read_receipt(directory.receipt_file(2)).adopted
-
-
 @pytest.mark.parametrize("damage", ["receipt", "label", "swapped"])
 def test_what_does_not_hold_in_a_remote_run_is_done_again(start, directory, undisturbed, damage):
     start()
@@ -125,13 +116,6 @@ def test_failures_are_kept_and_taken_up_again(start, directory):
 
     assert start(retry_failed=True).exit_code == 0
     assert directory.store.entries("failures") == {}
-
-
-def test_a_remote_run_of_other_settings_is_refused(start):
-    start()
-
-    with pytest.raises(RunMismatch, match=r"solver\.max_height"):
-        start(config=load_config(overrides=["run.device=cpu", "run.workers=0", "solver.max_height=2.2"]))
 
 
 def test_readers_of_runs_take_uris(start, tiny, tmp_path, undisturbed):
