@@ -89,7 +89,7 @@ def read_status(run_dir: str | Path) -> RunStatus:
     identity = read_identity(directory)
     scan = scan_run(directory, identity)
     receipts = list(scan.done.values())
-    given_up = [failure for failure in scan.failures.values() if failure.given_up]
+    given_up = scan.given_up.values()
     images_done = sum(receipt.images for receipt in receipts)
     pending = identity.shards - len(receipts) - len(given_up)
     speed = images_per_second(receipts)
@@ -267,14 +267,13 @@ def summarize(
     `scan`: of the folder at the end; None = as planned, there was nothing to do. `share`: `run.max_failed_images`.
     """
     done = plan.done if scan is None else scan.done
-    failures = {} if scan is None else scan.failures
+    given_up = {} if scan is None else {shard: failure.error for shard, failure in scan.given_up.items()}
     receipts = list(done.values())
     budget = FailureBudget(share, {})
     for receipt in receipts:
         budget.shard_done(receipt)
     complaint = budget.verdict()
     fresh = [receipt for shard, receipt in done.items() if shard not in plan.done]
-    given_up = {shard: failure.error for shard, failure in failures.items() if failure.given_up}
     return RunSummary(
         **vars(counts),
         run_dir=str(directory.root),
