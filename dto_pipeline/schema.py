@@ -42,13 +42,20 @@ class Column:
         """The column as Arrow names it."""
         return _field(self.name, self.kind, self.text, self.unit)
 
+    @property
+    def item_kind(self) -> pa.DataType:
+        """The type of the values: that of a list's items, else the column's own."""
+        listed = pa.types.is_fixed_size_list(self.kind) or pa.types.is_list(self.kind)
+        return self.kind.value_type if listed else self.kind
+
     def row(self, prefix: str = "") -> tuple[str, str, str, str]:
-        """Name, type, unit and meaning, as the tables of README and dataset card show them."""
-        length = f"[{self.kind.list_size}]" if pa.types.is_fixed_size_list(self.kind) else ""
-        listed = length or pa.types.is_list(self.kind)
-        kind = str(self.kind.value_type if listed else self.kind).replace("double", "float64")
-        name = ("" if length or not listed else "list of ") + ("float32" if kind == "float" else kind) + length
-        return f"`{prefix}{self.name}`", name, self.unit, self.text
+        """Name, type, unit and meaning, as the tables of docs/labels.md and the dataset card show them."""
+        kind = {"double": "float64", "float": "float32"}.get(str(self.item_kind), str(self.item_kind))
+        if pa.types.is_fixed_size_list(self.kind):
+            kind = f"{kind}[{self.kind.list_size}]"
+        elif self.item_kind is not self.kind:
+            kind = f"list of {kind}"
+        return f"`{prefix}{self.name}`", kind, self.unit, self.text
 
 
 def _fields(columns: Sequence[Column]) -> list[pa.Field]:
