@@ -21,15 +21,8 @@ from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, Pipeli
 from dto_pipeline.data.duplicates import People as LabelledPeople
 from dto_pipeline.data.duplicates import find_duplicates
 from dto_pipeline.data.images import ImageFolder, ImageStore
-from dto_pipeline.data.label_files import (
-    IMAGE_COLUMNS,
-    PERSON_COLUMNS,
-    Limits,
-    flatten_table,
-    person_leaf,
-    read_label_files,
-)
-from dto_pipeline.data.labels import read_placed
+from dto_pipeline.data.label_files import Limits, find_label_files, flatten_table
+from dto_pipeline.data.labels import read_labels, read_placed
 from dto_pipeline.data.scenes import mark_repeats
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.data.storage import Location, as_location
@@ -44,7 +37,7 @@ from dto_pipeline.run.placing import refuse_kid_axis
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import PersonStatus
 from dto_pipeline.timing import StageClock
-from dto_pipeline.view.run_files import RunFiles, find_labels, open_pixels, open_run_files
+from dto_pipeline.view.run_files import RunFiles, open_pixels, open_run_files
 
 __all__ = ["PipelineConfig", "load_body", "load_config", "optimize_scene", "read_scenes", "read_table", "torch_dataset"]
 
@@ -89,11 +82,7 @@ def read_table(source: Source, columns: Sequence[str] | None = None, people: Seq
     Raises:
         LabelsError: no labels there, a damaged file, or a column that does not exist.
     """
-    names = None
-    if columns is not None or people is not None:
-        names = list(IMAGE_COLUMNS if columns is None else columns)
-        names += [person_leaf(name) for name in (PERSON_COLUMNS if people is None else people)]
-    return read_label_files(_label_files(source), names)
+    return read_labels(*_label_files(source), columns=columns, people=people)
 
 
 def torch_dataset(
@@ -121,7 +110,7 @@ def torch_dataset(
         ManifestError: photographs are wanted and the run's manifest is gone.
     """
     limits = Limits(max_error, max_z_sigma)
-    columns = flatten_table(read_table(source, LABEL_IMAGES, LABEL_PEOPLE), LABEL_PEOPLE)
+    columns = flatten_table(read_table(source, LABEL_IMAGES, LABEL_PEOPLE))
     if images is False:
         return LabelDataset(columns, select, limits=limits)
     folder = None if images is True else as_location(images)
@@ -198,7 +187,7 @@ def _load_body_once(path: str, kid_axis: bool) -> BodyModel:
 
 def _label_files(source: Source) -> list[Location]:
     sources = [source] if isinstance(source, str | Path) else list(source)
-    return [path for one in sources for path in find_labels(one)]
+    return [path for one in sources for path in find_label_files(one)]
 
 
 def _run_photographs(run: RunFiles, folder: Location | None) -> tuple[ImageStore, dict[str, str]]:

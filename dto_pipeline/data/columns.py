@@ -1,7 +1,6 @@
 """Arrow columns from numpy arrays and back, without a Python object per number.
 
-Knows memory layouts, no file and no column name. A *ragged* column is one list per row over a flat array of items,
-cut by `counts`.
+A *ragged* column is one list per row over a flat array of items, cut by `counts`.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def single_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def read_numbers(column: pa.Array) -> np.ndarray:
-    """(n,) numpy view of a column of numbers or truths, (n, k) of one of fixed-size lists without nulls."""
+    """(n,) numpy view of a column of numbers or booleans, (n, k) of one of fixed-size lists without nulls."""
     if pa.types.is_fixed_size_list(column.type):
         return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
     values = column.to_numpy(zero_copy_only=False)

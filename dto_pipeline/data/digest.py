@@ -1,4 +1,4 @@
-"""A digest of what an Arrow table says: equal across chunkings, Parquet settings and pyarrow versions.
+"""A sha256 over the contents of Arrow tables: equal across chunkings, Parquet settings and pyarrow versions.
 
 Lengths, nulls and values in little-endian order are hashed, column by column.
 """
@@ -21,7 +21,7 @@ class TableDigest:
         self._sha = hashlib.sha256()
 
     def update(self, table: pa.Table) -> None:
-        """Feed one table; how rows are spread over calls matters (a shard is a call)."""
+        """Add one table; the result depends on how rows are spread over calls (one call a shard)."""
         for name in table.column_names:
             self._sha.update(f"{name}:{table.num_rows};".encode())
             self._feed(single_array(table[name]))
@@ -43,11 +43,11 @@ class TableDigest:
             self._feed(array.flatten())
         elif pa.types.is_string(kind) or pa.types.is_binary(kind):
             self._feed_numbers(pc.binary_length(array).fill_null(0))
-            told = array.drop_null()
-            _, offsets, data = told.buffers()
-            if data is not None and len(told):
+            texts = array.drop_null()
+            _, offsets, data = texts.buffers()
+            if data is not None and len(texts):
                 cuts = np.frombuffer(offsets, dtype=np.int32)
-                self._sha.update(memoryview(data)[cuts[told.offset] : cuts[told.offset + len(told)]])
+                self._sha.update(memoryview(data)[cuts[texts.offset] : cuts[texts.offset + len(texts)]])
         else:
             self._feed_numbers(array.fill_null(0) if array.null_count else array)
 

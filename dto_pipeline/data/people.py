@@ -31,7 +31,8 @@ import pyarrow as pa
 from dto_pipeline.data.cameras import CAMERA_COLUMNS, camera_matrices, read_cameras
 from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.inert_pickle import PickleRefused
-from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatten_table, initial_betas, read_label_files
+from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatten_table, initial_betas
+from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.npz import MappedNpz, safe_load_npz
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
 from dto_pipeline.data.sources.annots import ARRAY, BODY, CAMERA, NOBODY, first_people, open_annots
@@ -273,7 +274,7 @@ def read_people(path: str | Path | Sequence[str | Path], values: str = "after") 
 
 
 def _read_labels(files: Sequence[str | Path], values: str, source: str) -> People:
-    columns = flatten_table(read_label_files(files), _PERSON)
+    columns = flatten_table(read_labels(*files, columns=_IMAGE, people=_PERSON))
     people, owner = columns.people, columns.owner
     return People(
         source=source,

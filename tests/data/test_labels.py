@@ -11,7 +11,6 @@ import pytest
 from dto_pipeline.collate import collate_scenes, keep_labels, split_batch
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.digest import TableDigest
-from dto_pipeline.data.label_files import read_label_files
 from dto_pipeline.data.labels import (
     LabelsError,
     build_label_table,
@@ -235,8 +234,8 @@ def test_labels_of_an_older_version_are_read_with_null_in_the_columns_it_did_not
     found = read_labels(old)
     assert found.column_names == LABELS_SCHEMA.names
     assert found.column("expected_error_m").null_count == 2
-    assert read_label_files([old], ["image_id"]).column_names == ["image_id"]
-    assert read_label_files([old], ["expected_error_m", "image_id"]).column("expected_error_m").null_count == 2
+    assert read_labels(old, columns=["image_id"], people=()).column_names == ["image_id"]
+    assert read_labels(old, columns=["expected_error_m", "image_id"]).column("expected_error_m").null_count == 2
 
 
 def written_and_read(body: BodyModel, folder: Path) -> tuple[list[PlacedScene], list[PlacedScene]]:

@@ -20,7 +20,7 @@ from dto_pipeline.data.cameras import CAMERA_COLUMNS
 from dto_pipeline.data.exports.job import ExportError, ExportJob, SubsetPlan
 from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.inert_pickle import PickleRefused
-from dto_pipeline.data.label_files import IMAGE_FILE, LabelColumns, RunLabels, flatten_table, person_leaf
+from dto_pipeline.data.label_files import IMAGE_FILE, LabelColumns, RunLabels, flatten_table
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.npz import MappedNpz, open_member
 from dto_pipeline.data.scratch import FlatColumn
@@ -45,7 +45,7 @@ _Release = dict[str, np.ndarray]  # mapped arrays of a released file; empty = th
 
 def write_camerahmr(job: ExportJob) -> None:
     """One npz per subset."""
-    columns = ("image_path", *CAMERA_COLUMNS, *map(person_leaf, _PEOPLE))
+    columns = "image_path", *CAMERA_COLUMNS
     for subset in job.taken:
         releases = [_open_release(run, job.labels) for run in subset.runs]
         shapes = {key: _shape_of_one(subset, key, releases) for key in _SHAPES}
@@ -53,7 +53,7 @@ def write_camerahmr(job: ExportJob) -> None:
         counts: list[int] = []
         arrays: dict[str, FlatColumn] = {}
         for run, release in zip(subset.runs, releases, strict=True):
-            for table in job.tables([run], columns, image_files=True):
+            for table in job.tables([run], columns, _PEOPLE, image_files=True):
                 labels = flatten_table(table, _PEOPLE)
                 names += _name_images(labels, release)
                 counts += np.diff(labels.starts).tolist()

@@ -123,7 +123,5 @@ def _check_alike(runs: Sequence[RunLabels]) -> None:
         first, expected = makings[0]
         differences = [f"{fact}: {expected[fact]} and {own}" for fact, own in making.items() if own != expected[fact]]
         if differences:
-            raise ExportError(
-                f"{first.name} and {run.name} were not made alike ({'; '.join(differences)}); export them apart, or say "
-                "--mixed"
-            )
+            advice = "export them apart, or say --mixed"
+            raise ExportError(f"{first.name} and {run.name} were not made alike ({'; '.join(differences)}); {advice}")

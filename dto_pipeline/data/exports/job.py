@@ -33,11 +33,8 @@ from dto_pipeline.status import PersonStatus
 EXPORT_FILE = "export.json"
 PERSON_CHOICES = PERSONS_ALL, PERSONS_VALID, PERSONS_MOVED = "all", "valid", "moved"
 Z_COVARIANCE = "z_covariance"  # the only image column indexed by people
-SELECTION_COLUMNS = (
-    *("is_optimized", "is_accepted", "mean_height_deviation", EXPECTED_ERROR, "num_persons"),
-    *("persons.list.element.status", f"persons.list.element.{Z_SIGMA}"),
-)
-"""Parquet columns that `select_rows` needs."""
+SELECTION_COLUMNS = ("is_optimized", "is_accepted", "mean_height_deviation", EXPECTED_ERROR, "num_persons")
+SELECTION_PEOPLE = ("status", Z_SIGMA)  # columns of images and of people that `select_rows` needs
 
 
 class ExportError(DtoError):
@@ -64,7 +61,7 @@ def select_rows(table: pa.Table, selection: Selection, left_out: Counter[str] | 
     """The selected images and people of a label table.
 
     Args:
-        table: of `schema.LABELS_SCHEMA` or a projection with `SELECTION_COLUMNS`; further columns are kept.
+        table: of `schema.LABELS_SCHEMA` or a projection with the columns above; further columns are kept.
         left_out: reason -> images or persons; added to.
     """
     counts = table["num_persons"].to_numpy().astype(np.int64)
@@ -152,7 +149,7 @@ class SubsetPlan:
                     f"{file.path} has sha256 {found[:16]}..., its receipt says {file.sha256[:16]}...: the file was "
                     "changed or damaged; delete the shard's receipt and run again"
                 )
-        for table in run.tables([*SELECTION_COLUMNS, *(["image_id"] if several else [])]):
+        for table in run.tables([*SELECTION_COLUMNS, *(["image_id"] if several else [])], SELECTION_PEOPLE):
             for image_id in table["image_id"].to_pylist() if several else ():
                 if image_id in run_of:
                     both = f"{run_of[image_id]} and in {run.name}"
@@ -215,12 +212,17 @@ class ExportJob:
         return [subset for subset in self.subsets if subset.images]
 
     def tables(
-        self, runs: Sequence[RunLabels], columns: Sequence[str] | None = None, image_files: bool = False
+        self,
+        runs: Sequence[RunLabels],
+        columns: Sequence[str] | None = None,
+        people: Sequence[str] | None = None,
+        image_files: bool = False,
     ) -> Iterator[pa.Table]:
         """The selected rows of some runs, one row group at a time; arguments as of `RunLabels.tables`."""
-        wanted = None if columns is None else list(dict.fromkeys([*columns, *SELECTION_COLUMNS]))
+        columns = None if columns is None else list(dict.fromkeys([*columns, *SELECTION_COLUMNS]))
+        people = None if people is None else list(dict.fromkeys([*people, *SELECTION_PEOPLE]))
         for run in runs:
-            for table in run.tables(wanted, image_files):
+            for table in run.tables(columns, people, image_files):
                 rows = select_rows(table, self.selection)
                 yield rows
                 self.advance(rows.num_rows)

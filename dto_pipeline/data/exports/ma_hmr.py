@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
 from dto_pipeline.data.exports.job import ExportJob, SubsetPlan, describe_making
-from dto_pipeline.data.label_files import flatten_table, person_leaf
+from dto_pipeline.data.label_files import flatten_table
 from dto_pipeline.data.npz import open_member
 
 REPEATED = "images already taken from an earlier subset of the same file"
@@ -76,7 +76,7 @@ def _annotations(job: ExportJob, subsets: list[SubsetPlan], counts: np.ndarray) 
         new_keys: set[str] = set()
         joint = any(describe_making(run.footer)["solver"] == "joint" for run in subset.runs)
         people = (*_PARAMETERS.values(), *(_SIGMAS if joint else ()))
-        for table in job.tables(subset.runs, ("image_path", *CAMERA_COLUMNS, *map(person_leaf, people))):
+        for table in job.tables(subset.runs, ("image_path", *CAMERA_COLUMNS), people):
             found = _read(table, "insta-train/" if _is_insta(subset.subset) else "", people)
             job.notes[REPEATED] += len(found.keys() & taken)
             if subset is not subsets[-1]:
