@@ -21,7 +21,7 @@ for table, line in (
     ("PERSON_COLUMNS", 'Column("seated", pa.bool_(), "sits", "", "extra.seated")'),
     ("PERSON_COLUMNS", 'Column("gaze", pa.list_(pa.float32(), 3), "looks there", "", "extra.gaze")'),
     ("PERSON_COLUMNS", 'Column("mood", pa.string(), "in a word", "", "extra.mood")'),
-    ("IMAGE_COLUMNS", 'Column("haze", pa.float32(), "how dim the picture is", "", "extra.haze", persons=True)'),
+    ("IMAGE_COLUMNS", 'Column("haze", pa.float32(), "how dim the picture is", "", "extra.haze")'),
 ):
     begin = f"{table} = (\\n"
     assert source.count(begin) == 1

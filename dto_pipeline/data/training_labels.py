@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
@@ -195,24 +196,34 @@ def _take_images(columns: LabelColumns, select: str, limits: Limits) -> tuple[La
     return columns.take(np.flatnonzero(certain)), left_out
 
 
+def read_run_columns(run: RunLabels, images: Location = "") -> tuple[LabelColumns, ImageStore]:
+    """The columns of a run for a `LabelDataset` with photographs, `images` a folder in place of the manifest's.
+
+    Raises: LabelsError, ManifestError.
+    """
+    if not run.files:
+        raise LabelsError(f"{run.name} has no finished shard yet; `dto status` tells how far it is")
+    manifest = run.open_manifest()
+    table = pa.concat_tables(run.tables(LABEL_IMAGES, LABEL_PEOPLE, image_files=True))
+    return flatten_table(table), open_images(as_location(images or manifest.images_root), manifest.path)
+
+
 class LabelDataset(Dataset[dict[str, Any]]):
     """Map-style dataset of images; see `__getitem__` for an item. Crowds differ in size: use ``collate_fn=list``."""
 
     def __init__(
         self,
         columns: LabelColumns,
-        select: str = "accepted",
         images: ImageStore | None = None,
-        names: Mapping[str, str] | None = None,
+        select: str = "accepted",
         limits: Limits = NO_LIMITS,
     ) -> None:
         """Select images.
 
         Args:
-            columns: `LABEL_IMAGES` and `LABEL_PEOPLE` of some label files.
+            columns: `LABEL_IMAGES` and `LABEL_PEOPLE` of some label files, perhaps `IMAGE_FILE`.
+            images: where photographs are read from, by `IMAGE_FILE` or else ``image_path``; None = items hold none.
             select: "accepted", "optimized" or "all" images; images without people are never taken.
-            images: where photographs are read from; None = items hold no photograph.
-            names: image key -> name of its file in `images`; None = its ``image_path``.
             limits: how uncertain images may be, and people that are ``usable``; `left_out` counts the others by reason.
 
         Raises: LabelsError: an unknown `select`, or a limit on errors where no label has one.
@@ -227,8 +238,7 @@ class LabelDataset(Dataset[dict[str, Any]]):
             )
         columns, self.left_out = _take_images(columns, select, limits)
         self.image_ids: Sequence[str] = columns.images["image_id"].tolist()
-        paths = columns.images["image_path"].tolist()
-        self._files = paths if names is None else [names[image] for image in self.image_ids]
+        self._files = columns.images.get(IMAGE_FILE, columns.images["image_path"]).tolist()
         self._images = images
         self._intrinsics = columns.intrinsics.astype(np.float32)
         self._size = np.stack([columns.images["height"], columns.images["width"]], axis=-1).astype(np.int64)

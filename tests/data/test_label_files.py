@@ -109,7 +109,7 @@ def test_single_columns_can_be_read_and_unknown_ones_are_named(folder: Path) -> 
 def test_a_training_set_holds_accepted_images_with_people_only(folder: Path, placed: list[PlacedScene]) -> None:
     columns = flatten_table(read_labels(*find_label_files(folder), columns=LABEL_IMAGES, people=LABEL_PEOPLE))
     assert LabelDataset(columns).image_ids == ["test/2.jpg"]
-    everything = LabelDataset(columns, "all")
+    everything = LabelDataset(columns, select="all")
     assert everything.image_ids == ["test/0.jpg", "test/2.jpg", "test/3.jpg"]
     item = everything[1]
     assert item["usable"].tolist() == [True, False, True]
@@ -121,12 +121,12 @@ def test_a_training_set_holds_accepted_images_with_people_only(folder: Path, pla
     with pytest.raises(IndexError):
         everything[3]
     with pytest.raises(LabelsError, match="'best'"):
-        LabelDataset(columns, "best")
+        LabelDataset(columns, select="best")
 
 
 def test_workers_give_the_same_items_and_a_lost_photograph_is_an_error(columns: LabelColumns, tmp_path: Path) -> None:
-    dataset = LabelDataset(columns, "all")
+    dataset = LabelDataset(columns, select="all")
     batches = list(DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=list))
     assert [item["image_id"] for batch in batches for item in batch] == dataset.image_ids
     with pytest.raises(ImageMissing):
-        LabelDataset(columns, "all", ImageFolder(tmp_path))[0]
+        LabelDataset(columns, ImageFolder(tmp_path), "all")[0]

@@ -10,7 +10,7 @@ import pytest
 
 from dto_pipeline.collate import collate_scenes, keep_labels, split_batch
 from dto_pipeline.config import PipelineConfig
-from dto_pipeline.data.digest import TableDigest
+from dto_pipeline.data.columns import rows_sha256
 from dto_pipeline.data.labels import (
     LabelsError,
     build_label_table,
@@ -82,12 +82,6 @@ def failed(number: int, people: int) -> PlacedScene:
     scene = make_scene(number, people)
     scene.problem = (ImageStatus.IMAGE_MISSING, "no such file")
     return keep_labels(scene)
-
-
-def digest(table: pa.Table) -> str:
-    sha = TableDigest()
-    sha.update(table)
-    return sha.hexdigest()
 
 
 def test_every_scene_is_a_row_and_every_number_arrives(tmp_path):
@@ -165,7 +159,7 @@ def test_written_labels_read_back_equal_with_their_footer(tmp_path):
     table = build_label_table([make_placed(0, 3), failed(1, 2)])
     path = tmp_path / "labels" / "shard-00000.parquet"
     assert write_label_shard(table, path, {"shard_key": "k", "config_hash": "h"})
-    assert digest(read_labels(path)) == digest(table)  # unlike ==, equal NaN count as equal
+    assert rows_sha256(read_labels(path)) == rows_sha256(table)  # unlike ==, equal NaN count as equal
     footer = read_label_metadata(path)
     assert (footer["shard_key"], footer["config_hash"], footer["schema"]) == ("k", "h", "dto-labels/1")
     assert "z forward" in footer["coordinates"]

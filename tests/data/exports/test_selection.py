@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dto_pipeline.data.columns import single_array
+from dto_pipeline.data.columns import rows_sha256, single_array
 from dto_pipeline.data.exports.job import PERSON_CHOICES, Selection, select_rows
 from dto_pipeline.data.label_files import Limits
-from tests.data.exports.same import rows_digest
 
 
 def statuses(table: pa.Table) -> list[list[str]]:
@@ -95,4 +94,4 @@ def test_a_projection_and_a_slice_select_the_same_people(labels) -> None:
     selection = Selection(accepted_only=True, persons="valid")
     whole = select_rows(labels["mpii"], selection)
     parts = [select_rows(labels["mpii"].slice(start, 2), selection) for start in range(0, 9, 2)]
-    assert rows_digest(pa.concat_tables(parts)) == rows_digest(whole)
+    assert rows_sha256(pa.concat_tables(parts)) == rows_sha256(whole)
