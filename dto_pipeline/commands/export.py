@@ -54,7 +54,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         action="append",
         default=[],
         metavar="[SUBSET=]DIR",
-        help="folder or URI of images to put beside the labels (webdataset), for all or, repeated, for each subset",
+        help="folder or URI of images to write with the labels (webdataset), for all or, repeated, for each subset",
     )
     parser.add_argument("--own-images", action="store_true", help="images from where the runs' manifests say they are")
     parser.add_argument(

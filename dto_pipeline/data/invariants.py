@@ -26,7 +26,7 @@ HEIGHT_SLACK = 0.03  # a height is reached by one secant step: this far beyond t
 HOLD_SIGMAS = 6.0  # of `joint.hold_z_sigma`: how far z may move to keep the joints in place
 HEIGHT_AGREES = 2e-3  # of the column and the body of the betas [m]
 _TREE_JOINTS = 24
-_LOOK = "draw them (dto view RUN --key IMAGE -o pages), and leave out whoever is wrong; see docs/checks.md"
+_LOOK = "draw them (dto view RUN --key IMAGE -o pages), and leave out those that are wrong; see docs/checks.md"
 _HUGE = 1e6  # beyond anything a label measures: metres, pixels of a side, sigmas
 _LENGTHS = ["scale", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m", "z_sigma_m", "height_sigma_m"]
 POSSIBLE: dict[str, tuple[float, float]] = {
@@ -180,10 +180,10 @@ def _check_bounds(columns: LabelColumns, judged: np.ndarray) -> Check:
     numbers = ((POSE, people["pose"]), (BETAS, people["betas"]), (ASIDE, people["transl"][:, :2]),
                (DISTANCE, people["transl"][:, 2:]))  # fmt: skip
     within = np.all([bound.holds(values).all(axis=1) for bound, values in numbers], axis=0)
-    expected = "; nobody with ".join(str(bound) for bound, _ in numbers)
+    expected = "; no ".join(str(bound) for bound, _ in numbers)
     step = "a run of this version into another folder marks them invalid_label or implausible; leave them out till then"
     z = people["transl"][:, 2]
-    return _of_people("numbers are plausible", f"nobody with {expected}", ~within, z, judged, step)
+    return _of_people("numbers are plausible", f"no {expected}", ~within, z, judged, step)
 
 
 def _check_statuses(columns: LabelColumns, limits: Limits) -> list[Check]:

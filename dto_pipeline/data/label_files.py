@@ -100,7 +100,7 @@ def find_label_files(folder: str | Path) -> list[Location]:
         return [folder]
     found = find_run_labels(folder)
     if found is not None and not found:
-        raise LabelsError(f"{folder} has no finished shard yet; `dto status` tells how far it is")
+        raise LabelsError(f"{folder} has no finished shard yet; `dto status` shows its progress")
     if found is None:
         with suppress(FileNotFoundError):
             names = sorted(list_names(folder, (".parquet",)))

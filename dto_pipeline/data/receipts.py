@@ -40,8 +40,9 @@ from dto_pipeline.status import ImageStatus
 RECEIPT_SCHEMA = "dto-receipt/1"
 LABELS, RECEIPTS = "labels", "receipts"  # folders of a run
 _FILE = re.compile(r"shard-(\d{5,})(?:\.r([1-9]\d{0,3}))?\.(?:parquet|json)")
-_MOST_SECONDS = 1e10  # three centuries, as a duration or since 1970: NaN and infinity are beyond it as well
-_MOST_COUNT = 1 << 53  # the largest whole number that every reader of JSON keeps
+# The largest count that every reader of JSON keeps; three centuries [s], as a duration or since 1970 (not NaN).
+_MOST: dict[Any, float] = {int: 1 << 53, float: 1e10}
+_hints = cache(typing.get_type_hints)
 _FAILED_WORDS = frozenset(str(status) for status in ImageStatus if status.is_failure)
 
 
@@ -234,13 +235,6 @@ def _is_possible(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is dict:
         inner = typing.get_args(hint)[1]
         return isinstance(value, dict) and all(_is_possible(item, inner) for item in value.values())
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _MOST_SECONDS
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_COUNT
+    if hint in _MOST:
+        return isinstance(value, int | hint) and not isinstance(value, bool) and 0 <= value <= _MOST[hint]
     return isinstance(value, hint)
-
-
-@cache
-def _hints(record: type) -> dict[str, Any]:
-    return typing.get_type_hints(record)

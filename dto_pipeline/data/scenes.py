@@ -125,7 +125,7 @@ def load_scenes(
         evidence: its `render_max_side` is the size that masks are sampled at.
         threads: run one image per task; None = in this thread.
         clock: times the stages decode, masks and depth, threads added up; see `timing.StageClock`.
-        label_masks: read the manifest's masks; False = nobody has one.
+        label_masks: read the manifest's masks; False = no masks.
         centred: the data set's `principal_point` is ``centre``: an image whose size the manifest does not have must be
             of the size its camera implies.
         decode_memory_mb: see `RunConfig`.

@@ -202,7 +202,7 @@ def read_run_columns(run: RunLabels, images: Location = "") -> tuple[LabelColumn
     Raises: LabelsError, ManifestError.
     """
     if not run.files:
-        raise LabelsError(f"{run.name} has no finished shard yet; `dto status` tells how far it is")
+        raise LabelsError(f"{run.name} has no finished shard yet; `dto status` shows its progress")
     manifest = run.open_manifest()
     table = pa.concat_tables(run.tables(LABEL_IMAGES, LABEL_PEOPLE, image_files=True))
     return flatten_table(table), open_images(as_location(images or manifest.images_root), manifest.path)

@@ -110,13 +110,11 @@ def _open_release(run: RunLabels, named: Sequence[Location]) -> _Release:
 
 
 def _places(manifest: Manifest, file: str) -> Iterator[Path]:
-    """Where the label file may be: below the data root, known from the images folder, or above the manifest."""
-    images, root = Path(str(manifest.dataset.get("images", ""))), manifest.images_root
-    names = [name for name in dict.fromkeys([file, str(manifest.dataset.get("labels", ""))]) if name]
-    if isinstance(root, Path) and images.parts and root.parts[-len(images.parts) :] == images.parts:
-        yield from (root.parents[len(images.parts) - 1] / name for name in names)
-    if isinstance(manifest.path, Path):
-        yield from (folder / name for folder in manifest.path.absolute().parents for name in names)
+    """Where the label file may be: below a folder that the images or the manifest are in."""
+    names = [name for name in (file, str(manifest.dataset.get("labels", ""))) if name]
+    for place in (manifest.images_root, manifest.path):
+        if isinstance(place, Path):
+            yield from (folder / name for folder in place.absolute().parents for name in names)
 
 
 def _shape_of_one(subset: SubsetPlan, key: str, releases: list[_Release]) -> tuple[int, ...]:
