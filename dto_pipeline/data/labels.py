@@ -147,19 +147,6 @@ def splice_rows(table: pa.Table, positions: Sequence[int], rows: pa.Table) -> pa
     return spliced
 
 
-def open_labels(path: Location) -> pq.ParquetFile:
-    """Open a label file to read it piece by piece; errors as `read_groups`. Close it, or use `with`."""
-    path = as_location(path)
-    file = open_parquet(path, LabelsError)
-    name = footer_text(file).get("schema")
-    if name != LABELS_SCHEMA_NAME:
-        raise LabelsError(f"{path} has schema {name!r}; expected {LABELS_SCHEMA_NAME!r}, is it a label shard?")
-    lacking = set(_ADDED) - set(file.schema_arrow.names)
-    known = [field for field in LABELS_SCHEMA if field.name not in lacking]
-    check_schema(path, file.schema_arrow, pa.schema(known), LabelsError)
-    return file
-
-
 def read_groups(
     path: Location,
     columns: Sequence[str] | None = None,
@@ -175,57 +162,56 @@ def read_groups(
 
     Raises: LabelsError: missing, not a whole Parquet file, of another schema, or a column that does not exist.
     """
-    with open_labels(path) as file:
+    wanted = _parquet_columns(columns, people)
+    with _open_labels(path) as file:
         for group in range(file.num_row_groups) if groups is None else groups:
-            yield _read(path, file, [group], columns, people)
+            try:
+                table = file.read_row_group(group, columns=wanted)
+            except READ_ERRORS as error:
+                raise LabelsError(f"{path} is damaged ({error}); delete it and run again to write it anew") from error
+            for name in _ADDED:
+                if name not in table.column_names and (columns is None or name in columns):
+                    field = LABELS_SCHEMA.field(name)
+                    table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+            yield table.select([name for name in LABELS_SCHEMA.names if name in table.column_names])
 
 
 def read_labels(
     *paths: Location, columns: Sequence[str] | None = None, people: Sequence[str] | None = None
 ) -> pa.Table:
     """All rows of label files, in the given order; arguments and errors as `read_groups`."""
-    tables = []
-    for path in paths:
-        with open_labels(path) as file:
-            tables.append(_read(path, file, range(file.num_row_groups), columns, people))
-    return pa.concat_tables(tables)
+    tables = [table for path in paths for table in read_groups(path, columns, people)]
+    return pa.concat_tables(tables or [LABELS_SCHEMA.empty_table()])
 
 
-def _read(
-    path: Location,
-    file: pq.ParquetFile,
-    groups: Sequence[int],
-    columns: Sequence[str] | None,
-    people: Sequence[str] | None,
-) -> pa.Table:
-    try:
-        table = file.read_row_groups(list(groups), columns=_parquet_columns(columns, people))
-    except READ_ERRORS as error:
-        raise LabelsError(f"{path} is damaged ({error}); delete it and run again to write it anew") from error
-    for name in _ADDED:
-        if name not in table.column_names and (columns is None or name in columns):
-            field = LABELS_SCHEMA.field(name)
-            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table.select([name for name in LABELS_SCHEMA.names if name in table.column_names])
+def _open_labels(path: Location) -> pq.ParquetFile:
+    path = as_location(path)
+    file = open_parquet(path, LabelsError)
+    name = footer_text(file).get("schema")
+    if name != LABELS_SCHEMA_NAME:
+        raise LabelsError(f"{path} has schema {name!r}; expected {LABELS_SCHEMA_NAME!r}, is it a label shard?")
+    lacking = set(_ADDED) - set(file.schema_arrow.names)
+    known = [field for field in LABELS_SCHEMA if field.name not in lacking]
+    check_schema(path, file.schema_arrow, pa.schema(known), LabelsError)
+    return file
 
 
 def _parquet_columns(columns: Sequence[str] | None, people: Sequence[str] | None) -> list[str] | None:
     """Parquet's names of image columns and parts of people."""
     if columns is None and people is None:
         return None
-    known = [column.name for column in IMAGE_COLUMNS]
-    columns, people = known if columns is None else columns, LABEL_PERSON.names if people is None else people
-    if unknown := [name for name in columns if name not in known]:
-        raise LabelsError(f"labels have no column {unknown}; columns are {known}")
-    if unknown := [name for name in people if name not in LABEL_PERSON.names]:
-        raise LabelsError(f"persons have no column {unknown}; columns are {LABEL_PERSON.names}")
-    leaves = [*parquet_leaves("persons", pa.list_(pa.struct([LABEL_PERSON.field(name) for name in people])))]
-    return [*columns, *(leaf for leaf, _ in leaves)]
+    known = {"labels": [column.name for column in IMAGE_COLUMNS], "persons": LABEL_PERSON.names}
+    columns, people = known["labels"] if columns is None else columns, known["persons"] if people is None else people
+    for what, names in (("labels", columns), ("persons", people)):
+        if unknown := [name for name in names if name not in known[what]]:
+            raise LabelsError(f"{what} have no column {unknown}; columns are {known[what]}")
+    parts = pa.struct([LABEL_PERSON.field(name) for name in people])
+    return [*columns, *(leaf for leaf, _ in parquet_leaves("persons", pa.list_(parts)))]
 
 
 def read_label_metadata(path: Location) -> dict[str, str]:
     """Footer text of a label file (shard key, config hash ...), without reading its rows; errors as `read_groups`."""
-    with open_labels(path) as file:
+    with _open_labels(path) as file:
         return footer_text(file)
 
 

@@ -27,7 +27,6 @@ SUMMARY = (
     "Depth-conditioned Translation Optimization (DTO, arXiv 2511.13282). Labels only: images are named, not included."
 )
 _PAPER = "https://arxiv.org/abs/2511.13282"
-_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
 _PARQUET = "application/x-parquet"
 _PEOPLE = "people in source order, none dropped"
 
@@ -43,12 +42,10 @@ def write_hugging_face(job: ExportJob) -> None:
 
 def dataset_card(subsets: list[SubsetPlan], selection: Selection) -> str:
     """README.md of the folder: YAML for the hub, then text for people."""
-    images = sum(subset.images for subset in subsets)
     front_matter = {
         "pretty_name": TITLE,
         "license": LICENCE,
         "tags": ["3d", "human-mesh-recovery", "smpl", "crowds", "croissant"],
-        "size_categories": [next((name for limit, name in _SIZES if images < limit), "1M<n<10M")],
         "configs": [
             {
                 "config_name": subset.subset,
