@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dto_pipeline.data.columns import ragged_column, read_numbers, single_array
+from dto_pipeline.data.columns import ragged_column, single_array
 from dto_pipeline.data.files import sha256_file, staged, sweep_abandoned, sync
-from dto_pipeline.data.label_files import EXPECTED_ERROR, NO_LIMITS, Z_SIGMA, Limits, RunLabels
+from dto_pipeline.data.label_files import EXPECTED_ERROR, NO_LIMITS, Z_SIGMA, Limits, RunLabels, flatten_table
 from dto_pipeline.data.storage import Location, sha256_of
 from dto_pipeline.errors import DtoError
 from dto_pipeline.paths import SUBSET_NAME
@@ -64,56 +64,55 @@ def select_rows(table: pa.Table, selection: Selection, left_out: Counter[str] | 
         table: of `schema.LABELS_SCHEMA` or a projection with the columns above; further columns are kept.
         left_out: reason -> images or persons; added to.
     """
-    counts = table["num_persons"].to_numpy().astype(np.int64)
-    owner = np.repeat(np.arange(counts.size), counts)
-    people = single_array(table["persons"]).flatten()
-    z_sigma, expected = map(read_numbers, (people.field(Z_SIGMA), single_array(table[EXPECTED_ERROR])))
-    status = people.field("status").to_numpy(zero_copy_only=False)
+    columns = flatten_table(table.select([*SELECTION_COLUMNS, "persons"]), SELECTION_PEOPLE)
+    images, owner, z_sigma = columns.images, columns.owner, columns.people[Z_SIGMA]
+    status, expected = columns.people["status"], images[EXPECTED_ERROR]
     single = status != str(PersonStatus.DUPLICATE)
     chosen = (
         single
         & {
-            PERSONS_ALL: np.ones(status.size, bool),
+            PERSONS_ALL: single,
             PERSONS_VALID: status != str(PersonStatus.INVALID_LABEL),
             PERSONS_MOVED: status == str(PersonStatus.MOVED),
         }[selection.persons]
     )
     good = np.ones(table.num_rows, dtype=bool)
     if selection.accepted_only and selection.max_deviation is None:
-        good = table["is_accepted"].to_numpy()
+        good = images["is_accepted"]
     elif selection.accepted_only:
-        good = table["mean_height_deviation"].to_numpy() < selection.max_deviation
-        good &= table["is_optimized"].to_numpy()
+        good = images["is_optimized"] & (images["mean_height_deviation"] < selection.max_deviation)
     certain = good & selection.limits.images(expected)
     taken = chosen & selection.limits.people(z_sigma)
-    remaining = np.bincount(owner[taken], minlength=counts.size)
-    images = certain & (remaining >= selection.min_persons)
+    remaining = np.bincount(owner[taken], minlength=good.size)
+    kept = certain & (remaining >= selection.min_persons)
     if left_out is not None:
         judged = chosen & certain[owner]
         left_out["images not accepted"] += int((~good).sum())
         selection.limits.count(expected[good], z_sigma[judged], left_out)
-        left_out[f"images with fewer than {selection.min_persons} persons"] += int((certain & ~images).sum())
-        left_out["persons of these images"] += int((~images[owner] & ~(judged & ~taken)).sum())
-        left_out["persons that repeat another, of images taken"] += int((~single & images[owner]).sum())
-        left_out[f"persons not {selection.persons}, of images taken"] += int((~chosen & single & images[owner]).sum())
-    return table if images.all() and taken.all() else _cut(table, images, taken, remaining[images])
+        left_out[f"images with fewer than {selection.min_persons} persons"] += int((certain & ~kept).sum())
+        left_out["persons of these images"] += int((~kept[owner] & ~(judged & ~taken)).sum())
+        left_out["persons that repeat another, of images taken"] += int((~single & kept[owner]).sum())
+        left_out[f"persons not {selection.persons}, of images taken"] += int((~chosen & single & kept[owner]).sum())
+    if kept.all() and taken.all():
+        return table
+    return _cut(table, kept, taken & kept[owner], remaining[kept], columns.starts)
 
 
-def _cut(table: pa.Table, images: np.ndarray, people: np.ndarray, remaining: np.ndarray) -> pa.Table:
+def _cut(
+    table: pa.Table, images: np.ndarray, people: np.ndarray, remaining: np.ndarray, starts: np.ndarray
+) -> pa.Table:
     """The rows of the images (N,) and people (n,) that are true; `remaining`: people of each such image."""
-    starts = np.cumsum(table["num_persons"].to_numpy())
-    owner = np.repeat(np.arange(starts.size), np.diff(starts, prepend=0))
-    kept = single_array(table["persons"]).flatten().filter(pa.array(people & images[owner]))
+    kept = single_array(table["persons"]).flatten().filter(pa.array(people))
     changed = {
         "num_persons": pa.array(remaining.astype(np.int32)),
         "persons": ragged_column(remaining, kept, pa.list_(table.schema.field("persons").type.value_field)),
     }
     if Z_COVARIANCE in table.column_names:
-        triangles, crowds = single_array(table[Z_COVARIANCE]), np.split(people, starts[:-1])
-        small: list[np.ndarray | None] = []
+        triangles, small = single_array(table[Z_COVARIANCE]), list[np.ndarray | None]()
         for image in np.flatnonzero(images).tolist():  # lower triangles, row by row, diagonal included
-            row, column = np.tril_indices(crowds[image].size)
-            inside = crowds[image][row] & crowds[image][column]
+            crowd = people[starts[image] : starts[image + 1]]
+            row, column = np.tril_indices(crowd.size)
+            inside = crowd[row] & crowd[column]
             small.append(np.asarray(triangles[image].values)[inside] if triangles[image].is_valid else None)
         changed[Z_COVARIANCE] = pa.array(small, triangles.type)
     table = table.filter(pa.array(images))
