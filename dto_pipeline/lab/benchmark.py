@@ -25,7 +25,7 @@ from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES
 from dto_pipeline.evaluate.tables import markdown
 from dto_pipeline.lab.difficulty import DIFFICULTIES, choose_difficulty
 from dto_pipeline.lab.foreign_bodies import load_anny
-from dto_pipeline.lab.known_scenes import build_known_scene
+from dto_pipeline.lab.known_scenes import SynthScene
 from dto_pipeline.lab.solver_outcomes import (
     ACCEPTED,
     BEHAVIOUR,
@@ -43,6 +43,7 @@ from dto_pipeline.lab.solver_outcomes import (
     pool,
     read_recorded,
 )
+from dto_pipeline.maths.crowd_solver import interval_halfwidth
 from dto_pipeline.models.body import BodyModel, load_body
 
 TUNING_SEEDS = (1, 2, 11, 12, 31, 32)  # of the joint solver's numbers
@@ -187,7 +188,7 @@ def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel
     ablated = ABLATED if settings.ablation else ()
     found: dict[str, Measured] = {}
     for kind in kinds:
-        known = [build_known_scene(kind, settings.seed, number, body) for number in range(settings.images)]
+        known = [SynthScene(settings.seed, number, body, kind).known for number in range(settings.images)]
         found[kind.name] = measure_methods(known, config, off if kind.name in ablated else {})
     without = {name: found[name] for name in ablated if name in found}
     if len(without) > 1:
@@ -352,12 +353,15 @@ def _solver_sections(report: BenchmarkReport) -> list[list[str]]:
         numbers = (("shift_px", 2), ("kid_shift_px", 2), ("cpu_ms_per_image", 0))
         cells = (_number(found.behaviour[mode][key], digits) for key, digits in numbers for mode in SOLVERS)
         behaviour.append([name, *cells])
+    widths = "{:.2f}, {:.2f} and {:.2f}".format(*map(interval_halfwidth, LEVELS))
     return [
         _table(
             "Do the intervals hold what they say?",
-            "Share of truths inside the 50 / 80 / 95 % intervals that `joint` claims (`z_sigma_m`, `z_covariance`, "
-            "`height_sigma_m`), and the rank correlation (Spearman) of `expected_error_m` and the true error of "
-            "images.",
+            "Share of true values inside the 50 / 80 / 95 % intervals of `joint`. Half-widths are those of a Student "
+            f"t, {widths} standard deviations, for z (`z_sigma_m`) and for the difference of two people's z "
+            "(`z_covariance`), see `dto_pipeline.interval_halfwidth` and docs/joint_solver.md, and those of a normal "
+            "law, 0.67, 1.28 and 1.96, for heights (`height_sigma_m`). Last: the rank correlation (Spearman) of "
+            "`expected_error_m` with the true error of images.",
             ["difficulty", "z", "pairs", "height", "rank correlation"],
             shares,
         ),
