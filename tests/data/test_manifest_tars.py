@@ -74,7 +74,7 @@ def test_a_broken_tar_costs_its_broken_members_and_everything_is_told(tmp_path):
     status = [row["problem_status"] for row in all_rows(manifest)]
     gone = "image_missing"
     assert status == [None, "image_corrupt", None, gone, gone, gone, gone, None]
-    assert "upper and lower case" in all_rows(manifest)[4]["problem"]
+    assert "ends at the first dot" in all_rows(manifest)[4]["problem"]
     told = found(tmp_path)
     assert told["repeated_key", "2.tar!a/b/twice.jpg"] == "has the key of 1.tar!a/b/twice.jpg, which is taken"
     assert "leaves its folder" in told["tar_member_refused", "0.tar!../a/b/up.jpg"]
