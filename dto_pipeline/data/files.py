@@ -185,8 +185,8 @@ def _log_unsynced(folder: Path, reason: str | None) -> None:
 def sweep_abandoned(stem: Path | None = None) -> int:
     """Remove temporary folders that processes of this machine left when they were killed, and count them.
 
-    With `stem` also half-written files and folders beside it whose names begin with its own, without suffix. What
-    belongs to a living process, or to one that cannot be seen from here, stays.
+    With `stem` also half-written files and folders next to it whose names begin with its own, without suffix. What
+    belongs to a living process, or to one of another machine or container, stays.
     """
     found = [
         (entry, match[1]) for entry in _entries(Path(tempfile.gettempdir())) if (match := _FOLDER.fullmatch(entry.name))

@@ -53,7 +53,7 @@ _runtime: list[int] = []  # the process in which obstore first worked: its threa
 
 
 class StorageError(DtoError, OSError):
-    """A URI that cannot be used, or a file system that is not there; the message says which."""
+    """A URI that cannot be used."""
 
 
 class StoreError(StorageError):
@@ -125,7 +125,7 @@ class RemoteStore:
         return {item["path"].rpartition("/")[2]: item["size"] for item in found}
 
     def walk(self, endings: tuple[str, ...] = ("",)) -> Iterator[str]:
-        """Every object below the folder whose name ends so (in any case), in no particular order.
+        """Every object below the folder with one of the endings (in any case), in no particular order.
 
         Raises: FileNotFoundError: there is none, whatever its name.
         """
@@ -254,7 +254,7 @@ def _open_client(scheme: str, bucket: str, query: str) -> Any:
         config["region"] = options["region"]
     if scheme == "s3" and "AWS_PROFILE" in os.environ and not any(name in os.environ for name in _KEYS):
         raise StoreError(f"AWS_PROFILE is not read: {_NO_CREDENTIALS}")
-    opened: Any = stores.from_url  # its types tell the stores apart by their options
+    opened: Any = stores.from_url  # typed by the options of each store
     try:
         return opened(
             f"{scheme}://{bucket}",

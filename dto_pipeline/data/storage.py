@@ -281,7 +281,7 @@ def sha256_of(location: Location) -> str:
 
 
 def list_names(root: Location, endings: tuple[str, ...]) -> Iterator[str]:
-    """Every file below a folder whose name ends so, relative to it; see `walk` of its store."""
+    """Files below a folder with one of the endings, by names relative to it; see `walk` of its store."""
     return open_store(root).walk(endings)
 
 

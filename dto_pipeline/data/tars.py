@@ -169,7 +169,7 @@ def _read_summaries(path: Location, metadata: dict[str, str]) -> list[TarSummary
 
 
 class TarImages(ImageStore):
-    """Members of indexed tars, named ``<tar>!<member>``, and plain files beside the tars; for any number of threads.
+    """Members of indexed tars, named ``<tar>!<member>``, and plain files below their folder; for any number of threads.
 
     Args:
         path: the index file.
@@ -275,7 +275,7 @@ def locate_images(
 
     A name and a member belong together when their last `key_parts` path parts are equal up to the first dot of the base
     name, case included. Of several such members the one with the name's own extension is taken, then jpg, jpeg, png,
-    then the first; the others are reported. A name with further dots (``cam.0.jpg``) is first looked for as it stands;
+    then the first; the others are reported. A name with further dots (``cam.0.jpg``) is first searched as a whole;
     where several names end at one first dot, that only.
 
     Args:
@@ -315,7 +315,7 @@ def _tail(key: str, parts: int) -> str:
 
 @dataclass(frozen=True)
 class TarPlacement:
-    """An image index whose images were found in tars, and what was found on the way."""
+    """An image index with the addresses of its images in tars."""
 
     index: ImageIndex  # `image_file` is an address where the image was found, else the label's name
     images: TarImages
@@ -323,7 +323,7 @@ class TarPlacement:
 
 
 def tar_index_path(manifest: Location) -> Location:
-    """Where the tar index of a manifest lies: beside it."""
+    """The place of a manifest's tar index."""
     return beside(as_location(manifest), ".tars.parquet")
 
 
@@ -342,12 +342,12 @@ def place_in_tars(
 
 
 def open_images(images_root: Location, manifest: Location) -> ImageStore:
-    """The store a manifest's images are read from: a folder, and tars where the manifest has a tar index beside it."""
+    """The store a manifest's images are read from: a folder, and its tars where the manifest has a tar index."""
     root, index_file = as_location(images_root), tar_index_path(manifest)
     return TarImages(index_file, root) if exists(index_file) else ImageFolder(root)
 
 
 def carry_tar_index(manifest: Location, derived: Location) -> None:
-    """Copy a manifest's tar index, if it has one, beside a manifest that was made from it."""
+    """Copy a manifest's tar index, if it has one, for a manifest that was made from it."""
     if exists(tar_index_path(manifest)):
         write_bytes(tar_index_path(derived), read_bytes(tar_index_path(manifest)))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dto_pipeline.data.image_index import ImageIndex
-from dto_pipeline.data.images import ImageCorrupt, ImageFolder, ImageMissing
+from dto_pipeline.data.images import ImageCorrupt, ImageMissing
 from dto_pipeline.data.tars import TarIndexError, locate_images, open_images, place_in_tars, tar_index_path
 from tests.tars import jpeg, make_index, write_tar
 
@@ -23,14 +23,6 @@ def test_corrupt_jpeg_in_the_middle_leaves_its_neighbours(tmp_path):
         assert int(images.read(f"t.tar!{name}.jpg").rgb.mean()) == shade
     with pytest.raises(ImageCorrupt, match=r"image t\.tar!1\.jpg"):
         images.read("t.tar!1.jpg")
-
-
-def test_pixels_and_digest_equal_those_of_the_file(tmp_path):
-    (tmp_path / "x.jpg").write_bytes(jpeg(33))
-    images = make_index(tmp_path, t={"a/x.jpg": jpeg(33)})
-    inside, outside = images.read("t.tar!a/x.jpg"), ImageFolder(tmp_path).read("x.jpg")
-    np.testing.assert_array_equal(inside.rgb, outside.rgb)
-    assert inside.sha256 == outside.sha256
 
 
 def test_size_is_found_behind_long_metadata(tmp_path):
@@ -95,11 +87,6 @@ def test_label_names_become_addresses_and_the_store_reads_them(tmp_path):
         placed.images.size(names[2])
 
 
-def test_manifest_without_tar_index_is_read_from_a_folder(tmp_path):
-    (tmp_path / "0.jpg").write_bytes(jpeg())
-    assert open_images(tmp_path, tmp_path / "m.parquet").size("0.jpg") == (32, 24)
-
-
 def test_folder_without_tars_is_refused(tmp_path):
     with pytest.raises(TarIndexError, match=r"holds no \*\.tar"):
         place_in_tars(image_index(["0.jpg"]), tmp_path, 1, tmp_path / "i.parquet")
@@ -131,11 +118,6 @@ def test_keys_differing_in_extension_follow_the_label(tmp_path):
 def test_keys_differing_in_case_are_not_joined(tmp_path):
     index = make_index(tmp_path, t={"ABC.jpg": b"a", "Both.jpg": b"b", "both.jpg": b"c"})
     assert locate_images(index, ["abc.jpg", "both.jpg"], key_parts=1)[0] == [None, "t.tar!both.jpg"]
-
-
-def test_two_labels_of_one_key_share_the_image(tmp_path):
-    index = make_index(tmp_path, t={"0.jpg": b"a"})
-    assert locate_images(index, ["x/0.jpg", "y/0.jpg"], key_parts=1)[0] == ["t.tar!0.jpg"] * 2
 
 
 def test_files_come_out_of_a_tar_and_a_folder_as_they_are(tmp_path):
