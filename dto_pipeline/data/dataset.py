@@ -136,8 +136,8 @@ def load_dataset(
         names = ", ".join(shipped_datasets())
         raise DatasetError(f"dataset file {path} does not exist; by name there are {names}") from error
     except OSError as error:
-        found = error.strerror or error
-        raise DatasetError(f"dataset file {path} cannot be read: {found}; expected a YAML file") from error
+        reason = error.strerror or error
+        raise DatasetError(f"dataset file {path} cannot be read: {reason}; expected a YAML file") from error
     except DatasetError as error:
         raise DatasetError(f"dataset file {path}: {error}") from error
     except ValueError as error:

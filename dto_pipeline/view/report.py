@@ -28,10 +28,8 @@ from dto_pipeline.data.label_files import (
     LabelColumns,
     Limits,
     flatten_table,
-    person_leaf,
-    read_label_files,
 )
-from dto_pipeline.data.labels import read_label_metadata
+from dto_pipeline.data.labels import read_label_metadata, read_labels
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.reading import parse_json
 from dto_pipeline.run.report import RunStatus, format_duration, read_status
@@ -104,9 +102,8 @@ def gather_facts(run: RunFiles) -> Facts:
         LabelsError: a label file is damaged; `dto verify` names all of them.
     """
     facts = Facts(read_status(run.directory.root))
-    leaves = [*_IMAGES, *(person_leaf(name) for name in _PEOPLE)]
     for shard in run.shards:
-        _add_shard(facts, flatten_table(read_label_files([run.label_file(shard)], leaves), _PEOPLE))
+        _add_shard(facts, flatten_table(read_labels(run.label_file(shard), columns=_IMAGES, people=_PEOPLE)))
         facts.footer = facts.footer or read_label_metadata(run.label_file(shard))
     return facts
 
@@ -245,22 +242,11 @@ def _picture(image: Image.Image, caption: str) -> Block:
 def _sanity(sanity: Sanity) -> Block:
     """What is far from any sound run first, then the figures it was judged by."""
     found = [["wrong", text] for text in sanity.contradictions] + [["look", text] for text in sanity.warnings]
-    shares = {
-        "accepted images": sanity.accepted_images,
-        "people in accepted images": sanity.accepted_people,
-        "people too small": sanity.too_small,
-        "people too tall": sanity.too_tall,
-        "people alone in their group": sanity.alone,
-        "measured people that are far": sanity.far,
-        "fits at the default bound": sanity.fits_at_default_bound,
-    }
-    rows = [[name, f"{100 * value:.1f} %"] for name, value in shares.items() if value is not None]
-    if sanity.median_corr is not None:
-        rows.append(["median correlation of z and depth inside bodies", f"{sanity.median_corr:.2f}"])
+    rows = [[name, value] for name, value in sanity.figures()]
     rows += [["body used", sanity.body], ["depth used", sanity.depth]]
     parts = [_table(["", "what is far from any sound run"], found)] if found else []
     note = "Nothing is far from what sound runs show." if not found else ""
-    note = note if sanity.shards else "The receipts are of an older version and tell no figures."
+    note = note if sanity.shards else "The receipts are of an older version and have no figures."
     return _section("Does it make sense", *parts, _table(["figure", "value"], rows), note=note)
 
 

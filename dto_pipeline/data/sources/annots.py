@@ -131,8 +131,8 @@ class _Reader:
 
 def _listed(people: Any) -> list[Any]:
     """The people of an image: a list, a tuple or an object array of them; anything else is one person."""
-    several = isinstance(people, list | tuple) or (isinstance(people, np.ndarray) and people.dtype.hasobject)
-    return list(np.ravel(people) if isinstance(people, np.ndarray) else people) if several else [people]
+    is_array = type(people) is np.ndarray and people.dtype.hasobject
+    return list(people.flat) if is_array else list(people) if isinstance(people, list | tuple) else [people]
 
 
 def _numbers(holder: Any, key: str, lengths: tuple[int, ...]) -> np.ndarray:
