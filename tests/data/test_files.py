@@ -136,10 +136,9 @@ DYING = """
 import os, signal, sys
 from pathlib import Path
 from dto_pipeline.data.files import staged, temporary_folder
-folder = temporary_folder("dto-npz-")
-with staged(Path(sys.argv[1]) / "m.parquet") as half:
+with temporary_folder("dto-npz-") as folder, staged(Path(sys.argv[1]) / "m.parquet") as half:
     half.write_bytes(b"half")
-    print(folder.name, half, flush=True)
+    print(folder, half, flush=True)
     if sys.argv[2] == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     sys.stdin.read()

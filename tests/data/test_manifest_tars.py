@@ -112,7 +112,7 @@ def test_a_manifest_without_its_tar_index_says_so(tmp_path):
     (tmp_path / "m.tars.parquet").unlink()
     report = check_manifest(manifest.path, progress=False)
     assert report.counts == {"missing": 1}
-    assert "not beside the manifest" in report.faults[0].text
+    assert "missing next to the manifest" in report.faults[0].text
 
 
 def test_a_manifest_made_from_another_takes_the_tar_index_along(tmp_path):
