@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from dto_pipeline.config import PipelineConfig
-from dto_pipeline.data.digest import TableDigest
+from dto_pipeline.data.columns import rows_sha256
 from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels, write_label_shard
 from dto_pipeline.data.manifest import Manifest
@@ -229,13 +229,6 @@ def count_statuses(table: LabelTable) -> tuple[dict[str, int], dict[str, int]]:
     persons = table.column("persons").combine_chunks().flatten().field("status").to_pylist()
     images = Counter(table.column("status").to_pylist())
     return dict(sorted(images.items())), dict(sorted(Counter(persons).items()))
-
-
-def rows_sha256(table: LabelTable) -> str:
-    """Hash of all rows of a label table, as in the footer of its file."""
-    digest = TableDigest()
-    digest.update(table)
-    return digest.hexdigest()
 
 
 def _or_none(ask: Callable[[str], Any], name: str) -> Any:

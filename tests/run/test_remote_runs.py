@@ -12,13 +12,13 @@ from dto_pipeline.commands.diff import compare
 from dto_pipeline.config import load_config
 from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import Selection
+from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.object_store import RemoteStore
 from dto_pipeline.data.storage import StoreError, as_location, open_store
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, read_identity, read_run_labels
 from dto_pipeline.run.report import read_status
-from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
 from tests.memory_store import clear_memory, put
 from tests.run.chaos import RAISE, ChaosRunner, remote_labels, tiny_config
@@ -125,7 +125,7 @@ def test_readers_of_runs_take_uris(start, tiny, tmp_path, undisturbed):
 
     assert verify_run(RUN).passed
     assert compare(str(local), RUN).equal
-    assert len(find_labels(RUN)) == SHARDS
+    assert len(find_label_files(RUN)) == SHARDS
     for run, out in ((RUN, "a"), (local, "b")):
         export_labels([read_run_labels(run)], "parquet", tmp_path / out, Selection(), progress=False)
     pairs = [(path, tmp_path / "b" / path.relative_to(tmp_path / "a")) for path in (tmp_path / "a").rglob("*.parquet")]

@@ -19,7 +19,6 @@ from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory, read_run_labels
 from dto_pipeline.run.report import read_status
 from dto_pipeline.run.worker import ShardRunner
-from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
 from tests.run.chaos import label_bytes, tiny_config
 from tests.tiny_dataset import write_tiny_dataset
@@ -173,7 +172,7 @@ def test_readers_agree_on_the_newest_generation_and_verify_names_what_others_wou
     for found in (
         find_label_files(root),
         find_label_files(labels),
-        find_labels(root),
+        find_label_files(root),
         [file.path for file in read_run_labels(root).files],
         open_dto_labels(root, SourceOptions()).files,
         open_dto_labels(labels, SourceOptions()).files,
