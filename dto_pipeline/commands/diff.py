@@ -84,13 +84,12 @@ def compare(before: str, after: str, body_path: str | None = None, worst: int = 
     Raises:
         LabelsError: a side holds no labels, a file that cannot be read, or labels of different body models.
     """
-    from dto_pipeline.data.label_files import check_one_body
+    from dto_pipeline.data.label_files import check_one_body, find_label_files
     from dto_pipeline.data.people import read_people
     from dto_pipeline.evaluate.people_diff import Side, diff_people
-    from dto_pipeline.view.run_files import find_labels
 
     places = (before, after)
-    files = {place: find_labels(place) for place in places if _is_ours(place)}
+    files = {place: find_label_files(place) for place in places if _is_ours(place)}
     check_one_body([file for found in files.values() for file in found])
     name = "image_id" if all(place in files for place in places) else "image_path"
     sides = [

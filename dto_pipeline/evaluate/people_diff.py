@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dto_pipeline.data.label_files import read_label_files
+from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.people import People, read_people
 from dto_pipeline.evaluate.matching import join_images, pairs_within, take_greedily
 from dto_pipeline.evaluate.tables import align
@@ -65,7 +65,7 @@ class Side:
     @classmethod
     def of_labels(cls, title: str, files: Sequence[str | Path], name: str) -> Side:
         """Label files of this project, whose images are called as the column `name` says. Raises: LabelsError."""
-        tables = [read_label_files([file], [name, "is_accepted", "status"]) for file in files]
+        tables = [read_labels(file, columns=[name, "is_accepted", "status"], people=()) for file in files]
         names = [image for table in tables for image in table.column(name).to_pylist()]
         accepted = np.concatenate([table.column("is_accepted").to_numpy() for table in tables]).astype(bool)
         status = np.array([word for table in tables for word in table.column("status").to_pylist()], np.str_)

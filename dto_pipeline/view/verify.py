@@ -27,20 +27,18 @@ from dto_pipeline.data.invariants import (
     limits_of,
 )
 from dto_pipeline.data.label_files import LabelColumns, flatten_table
-from dto_pipeline.data.labels import LabelsError, read_label_metadata
+from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.receipts import LABELS, parse_name, shard_name
-from dto_pipeline.data.storage import base_name, sha256_of
+from dto_pipeline.data.storage import base_name
 from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.run.folder import find_strays
 from dto_pipeline.run.lease import read_holder
-from dto_pipeline.run.publish import count_statuses
+from dto_pipeline.run.publish import READABLE, SAME_COUNTS, SAME_HASH, check_label_file
 from dto_pipeline.run.report import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
 
 _RECEIPTS = "every receipt holds"
-_SHA, _SCHEMA = "sha256 of the file is the receipt's", "file has the label schema"
-_COUNTS = "counts and keys are the receipt's"
 _FOOTER = "every footer is of this run"
 _ONCE = "labels/ holds every shard once"
 _KEPT = 200  # offences remembered per rule; all are counted
@@ -210,43 +208,21 @@ def _check_folder(run: RunFiles, verdict: Verdict) -> None:
 
 def _check_file(run: RunFiles, shard: int, wanted: dict[str, str], verdict: Verdict) -> LabelColumns | None:
     """A file against its receipt and the footer it should have; the file's columns if it can be read."""
-    receipt, path = run.scan.done[shard], run.label_file(shard)
-    name = base_name(path)
-
-    def offend(rule: str, text: str) -> None:
-        verdict.rule(rule).offend(f"{text}; `dto run` does the shard again")  # `commands.verify` leaves a note for it
-        verdict.damaged += [] if shard in verdict.damaged else [shard]
-
-    for rule in (_SHA, _SCHEMA):
+    name = base_name(run.label_file(shard))
+    table, footer, wrong = check_label_file(run.directory, shard, run.scan.done[shard])
+    for rule in (SAME_HASH, READABLE, *((_FOOTER, SAME_COUNTS) if table is not None else ())):
         verdict.rule(rule).checked += 1
-    try:
-        found = sha256_of(path)
-        if found != receipt.label_sha256:
-            offend(_SHA, f"{name}: {found[:16]}, the receipt says {receipt.label_sha256[:16]}")
-        table = run.read_shard(shard)
-        footer = read_label_metadata(path)
-    except (LabelsError, OSError) as error:
-        offend(_SCHEMA, str(error))
+    for rule, text in wrong.items():
+        verdict.rule(rule).offend(f"{name}: {text}; `dto run` does the shard again")  # `commands.verify` leaves a note
+    verdict.damaged += [shard] if wrong else []
+    if table is None:
         return None
     if "body_sha256" in footer:
-        wanted.setdefault("body_sha256", footer["body_sha256"])  # until 0.3.0 run.json holds none: the first file's
-    wrong = [f"{key} {footer.get(key)}, expected {value}" for key, value in wanted.items() if footer.get(key) != value]
-    verdict.rule(_FOOTER).checked += 1
-    if wrong:
-        advice = "take its receipt away, then `dto run` makes it anew"
-        verdict.rule(_FOOTER).offend(f"{name}: {'; '.join(wrong)}; {advice}")
-    verdict.rule(_COUNTS).checked += 1
-    images, persons = count_statuses(table)
-    facts = {
-        "rows": (table.num_rows, receipt.rows),
-        "images by status": (images, receipt.image_status),
-        "persons by status": (persons, receipt.person_status),
-        "shard_key": (footer.get("shard_key"), receipt.shard_key),
-        "config_hash": (footer.get("config_hash"), receipt.config_hash),
-    }
-    wrong = [f"{fact} {held}, the receipt says {told}" for fact, (held, told) in facts.items() if held != told]
-    if wrong:
-        offend(_COUNTS, f"{name}: {'; '.join(wrong)}")
+        wanted.setdefault("body_sha256", footer["body_sha256"])  # run.json of 0.3.0 has none: the first file's
+    other = [f"{key} {footer.get(key)}, expected {value}" for key, value in wanted.items() if footer.get(key) != value]
+    if other:
+        advice = "remove its receipt, then `dto run` makes it again"
+        verdict.rule(_FOOTER).offend(f"{name}: {'; '.join(other)}; {advice}")
     columns = flatten_table(table)
     verdict.images += columns.num_images
     verdict.persons += columns.num_people
