@@ -45,7 +45,7 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.files import write_bytes_atomic
     from dto_pipeline.view.gltf import scene_to_glb
-    from dto_pipeline.view.pages import file_name, save_png, scene_panel
+    from dto_pipeline.view.pages import draw_scene, file_name, save_png
     from dto_pipeline.view.run_files import choose_scenes, load_placed, load_run_body, open_pixels, open_run_files
 
     if Path(arguments.run_dir).is_file():
@@ -59,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"without photographs: {run.manifest_problem}")
     for placed in load_placed(run, places, open_pixels(run, arguments.images, arguments.depth)):
         path = out / f"{file_name(placed.scene.image_id)}.png"
-        save_png(scene_panel(placed, body), path)
+        save_png(draw_scene({"after": placed}, body), path)
         print(path)
         if arguments.glb:
             path = path.with_name(f"{path.stem}.glb")
@@ -76,7 +76,7 @@ def _view_file(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.people import read_people
     from dto_pipeline.data.storage import as_location
     from dto_pipeline.models.body import load_body
-    from dto_pipeline.view.pages import file_name, file_panel, save_png
+    from dto_pipeline.view.pages import draw_file_image, file_name, save_png
     from dto_pipeline.view.run_files import choose_images
 
     if arguments.worst or arguments.status or arguments.glb:
@@ -91,6 +91,6 @@ def _view_file(arguments: argparse.Namespace) -> int:
     body = load_body(arguments.body)
     for image in choose_images(people, arguments.key, number, arguments.seed):
         path = local_place(arguments.out) / f"{file_name(str(people.images[image]))}.png"
-        save_png(file_panel(people, image, body, images), path)
+        save_png(draw_file_image(people, image, body, images), path)
         print(path)
     return 0
