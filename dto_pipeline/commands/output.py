@@ -41,7 +41,7 @@ def show_several(
         exit_code: of what was found.
         as_json: print a list of ``to_json()`` instead, each with its name.
     """
-    from dto_pipeline.evaluate.tables import align
+    from dto_pipeline.tables import align
 
     rows: list[tuple[str, Mapping[str, str]]] = []
     plain: list[dict[str, Any]] = []

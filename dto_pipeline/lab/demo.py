@@ -27,7 +27,6 @@ from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.labels import read_placed
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES, SAME_DEPTH, Placement, placement_sums
-from dto_pipeline.evaluate.tables import align
 from dto_pipeline.lab.crowd_files import write_map
 from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data, build_true_pictures, read_truth
 from dto_pipeline.models.body import BodyModel, load_body
@@ -36,6 +35,7 @@ from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PersonStatus
+from dto_pipeline.tables import align
 from dto_pipeline.view.pages import People, draw_scene, save_png
 
 EVERYBODY = "all people"

@@ -25,10 +25,10 @@ from dto_pipeline.data.files import commit_over, staged
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.people import People as FilePeople
-from dto_pipeline.evaluate.tables import align
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PLACED, ImageStatus, UnusableImage
+from dto_pipeline.tables import align
 from dto_pipeline.view.drawing import (
     INK,
     MUTED,
