@@ -221,7 +221,7 @@ def _run_meshes(arguments: argparse.Namespace) -> int:
 
 
 def _run_protocol(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.evaluate.protocols import Bodies, evaluate_protocol
+    from dto_pipeline.evaluate.mesh_evaluation import Bodies, evaluate_protocol
     from dto_pipeline.models.body import load_body
 
     body = _body(arguments)
@@ -241,7 +241,7 @@ def _run_protocol(arguments: argparse.Namespace) -> int:
 
 def _run_joints(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.joint_truth import read_mupots, read_panoptic
-    from dto_pipeline.evaluate.protocols import evaluate_joints
+    from dto_pipeline.evaluate.joint_evaluation import evaluate_joints
 
     regressor, body, found = _array(arguments.regressor), _body(arguments), _people(arguments.found)
     is_mupots = arguments.protocol == "mupots"

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from dto_pipeline.evaluate.protocols import agora_errors, match_protocol, threedpw_errors
+from dto_pipeline.evaluate.matching import match_bodies
+from dto_pipeline.evaluate.mesh_evaluation import agora_errors, threedpw_errors
 from dto_pipeline.lab.golden import Case, read_arrays, run_case
 from dto_pipeline.lab.golden_mahmr_network import Recording, check_loss_case, check_network
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
@@ -167,10 +168,11 @@ def _check_eval(recorded: Mapping[str, Any], arrays: Arrays) -> list[Case]:
     results, errors_of, counts = [], list[dict[str, np.ndarray]](), np.zeros(3, int)
     for number, image in enumerate(recorded["images"]):
         own = {key.partition("/")[2]: value for key, value in arrays.items() if key.startswith(f"{number}/")}
-        pairs, false = match_protocol(own["pred_j2d"], own["gt_j2d"])
+        pairs = match_bodies(own["pred_j2d"], own["gt_j2d"], published=True)
+        false = len(own["pred_j2d"]) - len(pairs)
         counts += [len(own["gt_j2d"]), len(own["gt_j2d"]) - len(pairs), false]
         case = Case("mahmr", f"eval/{number}")
-        case.equal("matched", [list(pair) for pair in pairs], [list(pair) for pair in image["matched"]])
+        case.equal("matched", pairs.tolist(), [list(pair) for pair in image["matched"]])
         case.equal("false_positives", false, image["false_positives"])
         found, worst = _errors(own, pairs), 0.0
         errors_of.append(found)
@@ -184,8 +186,8 @@ def _check_eval(recorded: Mapping[str, Any], arrays: Arrays) -> list[Case]:
     return [*results, totals]
 
 
-def _errors(own: Arrays, pairs: list[tuple[int, int]]) -> dict[str, np.ndarray]:
-    first, second = (np.array([pair[side] for pair in pairs], np.int64) for side in (0, 1))
+def _errors(own: Arrays, pairs: np.ndarray) -> dict[str, np.ndarray]:
+    first, second = pairs.T
     joints = own["pred_h36m"][first], own["gt_h36m"][second]
     vertices = own["pred_verts"][first], own["gt_verts"][second]
     bodies = own["pred_smpl24"][first], own["gt_smpl24"][second]
