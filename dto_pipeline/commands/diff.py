@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.options import not_negative
@@ -84,7 +85,9 @@ def compare(before: str, after: str, body_path: str | None = None, worst: int = 
     Raises:
         LabelsError: a side holds no labels, a file that cannot be read, or labels of different body models.
     """
-    from dto_pipeline.data.label_files import check_one_body
+    import numpy as np
+
+    from dto_pipeline.data.label_files import check_one_body, read_label_files
     from dto_pipeline.data.people import read_people
     from dto_pipeline.evaluate.people_diff import Side, diff_people
     from dto_pipeline.view.run_files import find_labels
@@ -92,11 +95,15 @@ def compare(before: str, after: str, body_path: str | None = None, worst: int = 
     places = (before, after)
     files = {place: find_labels(place) for place in places if _is_ours(place)}
     check_one_body([file for found in files.values() for file in found])
-    name = "image_id" if all(place in files for place in places) else "image_path"
-    sides = [
-        Side.of_labels(place, files[place], name) if place in files else Side.of_people(place, read_people(place))
-        for place in places
-    ]
+    sides = []
+    for place in places:
+        people, status = read_people(files.get(place, place)), None
+        if place in files:
+            table = read_label_files(files[place], ["image_id", "status"])
+            status = np.array(table.column("status").to_pylist(), np.str_)
+            if len(files) == len({*places}):
+                people = replace(people, images=np.array(table.column("image_id").to_pylist(), dtype=object))
+        sides.append(Side(place, people, place in files, status))
     return diff_people(sides[0], sides[1], _find_body([*files], body_path), worst)
 
 
