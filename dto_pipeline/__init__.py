@@ -1,6 +1,6 @@
 """Scene-consistent, metric 3D labels of crowds (DTO, arXiv 2511.13282).
 
-Conventions, told once and meant everywhere:
+Conventions:
 
 * Camera frame: x right, y down, z forward, metres. Pixels: u right, v down, origin at the top left corner of
   the top left pixel. ``intrinsics`` (K in formulas) is one 3x3 matrix per image.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dto_pipeline.api import PipelineConfig as PipelineConfig
+    from dto_pipeline.api import interval_halfwidth as interval_halfwidth
     from dto_pipeline.api import load_body as load_body
     from dto_pipeline.api import load_config as load_config
     from dto_pipeline.api import optimize_scene as optimize_scene
@@ -28,7 +29,7 @@ __version__ = "0.4.0"
 
 _API = (
     *("optimize_scene", "read_scenes", "read_table", "torch_dataset"),
-    *("PipelineConfig", "load_body", "load_config"),
+    *("PipelineConfig", "load_body", "load_config", "interval_halfwidth"),
 )  # offered as dto_pipeline.NAME; loaded from `dto_pipeline.api` when first asked for
 
 

@@ -1,8 +1,7 @@
-"""Which images are accepted: one rule for whoever places people and for whoever verifies labels.
+"""Acceptance of images: one rule for placing people and for verifying labels.
 
-`paper` keeps the published rule, a bound on the mean height deviation. `joint` asks its posterior too: an image whose
-distances it does not know well, or that holds a grown person no taller than a child, is not accepted. Knows columns of
-numbers only. Metres.
+`paper` has the published rule, a bound on the mean height deviation. `joint` also uses its posterior: an image with
+uncertain distances, or with an adult no taller than a child, is not accepted. Metres.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Acceptance:
-    """The bounds an accepted image keeps; None = no such bound."""
+    """Bounds of an accepted image; None = no such bound."""
 
     max_deviation: float  # mean height deviation [sigma], `refine.accept_below`
     max_error: float | None = None  # expected error over the mean distance, `joint.accept_error_below`
@@ -33,15 +32,12 @@ class Acceptance:
         height: np.ndarray,
         is_child: np.ndarray,
     ) -> np.ndarray:
-        """Of N images with n people.
+        """(N,) bool for N images with n people, from each image's own numbers alone.
 
         Args:
             is_optimized (N,) bool, deviation (N,) float32 [sigma], expected_error (N,) float32 [m], NaN = unknown.
             owner: (n,) the image of each person; z, z_sigma, height: (n,) float32 [m], the latter two NaN = unknown.
-            is_child: (n,) bool, the person's age says baby, kid or teen.
-
-        Returns:
-            (N,) bool. Depends on the bits of the columns only, and of each image's own.
+            is_child: (n,) bool, a baby, kid or teen by age.
         """
         accepted = is_optimized & (deviation < np.float32(self.max_deviation))
         if self.max_error is not None:
@@ -56,7 +52,7 @@ class Acceptance:
 
 
 def read_acceptance(config: Mapping[str, Mapping[str, Any]]) -> Acceptance:
-    """The rule of a config in plain values; the published one where the run's version knew no other."""
+    """The rule of a config in plain values; the published one where its version had no other."""
     published = Acceptance(float(config["refine"]["accept_below"]))
     joint = config["joint"] if config["solver"]["mode"] == "joint" else {}
     if "accept_error_below" not in joint:

@@ -1,7 +1,7 @@
 """The pipeline from Python: read results as scenes, as Arrow or as a training set; place one crowd in memory.
 
-Glue for notebooks and training code, without Ray; ``import dto_pipeline as dto`` offers these functions lazily.
-Conventions (camera frame, units, axis letters) are those of `dto_pipeline`. Examples: docs/api.md, run by the tests.
+For notebooks and training code, without Ray; ``import dto_pipeline as dto`` offers these functions lazily. Conventions
+(camera frame, units, axis letters) are those of `dto_pipeline`. docs/api.md has examples.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.collate import collate_scenes, keep_labels, map_size, split_batch
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig, load_config
-from dto_pipeline.data.duplicates import People as LabelledPeople
-from dto_pipeline.data.duplicates import find_duplicates
+from dto_pipeline.data.duplicates import LabelledPeople, find_duplicates
 from dto_pipeline.data.images import ImageFolder, ImageStore
 from dto_pipeline.data.label_files import (
     IMAGE_COLUMNS,
@@ -35,6 +34,7 @@ from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.training_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelDataset
 from dto_pipeline.errors import DtoError
+from dto_pipeline.maths.crowd_solver import interval_halfwidth
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth import DISPARITY, METRIC_DEPTH, as_disparity
 from dto_pipeline.models.seeing import Perception
@@ -46,30 +46,33 @@ from dto_pipeline.status import PersonStatus
 from dto_pipeline.timing import StageClock
 from dto_pipeline.view.run_files import RunFiles, find_labels, open_pixels, open_run_files
 
-__all__ = ["PipelineConfig", "load_body", "load_config", "optimize_scene", "read_scenes", "read_table", "torch_dataset"]
+__all__ = [
+    "PipelineConfig",
+    "interval_halfwidth",
+    "load_body",
+    "load_config",
+    "optimize_scene",
+    "read_scenes",
+    "read_table",
+    "torch_dataset",
+]
 
-LabelTable = Any  # a pyarrow.Table; pyarrow itself is imported in data/ only
+LabelTable = Any  # a pyarrow.Table; only data/ imports pyarrow
 Source = str | Path | Iterable[str | Path]
 
 
 class SceneInputError(DtoError, ValueError):
-    """An argument of `optimize_scene` that cannot be used; the message names it, what was found and what is needed."""
+    """An argument that cannot be used; the message names it, what was found and what is needed."""
 
 
 def read_scenes(source: Source) -> Iterator[PlacedScene]:
-    """Every image of a run or an export, one after the other; one label file is in memory at a time.
+    """Every image of a run or an export in the order of the files; one label file is in memory at a time.
 
-    Args:
-        source: a run's folder (its finished shards), a folder of label files, one label file, or several of these;
-            each a path or a URI.
+    `source`: a run's folder (its finished shards), a folder of label files, one label file, or several of these; each a
+    path or a URI. ``placed.transl`` (P, 3) [m] and ``placed.betas`` (P, 11) are the labels after, ``placed.scene`` has
+    the input (pose (P, 72) [rad], transl, betas, intrinsics (3, 3) [px]); photographs, masks and depth maps are None.
 
-    Returns:
-        `PlacedScene` per image, in the order of the files. ``placed.transl`` (P, 3) [m] and ``placed.betas`` (P, 11)
-        are the labels after, ``placed.scene`` holds what went in (pose (P, 72) [rad], transl, betas, intrinsics
-        (3, 3) [px]); photographs, masks and depth maps are None.
-
-    Raises:
-        LabelsError: no labels there, or a damaged file.
+    Raises: LabelsError: no labels there, or a damaged file.
     """
     for path in _label_files(source):
         yield from read_placed(path)
@@ -83,11 +86,9 @@ def read_table(source: Source, columns: Sequence[str] | None = None, people: Seq
         columns: image columns to read; None = all.
         people: person columns to read; None = all, () = no ``persons`` at all.
 
-    Returns:
-        ``pyarrow.Table``; columns, units and meanings are in its schema's field metadata.
+    Returns: ``pyarrow.Table``; columns, units and meanings are in its schema's field metadata.
 
-    Raises:
-        LabelsError: no labels there, a damaged file, or a column that does not exist.
+    Raises: LabelsError: no labels there, a damaged file, or a column that does not exist.
     """
     names = None
     if columns is not None or people is not None:
@@ -108,17 +109,17 @@ def torch_dataset(
 
     Args:
         source: as in `read_scenes`.
-        images: False = no photographs; True = those the run's manifest names (`source` must be a run); a folder =
-            read them from there, under the manifest's names for a run, else under their ``image_path``.
+        images: False = no photographs; True = those in the run's manifest (`source` must be a run); a folder = read
+            them there, by the manifest's names for a run, else by their ``image_path``.
         select: "accepted", "optimized" or "all" images.
         manifest: the run's manifest, where it was moved.
-        max_error: images whose expected error of z is at most this [m]; None = all. Where nobody knows it
-            (solver.mode paper) an image is left out; ``left_out`` of the dataset counts by reason.
+        max_error: images whose expected error of z is at most this [m]; None = all. Images without one (solver.mode
+            paper) are left out; ``left_out`` of the dataset counts by reason.
         max_z_sigma: the same of people and their sigma of z [m]; others stay in the item and are not ``usable``.
 
     Raises:
-        LabelsError: no labels there, a limit that is not above 0, or one on errors that no label tells.
-        ManifestError: photographs are wanted and the run's manifest is gone.
+        LabelsError: no labels there, a limit that is not above 0, or one on errors that no label holds.
+        ManifestError: photographs are needed and the run's manifest is missing.
     """
     limits = Limits(max_error, max_z_sigma)
     columns = flatten_table(read_table(source, LABEL_IMAGES, LABEL_PEOPLE), LABEL_PEOPLE)
@@ -164,19 +165,18 @@ def optimize_scene(
 
     Returns:
         `PlacedScene`: ``transl`` (P, 3) [m] and ``betas`` (P, 11) after, ``scale`` (P,), ``person_status``,
-        ``is_accepted`` and all else a label row holds. People whose label is not finite or behind the camera keep it
-        and a status that says so.
+        ``is_accepted`` and the rest of a label row. People whose label is not finite or behind the camera keep it, with
+        a status that says so.
 
     Raises:
         SceneInputError: an argument of a wrong shape, a camera or disparity that cannot be used.
         BodyModelError: no body model is named, or it cannot be read.
     """
     config = config or PipelineConfig()
-    if (disparity is None) == (metres is None):
-        raise SceneInputError("give either disparity or metres")
+    _expect((disparity is None) != (metres is None), "give either disparity or metres")
     values = np.asarray(disparity if metres is None else metres)
     depth = as_disparity(values, DISPARITY if metres is None else METRIC_DEPTH)
-    scene = _build_scene(pose, betas, transl, intrinsics, depth, ages, male_prob)
+    scene = _build_scene((pose, betas, transl), intrinsics, depth, ages, male_prob)
     scene.origin["depth"] = "memory" if metres is None else f"{METRIC_DEPTH} in memory"
     _add_masks(scene, masks, config.evidence.render_max_side)
     if scene.num_people == 0:
@@ -202,7 +202,7 @@ def _label_files(source: Source) -> list[Location]:
 
 
 def _run_photographs(run: RunFiles, folder: Location | None) -> tuple[ImageStore, dict[str, str]]:
-    """Where a run's photographs are, and the name of each."""
+    """The store of a run's photographs, and the name of each image there."""
     pixels = open_pixels(run, folder)
     if pixels is None or run.manifest is None:
         raise SceneInputError(f"photographs are named by the manifest: {run.manifest_problem}")
@@ -214,47 +214,48 @@ def _run_photographs(run: RunFiles, folder: Location | None) -> tuple[ImageStore
 
 
 def _build_scene(
-    pose: np.ndarray,
-    betas: np.ndarray,
-    transl: np.ndarray,
+    labels: tuple[np.ndarray, np.ndarray, np.ndarray],
     intrinsics: np.ndarray,
     disparity: np.ndarray,
     ages: np.ndarray | None,
     male_prob: np.ndarray | None,
 ) -> Scene:
-    people = len(transl)
-    unknown = np.full(people, np.nan, np.float32)
-    flat = np.reshape(pose, (people, 72)) if np.shape(pose) == (people, 24, 3) else pose
-    pose = _array("pose", flat, (people, 72))
-    shape = _array("betas", betas, (people, np.shape(betas)[-1]))
-    if shape.shape[1] not in (NUM_BETAS - 1, NUM_BETAS):
-        raise SceneInputError(f"betas has shape {shape.shape}; expected ({people}, 10) or ({people}, 11)")
-    shape = np.pad(shape, ((0, 0), (0, NUM_BETAS - shape.shape[1])))
-    place = _array("transl", transl, (people, 3))
-    problems = [ROW_PROBLEMS[code] for code in find_row_problems(pose, shape, place)]
-    depth = _check_disparity(disparity)
+    pose, betas, transl = labels
+    people, unknown = len(transl), np.full(len(transl), np.nan, np.float32)
+    pose = _array("pose", np.reshape(pose, (people, 72)) if np.shape(pose) == (people, 24, 3) else pose, (people, 72))
+    betas = _array("betas", betas, (people, NUM_BETAS - 1 if np.shape(betas)[-1] < NUM_BETAS else NUM_BETAS))
+    betas = np.pad(betas, ((0, 0), (0, NUM_BETAS - betas.shape[1])))
+    transl = _array("transl", transl, (people, 3))
+    problems = [ROW_PROBLEMS[code] for code in find_row_problems(pose, betas, transl)]
+    _expect(
+        disparity.ndim == 2 and disparity.size,
+        f"disparity has shape {disparity.shape}; expected (H, W) of the photograph",
+    )
+    right = np.isfinite(disparity).all() and disparity.min() >= 0 and disparity.max() > 0
+    _expect(right, "disparity (or metres) must be finite, 0 or more and somewhere above; of disparity larger is nearer")
+    height, width = disparity.shape
     scene = Scene(
         image_id="memory/scene",
         subset="memory",
         image_path="scene",
-        width=depth.shape[1],
-        height=depth.shape[0],
-        intrinsics=_check_camera(np.asarray(intrinsics, np.float64), depth.shape),
+        width=width,
+        height=height,
+        intrinsics=_check_camera(np.asarray(intrinsics, np.float64), width, height),
         pose=pose,
-        betas=shape,
-        transl=place,
+        betas=betas,
+        transl=transl,
         age_years=unknown if ages is None else _array("ages", ages, (people,)),
         male_prob=unknown if male_prob is None else _array("male_prob", male_prob, (people,)),
         source_row=np.arange(people),
         bbox_xyxy=np.full((people, 4), np.nan, np.float32),
         det_score=unknown,
         person_problem=[(PersonStatus.INVALID_LABEL, text) if text else None for text in problems],
-        disparity=depth,
+        disparity=disparity,
         origin={"masks": "memory", "attributes": "memory"},
     )
-    alike = (scene.pose, scene.betas, scene.transl, scene.bbox_xyxy, scene.det_score)
     usable = np.array([problem is None for problem in scene.person_problem], bool)
-    mark_repeats(scene, find_duplicates(LabelledPeople(*alike, np.zeros(people, bool), usable, np.array([people]))))
+    rows = (pose, betas, transl, scene.bbox_xyxy, scene.det_score, np.zeros(people, bool), usable, np.array([people]))
+    mark_repeats(scene, find_duplicates(LabelledPeople(*rows)))
     return scene
 
 
@@ -265,10 +266,9 @@ def _add_masks(scene: Scene, masks: np.ndarray | None, max_side: int) -> None:
         scene.masks = np.zeros((scene.num_people, height, width), dtype=bool)
         scene.has_mask = np.zeros(scene.num_people, dtype=bool)
         return
-    full = np.asarray(masks)
-    expected = (scene.num_people, scene.height, scene.width)
-    if full.shape != expected or full.dtype != bool:
-        raise SceneInputError(f"masks is {full.dtype} of shape {full.shape}; expected bool of shape {expected}")
+    full, expected = np.asarray(masks), (scene.num_people, scene.height, scene.width)
+    right = full.shape == expected and full.dtype == bool
+    _expect(right, f"masks is {full.dtype} of shape {full.shape}; expected bool of shape {expected}")
     rows = np.arange(height) * scene.height // height
     cols = np.arange(width) * scene.width // width
     scene.masks = full[:, rows[:, None], cols]
@@ -280,25 +280,18 @@ def _add_masks(scene: Scene, masks: np.ndarray | None, max_side: int) -> None:
 def _array(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """float32 of exactly this shape."""
     array = np.asarray(values, dtype=np.float32)
-    if array.shape != shape:
-        raise SceneInputError(f"{name} has shape {array.shape}; expected {shape}, one entry per row of transl")
+    _expect(array.shape == shape, f"{name} has shape {array.shape}; expected {shape}, one entry per row of transl")
     return array
 
 
-def _check_camera(camera: np.ndarray, image: tuple[int, ...]) -> np.ndarray:
-    if camera.shape != (3, 3) or not np.isfinite(camera).all() or camera[0, 0] <= 0 or camera[1, 1] <= 0:
-        raise SceneInputError(f"intrinsics is {camera.tolist()}; expected a finite 3 x 3 matrix with focal lengths > 0")
-    if implausible_cameras(camera[None], np.array([image[1]]), np.array([image[0]]))[0]:
-        size = f"{image[1]} x {image[0]}"
-        raise SceneInputError(f"intrinsics is {camera.tolist()} for an image of {size}: {CAMERA_BEYOND}")
+def _check_camera(camera: np.ndarray, width: int, height: int) -> np.ndarray:
+    right = camera.shape == (3, 3) and np.isfinite(camera).all() and (camera.diagonal()[:2] > 0).all()
+    _expect(right, f"intrinsics is {camera.tolist()}; expected a finite 3 x 3 matrix with focal lengths above 0")
+    beyond = implausible_cameras(camera, width, height)
+    _expect(not beyond, f"intrinsics is {camera.tolist()} for an image of {width} x {height}: {CAMERA_BEYOND}")
     return camera
 
 
-def _check_disparity(disparity: np.ndarray) -> np.ndarray:
-    if disparity.ndim != 2 or not disparity.size:
-        raise SceneInputError(f"disparity has shape {disparity.shape}; expected (H, W) of the photograph")
-    if not np.isfinite(disparity).all() or disparity.min() < 0 or disparity.max() == 0:
-        raise SceneInputError(
-            "disparity (or metres) must be finite, not negative and somewhere positive; of disparity larger is nearer"
-        )
-    return disparity
+def _expect(condition: Any, message: str) -> None:
+    if not condition:
+        raise SceneInputError(message)

@@ -1,7 +1,4 @@
-"""The axes whose places have names: groups, kinds of evidence, height classes, shape coefficients.
-
-Plain numbers, so that packages which never compute need not load PyTorch to name a column.
-"""
+"""Names of indices: groups, kinds of evidence, height classes, shape coefficients. Plain numbers, without PyTorch."""
 
 from __future__ import annotations
 

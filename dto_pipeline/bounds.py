@@ -1,9 +1,9 @@
-"""What can be: the widest numbers that a person's label, its camera and a place found for it may hold.
+"""Bounds of plausible numbers in a person's label, its camera and its place after the fit.
 
-Finite numbers beyond them come from broken files, not from photographs. The bounds stand once, here; readers of labels
-refuse who is beyond them (`invalid_label`), the optimiser looks once more before and after its fit, and `dto verify`
-lists who is beyond them in labels of any origin. They are wide on purpose: no label of the recorded reference images,
-whose shapes reach 22 and whose heights reach 2.94 m, is beyond one.
+Finite numbers beyond them come from broken files, not from photographs. Readers of labels refuse such people
+(`invalid_label`), the optimiser checks before and after its fit, and `dto verify` checks labels of any origin. The
+bounds are wide on purpose: all labels of the recorded reference images, with shapes up to 22 and heights up to 2.94 m,
+are within them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Bound:
-    """The least and the greatest number that can be."""
+    """The least and the greatest plausible number."""
 
     name: str
     low: float
@@ -38,31 +38,25 @@ BETAS = Bound("betas", -30, 30, "sigma", "30 of the first make a body 3.4 m tall
 DISTANCE = Bound("transl z", 0.05, 500, "m", "at 500 m a telephoto lens of 5000 px shows a person 17 px tall")
 ASIDE = Bound("transl x or y", -500, 500, "m", "within 45 degrees of the farthest distance")
 LABEL_HEIGHT = Bound("rest-pose height", 0.3, 3.5, "m", "a newborn measures 0.5 m; bad fits reach 2.94 m")
-HEIGHT = Bound("height", 0.3, 2.4, "m", "of whoever is placed: the tallest people are 2.3 m")
+HEIGHT = Bound("height", 0.3, 2.4, "m", "of placed people: the tallest are 2.3 m")
 FOCAL = Bound("focal length", 0.1, 100, "times the longer image side", "views of 157 and 0.6 degrees")
 CENTRE = Bound("principal point", -10, 11, "times the image side", "a crop of a tenth, far from the lens's axis")
 CAMERA_BEYOND = f"{FOCAL}, or {CENTRE}"
 
 
-def implausible_cameras(intrinsics: np.ndarray, width: np.ndarray, height: np.ndarray) -> np.ndarray:
-    """Cameras no photograph was taken with; where the image's size is unknown (0) nothing is said.
-
-    Args:
-        intrinsics: (n, 3, 3) [px]; width, height: (n,) of the images [px].
-
-    Returns:
-        (n,) bool.
-    """
+def implausible_cameras(intrinsics: np.ndarray, width: np.ndarray | int, height: np.ndarray | int) -> np.ndarray:
+    """(...) bool: cameras (..., 3, 3) that cannot belong to images of `width`, `height` (...) [px]; False where a size
+    is unknown (0)."""
     sides = np.stack([width, height], axis=-1).astype(np.float64)
     known = np.all(sides > 0, axis=-1)
-    sides = np.where(known[:, None], sides, 1)
-    focal = np.stack([intrinsics[:, 0, 0], intrinsics[:, 1, 1]], axis=-1) / sides.max(axis=-1, keepdims=True)
-    centre = intrinsics[:, :2, 2] / sides
+    sides = np.where(known[..., None], sides, 1)
+    focal = intrinsics[..., [0, 1], [0, 1]] / sides.max(axis=-1, keepdims=True)
+    centre = intrinsics[..., :2, 2] / sides
     plausible = np.concatenate([FOCAL.holds(focal), CENTRE.holds(centre)], axis=-1)
     return known & ~np.all(plausible, axis=-1)
 
 
 def name_beyond(pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> str:
-    """Which bound the label of a person (72,), (11,), (3,) is beyond that cannot be used; its height if no other."""
+    """The bound that the unusable label of a person (72,), (11,), (3,) is beyond; its height if no other."""
     numbers = ((POSE, pose), (BETAS, betas), (DISTANCE, transl[2:]), (ASIDE, transl[:2]))
     return next((str(bound) for bound, values in numbers if not bound.holds(values).all()), str(LABEL_HEIGHT))

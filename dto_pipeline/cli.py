@@ -1,4 +1,4 @@
-"""The `dto` command: finds the verb, lets it do its work, turns errors meant for people into one message.
+"""The `dto` command: runs a verb and turns its errors into one message.
 
 Each verb is a module of `dto_pipeline.commands`; heavy libraries load only in the verb that needs them. Exit codes:
 0 done, 1 done with failures that the verb's output names, 2 it could not begin or go on, 3 (`dto run`) done as far as
@@ -22,9 +22,9 @@ from dto_pipeline.errors import NO_ROOM, DtoError, lacks_memory
 from dto_pipeline.terminal import configure_logs, printable, printable_stdout
 
 _VERBOSE = "log more: a line per shard, checkpoint or file"
-_LIGHT = ("status",)  # verbs that read small records and load no large library
-_LEAST_MEMORY = 3 << 30  # of address space; measured: 2.3 GB ended runs in the middle, 3.1 GB sufficed [bytes]
-_NO_MEMORY = "memory ran out; free some, or raise the limit (ulimit -v), and start again: done stays done"
+_LIGHT = ("status",)  # verbs that load no large library
+_LEAST_MEMORY = 3 << 30  # of address space; measured: runs failed with 2.3 GB, 3.1 GB sufficed [bytes]
+_NO_MEMORY = "memory ran out; free some, or raise the limit (ulimit -v), and start again: finished work is kept"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,20 +35,20 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in VERBS:
         verb.add_parser(verbs)
-    for verb_parser in verbs.choices.values():  # also behind the verb; SUPPRESS keeps what stands before it
+    for verb_parser in verbs.choices.values():  # also after the verb; SUPPRESS keeps a value from before it
         verb_parser.add_argument("-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help=_VERBOSE)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb named by `argv`; returns the exit code."""
-    # Our tensors are small: threads that wait for each other cost more than they give (on a busy two-core machine ten
-    # times the wall time). Set before PyTorch loads; workers follow run.torch_threads.
+    # Our tensors are small: several threads cost more than they gain (ten times the wall time on a busy two-core
+    # machine). Set before PyTorch loads; workers follow run.torch_threads.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     parser = build_parser()
     argcomplete.autocomplete(parser)
     arguments = parser.parse_args(argv)
-    configure_logs("info" if arguments.verbose else "warning", anew=False)
+    configure_logs("info" if arguments.verbose else "warning", replace=False)
     try:
         _check_limits(arguments.verb)
         with printable_stdout(sys.stdout):
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DtoError as error:
         _complain(arguments.verb, str(error))
         return error.exit_code
-    except BrokenPipeError:  # the reader of our output went away, as `head` does
+    except BrokenPipeError:  # the reader of our output ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(arguments.verb, _NO_MEMORY)
         return 2
     except KeyboardInterrupt:
-        _complain(arguments.verb, "interrupted; what is finished stays finished")
+        _complain(arguments.verb, "interrupted; finished work is kept")
         return 130
 
 
@@ -79,22 +79,24 @@ def _complain(verb: str, text: str) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Quotes arguments in its complaints, and a shell puts names of files there."""
+    """Its messages quote arguments, which may be untrusted names of files."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         super()._print_message(printable(message), file)
 
 
 def _check_limits(verb: str) -> None:
-    """Refuse a limit of memory in which libraries cannot even be loaded: they end the process without a word then."""
+    """Refuse a memory limit below what the libraries need to load: they would end the process without a message."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if verb not in _LIGHT and limit != resource.RLIM_INFINITY and limit < _LEAST_MEMORY:
-        found = f"this process may have {limit >> 20} MB of address space (ulimit -v)"
-        raise DtoError(f"{found}; PyTorch and Arrow need {_LEAST_MEMORY >> 20} MB to load, so raise the limit")
+        raise DtoError(
+            f"this process may have {limit >> 20} MB of address space (ulimit -v); PyTorch and Arrow need "
+            f"{_LEAST_MEMORY >> 20} MB to load, so raise the limit"
+        )
 
 
 def _describe(error: OSError) -> str | None:
-    """What the system said, as a sentence; None where it names neither a file nor what is lacking."""
+    """The system's error as a sentence; None where it names neither a file nor a lacking resource."""
     place = f"{error.filename}: " if error.filename else ""  # writing to an open file names none
     if error.errno in NO_ROOM:
         return f"{place}{error.strerror}; {NO_ROOM[error.errno]}"

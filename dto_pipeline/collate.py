@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from dto_pipeline.maths.line_posterior import DEPTH_MODELS
 from dto_pipeline.models.depth import is_metric
 from dto_pipeline.scene import (
     OUTCOMES,
+    PERSON_RESULTS,
     DepthEvidence,
     GroupFits,
     HeightPrior,
@@ -27,39 +29,35 @@ from dto_pipeline.scene import (
     RefinedPeople,
     Scene,
     SceneBatch,
+    Tensors,
 )
 from dto_pipeline.status import ImageStatus, PersonStatus
 
 _MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # of |x|, in standard deviations
 _UNMEASURED = (PersonStatus.TOO_SMALL, PersonStatus.PLACED_BY_PRIOR)
-# fields of `PlacedScene` that are NaN, or -1, where nothing was computed
-_UNKNOWN = (
-    *("height_init_m", "height_m", "prior_mean_m", "prior_sigma_m", "depth_mean", "depth_std", "slope", "corr"),
-    "z_sigma_m",
-)
-_NONE: dict[str, type] = {"beta_index": np.int32, "height_class": np.int32, "depth_group": np.int8}
 __all__ = ["collate_scenes", "keep_labels", "map_size", "split_batch"]
 
 
 def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") -> SceneBatch:
-    """Pad scenes that can be optimised (no `problem`, masks and disparity filled) into one batch on `device`."""
+    """Pad scenes that can be optimised (no `problem`, with masks and disparity) into one batch on `device`."""
     people = max(scene.num_people for scene in scenes)
     height, width = (max(getattr(scene, side) for scene in scenes) for side in ("height", "width"))
     map_sizes = np.array([scene.masks.shape[1:] for scene in scenes])  # type: ignore[union-attr]
     map_height, map_width = map_sizes.max(0)
-    usable = [np.array([problem is None for problem in scene.person_problem], bool) for scene in scenes]
+    usable = [_usable(scene) for scene in scenes]
 
-    def pad(values: Sequence[np.ndarray], shape: tuple[int, ...], dtype: type) -> torch.Tensor:
+    def pad(values: Sequence[Any], shape: tuple[int, ...], dtype: type) -> torch.Tensor:
         out: np.ndarray = np.zeros((len(scenes), *shape), dtype)
         for row, value in zip(out, values, strict=True):
             row[tuple(slice(0, side) for side in value.shape)] = value
         return _upload(out, device)
 
     def label(name: str, *shape: int) -> torch.Tensor:
-        values = (
-            np.where(_column(ok, len(shape)), getattr(scene, name), 0) for scene, ok in zip(scenes, usable, strict=True)
-        )
-        return pad(list(values), (people, *shape), np.float32)
+        values = [
+            np.where(ok.reshape(-1, *[1] * len(shape)), getattr(scene, name), 0)
+            for scene, ok in zip(scenes, usable, strict=True)
+        ]
+        return pad(values, (people, *shape), np.float32)
 
     return SceneBatch(
         pose=label("pose", 72),
@@ -69,11 +67,11 @@ def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") 
         age_years=label("age_years"),
         male_prob=label("male_prob"),
         present=pad(usable, (people,), np.bool_),
-        masks=pad([scene.masks for scene in scenes], (people, map_height, map_width), np.bool_),  # type: ignore[misc]
+        masks=pad([scene.masks for scene in scenes], (people, map_height, map_width), np.bool_),
         disparity=(
-            _gather(scenes, (height, width), device)
+            _pad_on_device(scenes, (height, width), device)
             if scenes[0].disparity is None
-            else pad([scene.disparity for scene in scenes], (height, width), np.float32)  # type: ignore[misc]
+            else pad([scene.disparity for scene in scenes], (height, width), np.float32)
         ),
         metric=_upload(np.array([is_metric(scene.origin.get("depth")) for scene in scenes]), device),
         image_size=_upload(np.array([[scene.height, scene.width] for scene in scenes]), device),
@@ -81,45 +79,41 @@ def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") 
     )
 
 
+@dataclass(frozen=True)
+class _Results(Tensors):
+    """What label rows are made from."""
+
+    evidence: DepthEvidence
+    prior: HeightPrior
+    people: RefinedPeople
+    visible_vertices: torch.Tensor
+
+
 def split_batch(scenes: Sequence[Scene], optimized: OptimizedScenes, config: PipelineConfig) -> list[PlacedScene]:
     """Undo `collate_scenes` on the results: one `PlacedScene` per scene, everything on the CPU."""
-    # from a GPU in one go: every copy is begun before any is waited for
-    results = _Results(
-        optimized.evidence.to("cpu", non_blocking=True),
-        optimized.prior.to("cpu", non_blocking=True),
-        optimized.people.to("cpu", non_blocking=True),
-        optimized.maps.visible_vertices.to("cpu", non_blocking=True),
-    )
-    if optimized.maps.visible_vertices.is_cuda:
-        torch.cuda.current_stream(optimized.maps.visible_vertices.device).synchronize()
+    seen = optimized.maps.visible_vertices
+    # from a GPU at once: every copy is started before any is waited for; maps and images stay there
+    results = _Results(optimized.evidence, optimized.prior, optimized.people, seen).to("cpu", non_blocking=True)
+    if seen.is_cuda:
+        torch.cuda.current_stream(seen.device).synchronize()
     rule = read_acceptance(config.to_dict())
-    placed = [_placed(scene, index, results, config) for index, scene in enumerate(scenes)]
-    for item in placed:
-        item.is_accepted = _is_accepted(item, rule)
+    placed = [_place(scene, index, results, config) for index, scene in enumerate(scenes)]
+    for one in placed:
+        one.is_accepted = _is_accepted(one, rule)
     return placed
 
 
 def keep_labels(scene: Scene) -> PlacedScene:
     """A scene that was not optimised, with its labels as given and a status for the image and every person."""
     people = scene.num_people
-    unknown: dict[str, Any] = {name: np.full(people, np.nan, np.float32) for name in _UNKNOWN}
-    none: dict[str, Any] = {name: np.full(people, -1, dtype) for name, dtype in _NONE.items()}
     status, message = scene.problem or (ImageStatus.NO_PEOPLE if people == 0 else ImageStatus.TOO_FEW_PEOPLE, None)
-    person_status, person_message = _person_problems(scene, [PersonStatus.NOT_RUN] * people)
-    return PlacedScene(
-        scene=scene,
-        status=status,
-        message=message,
-        person_status=person_status,
-        person_message=person_message,
-        betas=scene.betas,
-        transl=scene.transl,
-        scale=np.ones(people, np.float32),
-        mask_pixels=np.zeros(people, np.int32),
-        visible_vertices=np.zeros(people, np.int32),
-        **unknown,
-        **none,
-    )
+    nothing: dict[str, Any] = {name: np.full(people, value, dtype) for name, (dtype, value) in PERSON_RESULTS.items()}
+    words, texts = _person_problems(scene, [PersonStatus.NOT_RUN] * people)
+    return PlacedScene(scene, status, message, words, texts, scene.betas, scene.transl, **nothing)
+
+
+def _usable(scene: Scene) -> np.ndarray:
+    return np.array([problem is None for problem in scene.person_problem], bool)
 
 
 def _upload(values: np.ndarray, device: torch.device | str) -> torch.Tensor:
@@ -130,8 +124,8 @@ def _upload(values: np.ndarray, device: torch.device | str) -> torch.Tensor:
     return tensor.to(device)
 
 
-def _gather(scenes: Sequence[Scene], shape: tuple[int, int], device: torch.device | str) -> torch.Tensor:
-    """The maps that a network left on the device, padded there: they never see the host."""
+def _pad_on_device(scenes: Sequence[Scene], shape: tuple[int, int], device: torch.device | str) -> torch.Tensor:
+    """Maps that a network left on the device, padded there without a copy to the host."""
     batch = torch.zeros(len(scenes), *shape, device=device)
     for row, scene in zip(batch, scenes, strict=True):
         assert scene.disparity_there is not None
@@ -141,53 +135,49 @@ def _gather(scenes: Sequence[Scene], shape: tuple[int, int], device: torch.devic
     return batch
 
 
-class _Results(NamedTuple):
-    """What label rows are made of; maps and images stay where they are."""
-
-    evidence: DepthEvidence
-    prior: HeightPrior
-    people: RefinedPeople
-    visible_vertices: torch.Tensor
-
-
-def _placed(scene: Scene, index: int, results: _Results, config: PipelineConfig) -> PlacedScene:
-    people, fits, evidence = results.people, results.people.fits, results.evidence
+def _place(scene: Scene, index: int, results: _Results, config: PipelineConfig) -> PlacedScene:
+    people, fits, prior, evidence = results.people, results.people.fits, results.prior, results.evidence
     count = scene.num_people
     outcomes = [OUTCOMES[code] for code in fits.outcome[index, :count].tolist()]
-    refused = np.array([word is PersonStatus.INVALID_LABEL for word in outcomes], bool)
-    usable = np.array([problem is None for problem in scene.person_problem], bool) & ~refused
-
-    def of(value: torch.Tensor, dtype: type = np.float32, missing: float = np.nan) -> np.ndarray:
-        return np.where(usable, value[index, :count].numpy(), missing).astype(dtype)
-
-    by_prior = PersonStatus.PLACED_BY_PRIOR in outcomes
-    status = _image_status(usable, bool(fits.is_optimized[index]), by_prior)
-    person_status, person_message = _person_problems(
-        scene, outcomes, _explain_unmeasured(scene, index, results, config)
+    usable = _usable(scene) & np.array([word is not PersonStatus.INVALID_LABEL for word in outcomes], bool)
+    found: dict[str, torch.Tensor] = {
+        "scale": people.scale,
+        "beta_index": people.beta_index,
+        "height_class": prior.height_class,
+        "height_init_m": prior.height,
+        "height_m": people.height,
+        "prior_mean_m": prior.mean,
+        "prior_sigma_m": prior.sigma,
+        "depth_mean": evidence.depth[..., 0],
+        "depth_std": evidence.depth_std,
+        "slope": evidence.slope,
+        "corr": evidence.corr,
+        "mask_pixels": evidence.pixels[..., 0],
+        "visible_vertices": results.visible_vertices,
+        "depth_group": evidence.group,
+    }
+    if fits.posterior is not None:
+        found["z_sigma_m"] = fits.posterior.z_covariance.diagonal(dim1=1, dim2=2).sqrt()
+        found["height_sigma_m"] = fits.posterior.height_sigma
+    columns: dict[str, Any] = {
+        name: np.where(usable, found[name][index, :count].numpy() if name in found else value, value).astype(dtype)
+        for name, (dtype, value) in PERSON_RESULTS.items()
+    }
+    betas, transl = (
+        np.where(usable[:, None], new[index, :count].numpy(), old).astype(np.float32)
+        for new, old in ((people.betas, scene.betas), (people.transl, scene.transl))
     )
-    label = _column(usable, 1)
+    status = _image_status(usable, bool(fits.is_optimized[index]), PersonStatus.PLACED_BY_PRIOR in outcomes)
+    words, texts = _person_problems(scene, outcomes, _explain_unmeasured(scene, index, results, config))
     placed = PlacedScene(
-        scene=scene,
-        status=status,
-        message=None,
-        person_status=person_status,
-        person_message=person_message,
-        betas=np.where(label, people.betas[index, :count].numpy(), scene.betas).astype(np.float32),
-        transl=np.where(label, people.transl[index, :count].numpy(), scene.transl).astype(np.float32),
-        scale=of(people.scale, missing=1),
-        beta_index=of(people.beta_index, np.int32, -1),
-        height_class=of(results.prior.height_class, np.int32, -1),
-        height_init_m=of(results.prior.height),
-        height_m=of(people.height),
-        prior_mean_m=of(results.prior.mean),
-        prior_sigma_m=of(results.prior.sigma),
-        depth_mean=of(evidence.depth[..., 0]),
-        depth_std=of(evidence.depth_std),
-        slope=of(evidence.slope),
-        corr=of(evidence.corr),
-        mask_pixels=of(evidence.pixels[..., 0], np.int32, 0),
-        visible_vertices=of(results.visible_vertices, np.int32, 0),
-        depth_group=of(evidence.group, np.int8, -1),
+        scene,
+        status,
+        None,
+        words,
+        texts,
+        betas,
+        transl,
+        **columns,
         is_optimized=bool(fits.is_optimized[index]),
         deviation=float(fits.deviation[index]),
         alpha=(float(fits.alpha[index, 0]), float(fits.alpha[index, 1])),
@@ -195,7 +185,9 @@ def _placed(scene: Scene, index: int, results: _Results, config: PipelineConfig)
         used_ground=bool(fits.used_ground[index]),
         **_certainty(fits, index, usable),
     )
-    return placed if scene.same_as is None else _take_along(placed, scene.same_as)
+    if scene.same_as is not None:
+        _move_repeats(placed, scene.same_as)
+    return placed
 
 
 def _is_accepted(placed: PlacedScene, rule: Acceptance) -> bool:
@@ -213,10 +205,10 @@ def _is_accepted(placed: PlacedScene, rule: Acceptance) -> bool:
     return bool(accepted[0])
 
 
-def _take_along(placed: PlacedScene, same_as: np.ndarray) -> PlacedScene:
-    """Whoever repeats a person, `same_as` (P,) or -1, goes where that person goes: nobody stands away from himself.
+def _move_repeats(placed: PlacedScene, same_as: np.ndarray) -> None:
+    """Move each person that repeats another, `same_as` (P,) or -1, with that person.
 
-    The same factor on the distance, the same step of the same shape coefficient; nothing else is known of them.
+    The same factor on the distance and the same step of the same shape coefficient; nothing else of them is known.
     """
     copies = np.flatnonzero(same_as >= 0)
     own, scene = same_as[copies], placed.scene
@@ -225,23 +217,18 @@ def _take_along(placed: PlacedScene, same_as: np.ndarray) -> PlacedScene:
     placed.transl[copies] = scale * scene.transl[copies] + shift
     placed.betas[copies] = scene.betas[copies] + (placed.betas[own] - scene.betas[own])
     placed.scale[copies], placed.beta_index[copies] = placed.scale[own], placed.beta_index[own]
-    return placed
 
 
 def _certainty(fits: GroupFits, index: int, usable: np.ndarray) -> dict[str, Any]:
-    """What the joint solver knows beyond places; the published one says nothing."""
+    """Fields of an image that only the joint solver fills."""
     found, count = fits.posterior, len(usable)
     if found is None:
-        return {"z_sigma_m": np.full(count, np.nan, np.float32)}
-    known = usable[:, None] & usable
-    covariance = np.where(known, found.z_covariance[index, :count, :count].numpy(), np.nan)
-    model = int(found.depth_model[index])
-    sigma = np.sqrt(covariance.diagonal())
+        return {}
+    covariance = np.where(usable[:, None] & usable, found.z_covariance[index, :count, :count].numpy(), np.nan)
+    sigma, model = np.sqrt(covariance.diagonal()), int(found.depth_model[index])
     placed = np.isfinite(sigma)
     return {
-        "z_sigma_m": sigma.astype(np.float32),
         "expected_error": float(_MEAN_OF_NORMAL * sigma[placed].mean()) if placed.any() else None,
-        "height_sigma_m": np.where(usable, found.height_sigma[index, :count].numpy(), np.nan).astype(np.float32),
         "z_covariance": covariance[np.tril_indices(count)].astype(np.float32),
         "depth_model": DEPTH_MODELS[model] if model >= 0 else None,
         "disparity_line": tuple(found.disparity_line[index].tolist()),
@@ -261,7 +248,7 @@ def _image_status(usable: np.ndarray, is_optimized: bool, by_prior: bool) -> Ima
 def _person_problems(
     scene: Scene, statuses: list[PersonStatus], reasons: Mapping[int, str] = MappingProxyType({})
 ) -> tuple[list[PersonStatus], list[str | None]]:
-    """Statuses and messages: a problem of the label, else what the optimiser says, and why (`reasons` by person)."""
+    """Statuses and messages of people: a problem of the label, else the optimiser's word and its reason."""
     found: list[tuple[PersonStatus, str | None]] = []
     for person, (problem, status) in enumerate(zip(scene.person_problem, statuses, strict=True)):
         message = reasons.get(person) if status in _UNMEASURED else None
@@ -272,14 +259,14 @@ def _person_problems(
 
 
 def _name_beyond(scene: Scene, person: int) -> str:
-    """Why the optimiser left out somebody whom the reader of labels let through."""
-    if implausible_cameras(scene.intrinsics[None], np.array([scene.width]), np.array([scene.height]))[0]:
+    """Why the optimiser left out a person that the reader of labels accepted."""
+    if implausible_cameras(scene.intrinsics, scene.width, scene.height):
         return CAMERA_BEYOND
     return name_beyond(scene.pose[person], scene.betas[person], scene.transl[person])
 
 
 def _explain_unmeasured(scene: Scene, index: int, results: _Results, config: PipelineConfig) -> dict[int, str]:
-    """Person -> why the depth map says nothing about it, of those it says nothing about (`DepthEvidence.cut`)."""
+    """Person -> why it could not be measured in the depth map, where that is so (`DepthEvidence.cut`)."""
     joint = config.solver.mode == "joint"
     grid = config.joint.min_pixels_grid if joint else config.evidence.min_pixels_grid
     least_vertices = config.joint.min_visible_vertices if joint else config.evidence.min_visible_vertices
@@ -307,7 +294,3 @@ def _explain_unmeasured(scene: Scene, index: int, results: _Results, config: Pip
                 f"fewer than {least:.0f}"
             )
     return reasons
-
-
-def _column(mask: np.ndarray, extra_axes: int) -> np.ndarray:
-    return mask.reshape(-1, *[1] * extra_axes)

@@ -1,14 +1,17 @@
 """Configs from YAML files and ``section.key=value`` overrides: plain trees, checked into frozen dataclasses.
 
-Knows types, no section and no option; unknown sections and keys are refused, values never guessed.
+Unknown sections and keys are refused, values are never guessed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import re
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,17 +20,48 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import parse_yaml, read_regular
 
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+ABOVE_ZERO = (1e-37, math.inf)  # a range; the least is that of float32
 
 
 class ConfigError(DtoError, ValueError):
     """A configuration that cannot be used; the message names the key and the next step."""
 
 
-def read_tree(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """Sections and their keys as told by a YAML file and ``section.key=value``, not yet checked.
+@dataclasses.dataclass(frozen=True)
+class Sections:
+    """A config: its fields are sections, frozen dataclasses of options."""
 
-    Raises:
-        ConfigError: the file, or an override that is not of this form.
+    def option(self, name: str) -> Any:
+        """The value of ``section.key``."""
+        section, key = name.split(".")
+        return getattr(getattr(self, section), key)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain nested dict, JSON-ready (tuples become lists)."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def check(self, choices: Mapping[str, Sequence[Any]], ranges: Mapping[str, tuple[float, float]]) -> None:
+        """Check all options: one of `choices`, numbers finite and within `ranges` (0 or more where none is given).
+
+        Raises: ConfigError: the first that is not.
+        """
+        for section in dataclasses.fields(self):
+            for key, value in vars(getattr(self, section.name)).items():
+                name = f"{section.name}.{key}"
+                found = f"{name} is {value!r}"
+                expect(name not in choices or value in choices[name], f"{found}; choose from {choices.get(name)}")
+                least, most = ranges.get(name, (0, math.inf))
+                wanted = "more than 0" if least == ABOVE_ZERO[0] else f"at least {least:g}"
+                wanted = f"a finite number of {wanted}" if most == math.inf else f"{least:g} to {most:g}"
+                for number in value if isinstance(value, tuple) else (value,):
+                    fits = not isinstance(number, int | float) or (least <= number <= most and math.isfinite(number))
+                    expect(fits, f"{found}; expected {wanted}")
+
+
+def read_tree(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Sections and their keys from a YAML file and ``section.key=value``, not yet checked.
+
+    Raises: ConfigError: the file, or an override that is not of this form.
     """
     tree: dict[str, dict[str, Any]] = {}
     if path is not None:
@@ -48,23 +82,16 @@ def read_tree(path: str | Path | None, overrides: typing.Sequence[str] = ()) -> 
     return tree
 
 
-def build_sections(config: type, tree: typing.Mapping[str, typing.Mapping[str, Any]]) -> dict[str, Any]:
-    """The sections of `tree` as the dataclasses that are the fields of `config`; unknown sections and keys are refused.
+def build_sections(config: type, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `tree` as the types of the fields of `config`, dataclasses inside it too.
 
-    Raises:
-        ConfigError: a section, key or value that cannot be used, named.
+    Raises: ConfigError: a section, key or value that cannot be used, named.
     """
-    hints = typing.get_type_hints(config)
-    built = {}
-    for section, options in tree.items():
-        expect(section in hints, f"unknown config section {section!r}; sections are {sorted(hints)}")
-        expect(isinstance(options, typing.Mapping), f"config section {section!r} must hold key: value pairs")
-        built[section] = _section_from_dict(section, hints[section], options)
-    return built
+    return _build("", config, tree)
 
 
-def describe_difference(old: typing.Mapping[str, Any], new: typing.Mapping[str, Any]) -> list[str]:
-    """One line per option that differs between two configs as plain dicts, e.g. ``solver.max_height: 2.1 -> 2.2``."""
+def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """A line per option that differs between two configs as plain dicts, e.g. ``solver.max_height: 2.1 -> 2.2``."""
     lines = []
     for section in sorted(set(old) | set(new)):
         before, after = old.get(section, {}), new.get(section, {})
@@ -74,20 +101,21 @@ def describe_difference(old: typing.Mapping[str, Any], new: typing.Mapping[str, 
     return lines
 
 
-def _section_from_dict(section: str, cls: type, options: typing.Mapping[str, Any]) -> Any:
+def _build(prefix: str, cls: type, options: Any) -> dict[str, Any]:
+    """Arguments of a dataclass from `options`; `prefix` names where they stand, "" = sections of a config."""
+    where = f"config section {prefix[:-1]!r}" if prefix else "a config"
+    expect(isinstance(options, Mapping), f"{where} must hold key: value pairs, found {shorten(options)}")
     hints = typing.get_type_hints(cls)
-    values = {}
-    for key, value in options.items():
-        expect(key in hints, f"unknown key {section}.{key}; keys are {sorted(hints)}")
-        values[key] = _coerce(f"{section}.{key}", hints[key], value)
-    return cls(**values)
+    for key in options:
+        unknown = f"key {prefix}{key}; keys" if prefix else f"config section {key!r}; sections"
+        expect(key in hints, f"unknown {unknown} are {sorted(hints)}")
+    return {key: _coerce(f"{prefix}{key}", hints[key], value) for key, value in options.items()}
 
 
 def _coerce(name: str, hint: Any, value: Any) -> Any:
-    """Turn a YAML value into the annotated type, or say why not; never guesses (an int may stand for a float)."""
+    """Turn a YAML value into the annotated type, or say why not; an int may stand for a float."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        expect(isinstance(value, typing.Mapping), f"{name} must hold key: value pairs, found {value!r}")
-        return _section_from_dict(name, hint, value)
+        return hint(**_build(f"{name}.", hint, value))
     if typing.get_origin(hint) is tuple:
         expect(isinstance(value, list | tuple), f"{name} must be a list, found {value!r}")
         args = typing.get_args(hint)
@@ -113,19 +141,16 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
 def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
     try:
         tree = parse_yaml(read_regular(path)) or {}
-    except FileNotFoundError as error:
-        raise ConfigError(f"config file {path} does not exist; check the path") from error
-    except OSError as error:
-        raise ConfigError(f"config file {path} cannot be read: {error.strerror}; give a YAML file") from error
-    except ValueError as error:
-        raise ConfigError(f"config file {path} is not valid YAML: {error}; give a YAML file") from error
-    expect(isinstance(tree, dict), f"config file {path} must hold sections (prior:, solver:, ...)")
-    for section, options in tree.items():
-        found = f"found {type(options).__name__} {shorten(options)}"
-        expect(isinstance(section, str), f"config file {path}: {shorten(section)} is no name of a section")
-        expect(isinstance(options, dict | None), f"config file {path}: {section} must hold key: value pairs, {found}")
-        odd = [key for key in options or {} if not isinstance(key, str)]
-        expect(not odd, f"config file {path}: {section}: {shorten(odd)} are no names of keys")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"config file {path} cannot be read: {reason}; give a YAML file") from error
+    plain = isinstance(tree, dict) and all(
+        isinstance(section, str)
+        and isinstance(options, dict | None)
+        and all(isinstance(key, str) for key in options or {})
+        for section, options in tree.items()
+    )
+    expect(plain, f"config file {path} holds {shorten(tree)}; expected sections (prior:, solver:, ...) of key: value")
     return {section: dict(options or {}) for section, options in tree.items()}
 
 

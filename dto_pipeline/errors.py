@@ -1,4 +1,4 @@
-"""The one base of all errors meant for the person at the terminal; how a machine that lacks room says so."""
+"""The base of all errors that are shown to users, and how missing memory or disk space is recognised."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ NO_ROOM = {
     errno.ENOSPC: "make room and start again",
     errno.EDQUOT: "make room in your share of the disk and start again",
     errno.EFBIG: "files may not grow so large here (ulimit -f); raise the limit and start again",
-}  # what an OSError says of a disk, or of somebody's share of it
-# How Python, its loader and PyTorch say that memory ran out, where they do not raise a MemoryError.
+}  # advice by OSError
+# messages of Python, its loader and PyTorch that mean a lack of memory without a MemoryError
 _NO_MEMORY = (
     "can't start new thread",
     "can't allocate memory",
@@ -20,16 +20,16 @@ _NO_MEMORY = (
 
 
 class DtoError(Exception):
-    """Something a user can act on: the message says where, what was found, what was expected, and the next step.
+    """An error that a user can act on: the message says where, what was found, what was expected, and the next step.
 
-    The command line prints it as one message without a traceback; anything else is a bug and keeps its traceback.
+    The command line prints it without a traceback; any other error is a bug and keeps its traceback.
     """
 
     exit_code = 2  # of the command line: it could not begin or go on
 
 
 def lacks_memory(error: BaseException) -> bool:
-    """True where an error says that memory, or what a process may have of it, ran out."""
+    """True where an error means that memory, or a process's limit of it, ran out."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return True
     return isinstance(error, RuntimeError | ImportError) and any(words in str(error) for words in _NO_MEMORY)

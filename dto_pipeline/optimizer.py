@@ -1,7 +1,4 @@
-"""The whole method on one batch of scenes: labels, masks and depth in, refined people out.
-
-Joins the body model and the rasteriser to the mathematics; knows no files and no workers. Same code on CPU and GPU.
-"""
+"""The whole method on one batch of scenes: labels, masks and depth in, refined people out; on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -32,7 +29,7 @@ from dto_pipeline.timing import StageClock
 
 
 class SceneOptimizer:
-    """Owns the body model; call it with batches (see `SceneBatch`), on the device the body lives on."""
+    """Call it with batches (see `SceneBatch`) on the device of the body model."""
 
     def __init__(self, body: BodyModel, config: PipelineConfig, clock: StageClock | None = None) -> None:
         self.body = body
@@ -68,11 +65,11 @@ class SceneOptimizer:
 
     @property
     def joint(self) -> bool:
-        """Whether the joint solver places people, or the published one."""
+        """True for the joint solver, False for the published one."""
         return self.config.solver.mode == "joint"
 
     def measure(self, maps: PersonMaps, batch: SceneBatch) -> DepthEvidence:
-        """Depth evidence of a batch; the joint solver also listens to small people, with more noise."""
+        """Depth evidence of a batch; the joint solver also uses small people, with more noise."""
         options = self.config.evidence
         if self.joint:
             options = dataclasses.replace(
@@ -80,7 +77,7 @@ class SceneOptimizer:
                 min_pixels_grid=self.config.joint.min_pixels_grid,
                 min_visible_vertices=self.config.joint.min_visible_vertices,
             )
-        return measure_depth_evidence(maps, batch, options, self.config.depth.told_unit)
+        return measure_depth_evidence(maps, batch, options, self.config.depth.given_unit)
 
     def expect_heights(self, batch: SceneBatch) -> tuple[HeightPrior, HeightMixture | None]:
         """Height priors, and for the joint solver the mixture they summarise."""
@@ -96,7 +93,7 @@ class SceneOptimizer:
     def fit(
         self, evidence: DepthEvidence, prior: HeightPrior, mixture: HeightMixture | None, batch: SceneBatch
     ) -> GroupFits:
-        """The one place where the solver's mode decides."""
+        """Fit with the published solver, or with the joint one where there is a mixture."""
         if mixture is None:
             return fit_groups(evidence, prior, self.config.solver, self.config.refine)
         config = self.config

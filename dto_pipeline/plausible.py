@@ -1,7 +1,7 @@
-"""The optimiser's look at labels before a fit and at people after it: who is beyond the bounds takes no part.
+"""Checks of people against `bounds` before and after a fit: people beyond them take no part.
 
-Pure functions of tensors (`bounds` holds the numbers). Readers of labels refuse the same people earlier and in words;
-this look is the last one, for whoever comes another way and for what needs a body: heights. Metres.
+Readers of labels refuse the same people earlier, with a message; these checks are for labels from memory, and for
+heights, which need a body. Pure functions of tensors. Metres.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dto_pipeline.config import RefineConfig
 from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.paper_solver import CODE
 from dto_pipeline.maths.refine import RestHeight
-from dto_pipeline.scene import GroupFits, HeightPrior, Posterior, RefinedPeople, SceneBatch
+from dto_pipeline.scene import GroupFits, HeightPrior, RefinedPeople, SceneBatch
 from dto_pipeline.status import PLACED, PersonStatus
 
 _PLACED = tuple(CODE[status] for status in PLACED)  # outcome codes
 
 
 def leave_out_implausible(batch: SceneBatch, rest_height: RestHeight) -> tuple[SceneBatch, torch.Tensor]:
-    """Take out people whose label or camera cannot be; their numbers become 0, so that they spoil nobody's.
+    """Take out people with an implausible label or camera; their numbers become 0 and affect nothing.
 
     `rest_height`: of the body model, betas (..., 11) -> (...) [m]. Returns the batch without them, and (B, P) bool who
     was taken out.
@@ -41,10 +41,10 @@ def leave_out_implausible(batch: SceneBatch, rest_height: RestHeight) -> tuple[S
 def set_implausible_aside(
     people: RefinedPeople, batch: SceneBatch, prior: HeightPrior, refused: torch.Tensor, config: RefineConfig
 ) -> RefinedPeople:
-    """Give back their label to people whom the fit would make what cannot be, and their word to those `refused`.
+    """Restore the labels of people that the fit would make implausible, and set the outcome of those `refused`.
 
-    `people` as refined from `batch` and `prior`; `refused` (B, P) of `leave_out_implausible`. Each of them costs its
-    image what somebody too tall costs it, so that a fit that does such things is not accepted.
+    `people` as refined from `batch` and `prior`; `refused` (B, P) of `leave_out_implausible`. Each of them adds the
+    penalty of a person who is too tall to its image, so that such a fit is not accepted.
     """
     fits = people.fits
     placed = torch.isin(fits.outcome, constant(_PLACED, fits.outcome.device, torch.int64))
@@ -66,27 +66,22 @@ def set_implausible_aside(
 
 
 def _score_without(fits: GroupFits, aside: torch.Tensor, outcome: torch.Tensor, config: RefineConfig) -> GroupFits:
-    """The fits with other outcomes; people set aside count with a fixed penalty and their posterior is nothing."""
+    """The fits with other outcomes; people set aside count with a fixed penalty and have no posterior."""
     count = aside.sum(1)
     before = fits.num_optimized.sum(1)
     moved = (outcome == CODE[PersonStatus.MOVED]).sum(1)
     deviation = (fits.deviation * before + config.set_aside_penalty * count) / (before + count).clamp(min=1)
-    posterior = fits.posterior
+    posterior, either = fits.posterior, aside[:, :, None] | aside[:, None, :]
     if posterior is not None:
-        posterior = _forget(posterior, aside)
+        posterior = posterior.replace(
+            z_covariance=posterior.z_covariance.masked_fill(either, torch.nan),
+            height_sigma=posterior.height_sigma.masked_fill(aside, torch.nan),
+        )
     return fits.replace(
         outcome=outcome,
         is_optimized=fits.is_optimized & ((count == 0) | (moved >= 2)),
         deviation=torch.where(count > 0, deviation, fits.deviation),
         posterior=posterior,
-    )
-
-
-def _forget(posterior: Posterior, aside: torch.Tensor) -> Posterior:
-    either = aside[:, :, None] | aside[:, None, :]
-    return posterior.replace(
-        z_covariance=posterior.z_covariance.masked_fill(either, torch.nan),
-        height_sigma=posterior.height_sigma.masked_fill(aside, torch.nan),
     )
 
 

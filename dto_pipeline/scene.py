@@ -1,9 +1,8 @@
-"""The containers that travel through the pipeline, left to right.
+"""The data that passes through the pipeline, from left to right.
 
 `Scene` (CPU, numpy, one image) -> `SceneBatch` (tensors, B x P) -> `PersonMaps` ->
 `DepthEvidence` and `HeightPrior` -> `MapProblem` -> `MapSolution` -> `GroupFits` -> `RefinedPeople` -> `PlacedScene`.
-They hold data and shapes, no behaviour beyond moving between devices. Lengths in metres, image positions in pixels;
-axis letters as in `dto_pipeline`.
+Lengths in metres, image positions in pixels; axis letters as in `dto_pipeline`.
 """
 
 from __future__ import annotations
@@ -18,26 +17,27 @@ import torch
 
 from dto_pipeline.status import ImageStatus, PersonStatus
 
-_T = TypeVar("_T", bound="_Tensors")
+_T = TypeVar("_T", bound="Tensors")
 
 
 @dataclass(frozen=True)
-class _Tensors:
+class Tensors:
     """A frozen dataclass whose tensor fields move together."""
 
-    def _each(self: _T, change: Callable[[Any], Any]) -> _T:
+    def each(self: _T, change: Callable[[Any], Any]) -> _T:
+        """The same container with every tensor, and every container in it, changed by a function."""
         changed = {
-            name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor | _Tensors)
+            name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor | Tensors)
         }
         return dataclasses.replace(self, **changed)
 
     def to(self: _T, device: torch.device | str, non_blocking: bool = False) -> _T:
         """The same container with every tensor on `device`; `non_blocking`: the copies may still be under way."""
-        return self._each(lambda value: value.to(device, non_blocking=non_blocking))
+        return self.each(lambda value: value.to(device, non_blocking=non_blocking))
 
     def take(self: _T, rows: torch.Tensor) -> _T:
         """The entries `rows` (n,) of the first axis of every tensor."""
-        return self._each(lambda value: value.take(rows) if isinstance(value, _Tensors) else value[rows])
+        return self.each(lambda value: value.take(rows) if isinstance(value, Tensors) else value[rows])
 
     def put(self: _T, rows: torch.Tensor, other: _T) -> _T:
         """A copy whose entries `rows` (n,) of the first axis are those of `other`, in order."""
@@ -45,11 +45,11 @@ class _Tensors:
         for name, value in vars(self).items():
             if isinstance(value, torch.Tensor):
                 changed[name] = value.index_copy(0, rows, getattr(other, name))
-            elif isinstance(value, _Tensors):
+            elif isinstance(value, Tensors):
                 changed[name] = value.put(rows, getattr(other, name))
         return dataclasses.replace(self, **changed)
 
-    def replace(self: _T, **changes: torch.Tensor | _Tensors | None) -> _T:
+    def replace(self: _T, **changes: torch.Tensor | Tensors | None) -> _T:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
@@ -73,12 +73,12 @@ class Scene:
     bbox_xyxy: np.ndarray  # (P, 4) float32 [px], NaN = unknown
     det_score: np.ndarray  # (P,) float32, NaN = unknown
     person_problem: list[tuple[PersonStatus, str] | None]  # why a person cannot be used, or None
-    same_as: np.ndarray | None = None  # (P,) int64 the person each one repeats, -1 = nobody; None = nobody does
+    same_as: np.ndarray | None = None  # (P,) int64 the person that each one repeats, -1 = none; None = no repeats
     masks: np.ndarray | None = None  # (P, h, w) bool at person-map size
-    has_mask: np.ndarray | None = None  # (P,) bool: the mask was seen by somebody, not made up from the label
+    has_mask: np.ndarray | None = None  # (P,) bool: the mask comes from the image, not from the labelled body
     mask_score: np.ndarray | None = None  # (P,) float32 of the network that made the mask, NaN = from elsewhere
     disparity: np.ndarray | None = None  # (H, W) float32, larger is nearer
-    disparity_there: torch.Tensor | None = None  # the same, left on a GPU by the network that made it there
+    disparity_there: torch.Tensor | None = None  # the same on a GPU, where a network made it
     image: np.ndarray | None = None  # (H, W, 3) uint8 RGB
     image_sha256: str = ""
     problem: tuple[ImageStatus, str] | None = None
@@ -90,7 +90,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class SceneBatch(_Tensors):
+class SceneBatch(Tensors):
     """B scenes padded to P people and to the largest image of the batch; padding never changes a result."""
 
     pose: torch.Tensor  # (B, P, 72) float32
@@ -108,8 +108,8 @@ class SceneBatch(_Tensors):
 
 
 @dataclass(frozen=True)
-class PersonMaps(_Tensors):
-    """Who is seen at each pixel of the person map, and how far away (the initial labels, rendered)."""
+class PersonMaps(Tensors):
+    """Person and distance at each pixel of the person map: the initial labels, rendered."""
 
     person: torch.Tensor  # (B, h, w) int64 index along P, -1 = background or padding
     z: torch.Tensor  # (B, h, w) float32 [m], 0 where nobody
@@ -117,8 +117,8 @@ class PersonMaps(_Tensors):
 
 
 @dataclass(frozen=True)
-class DepthEvidence(_Tensors):
-    """What the depth map says about each person. Values of persons that are not `usable` mean nothing (NaN)."""
+class DepthEvidence(Tensors):
+    """Measurements of each person in the depth map; without meaning (NaN) where not `usable`."""
 
     depth: torch.Tensor  # (B, P, 2) float64: mean relative depth; last axis MEAN, GROUND
     z: torch.Tensor  # (B, P, 2) float64 [m]: mean rendered z over the same pixels
@@ -135,8 +135,8 @@ class DepthEvidence(_Tensors):
 
 
 @dataclass(frozen=True)
-class HeightPrior(_Tensors):
-    """How tall each person is in the label, and how tall people like this are."""
+class HeightPrior(Tensors):
+    """Height of each person in the label, and of people of its class."""
 
     height: torch.Tensor  # (B, P) float64 [m] label height in the rest pose
     height_class: torch.Tensor  # (B, P) int64, see HEIGHT_CLASSES
@@ -145,8 +145,8 @@ class HeightPrior(_Tensors):
 
 
 @dataclass(frozen=True)
-class HeightMixture(_Tensors):
-    """How tall people like this are, as K normal laws of the logarithm of the height [log m]; last: anybody."""
+class HeightMixture(Tensors):
+    """Height of each person as K normal laws of the logarithm of the height [log m]; the last is anybody's."""
 
     weight: torch.Tensor  # (B, P, K) float64, sums to 1 but for rounding
     mean: torch.Tensor  # (B, P, K) float64
@@ -154,7 +154,7 @@ class HeightMixture(_Tensors):
 
 
 @dataclass(frozen=True)
-class MapProblem(_Tensors):
+class MapProblem(Tensors):
     """N independent fits z = alpha * depth + beta over P people each."""
 
     height: torch.Tensor  # (N, P) float64 [m]
@@ -169,7 +169,7 @@ class MapProblem(_Tensors):
 
 
 @dataclass(frozen=True)
-class MapSolution(_Tensors):
+class MapSolution(Tensors):
     """The N fits. alpha and beta are NaN where the group is empty or the fit undetermined (see `status`)."""
 
     alpha: torch.Tensor  # (N,) float64 [m per depth unit]
@@ -185,8 +185,8 @@ class MapSolution(_Tensors):
 
 
 @dataclass(frozen=True)
-class Posterior(_Tensors):
-    """How sure the joint fit is; values of people it did not place are NaN."""
+class Posterior(Tensors):
+    """Uncertainty of the joint fit; NaN for people it did not place."""
 
     z_covariance: torch.Tensor  # (B, P, P) float64 [m^2] of the distances along the camera axis
     height_sigma: torch.Tensor  # (B, P) float64 [m] standard deviation of the height
@@ -195,7 +195,7 @@ class Posterior(_Tensors):
 
 
 @dataclass(frozen=True)
-class GroupFits(_Tensors):
+class GroupFits(Tensors):
     """The near and the far line of each scene, who moves by them, and the score of the image."""
 
     alpha: torch.Tensor  # (B, 2) float64 as finally used; NaN where a group has fewer than two people
@@ -213,7 +213,7 @@ class GroupFits(_Tensors):
 
 
 @dataclass(frozen=True)
-class RefinedPeople(_Tensors):
+class RefinedPeople(Tensors):
     """The new labels of a batch."""
 
     betas: torch.Tensor  # (B, P, 11) float64
@@ -241,13 +241,23 @@ OUTCOMES: tuple[PersonStatus, ...] = (
 
 @dataclass(frozen=True)
 class OptimizedScenes:
-    """Everything `SceneOptimizer` computes for a batch, for the label writer, the views and the tests."""
+    """Everything that `SceneOptimizer` computes for a batch."""
 
     batch: SceneBatch
     maps: PersonMaps
     evidence: DepthEvidence
     prior: HeightPrior
     people: RefinedPeople
+
+
+_NUMBER: tuple[type, float] = (np.float32, np.nan)
+# per-person fields of `PlacedScene`: their type, and their value where nothing was computed
+PERSON_RESULTS: dict[str, tuple[type, float]] = {
+    **{"scale": (np.float32, 1), "beta_index": (np.int32, -1), "height_class": (np.int32, -1)},
+    **dict.fromkeys(("height_init_m", "height_m", "prior_mean_m", "prior_sigma_m"), _NUMBER),
+    **dict.fromkeys(("depth_mean", "depth_std", "slope", "corr", "z_sigma_m", "height_sigma_m"), _NUMBER),
+    **{"mask_pixels": (np.int32, 0), "visible_vertices": (np.int32, 0), "depth_group": (np.int8, -1)},
+}
 
 
 @dataclass
@@ -275,20 +285,16 @@ class PlacedScene:
     mask_pixels: np.ndarray  # (P,) int32
     visible_vertices: np.ndarray  # (P,) int32
     depth_group: np.ndarray  # (P,) int8, -1 = not measured
-    z_sigma_m: np.ndarray  # (P,) float32
+    z_sigma_m: np.ndarray  # (P,) float32; likewise below
+    height_sigma_m: np.ndarray
     is_optimized: bool = False
     is_accepted: bool = False
     deviation: float = 0.0
-    expected_error: float | None = None  # [m] mean of |error of z| over the people placed; None = nobody knows
+    expected_error: float | None = None  # [m] mean of |error of z| over the people placed; None = unknown
     alpha: tuple[float, float] = (float("nan"), float("nan"))  # near, far
     beta: tuple[float, float] = (float("nan"), float("nan"))
     used_ground: bool = False
-    height_sigma_m: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # (P,) float32; empty = NaN
     z_covariance: np.ndarray | None = None  # (P (P + 1) / 2,) float32 [m^2] lower triangle, row by row
     depth_model: str | None = None  # of `maths.line_posterior.DEPTH_MODELS`
     disparity_line: tuple[float, float] = (float("nan"), float("nan"))  # 1 / z = first * disparity + second
     extra: dict[str, Any] = field(default_factory=dict)  # columns of the table at extra.NAME: (P,) numbers, one number
-
-    def __post_init__(self) -> None:
-        if len(self.height_sigma_m) == 0:
-            self.height_sigma_m = np.full(self.scene.num_people, np.nan, np.float32)

@@ -1,6 +1,6 @@
-"""What became of an image, a person, a fit or a shard: closed lists of words with one sentence of advice each.
+"""Outcomes of images, people, fits and shards: closed lists of words, most with a sentence of advice.
 
-These words are columns of the labels, so a value is never renamed or reused; new ones may be added.
+The words are columns of the labels, so a value is never renamed or reused; new ones may be added.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from enum import IntEnum, StrEnum
 
 
 class _Advised(StrEnum):
-    """A word for people and files that also carries one sentence of advice."""
+    """A word with a sentence of advice."""
 
     advice: str
 
@@ -27,22 +27,22 @@ class ImageStatus(_Advised):
     NOT_OPTIMIZED = "not_optimized", "People were seen, but no group had two people to fit; labels are as given."
     PLACED_BY_PRIOR = "placed_by_prior", "Fewer than two depths could be compared; people stand by height priors alone."
     TOO_FEW_PEOPLE = "too_few_people", "Fewer than two people can be compared; labels are passed through unchanged."
-    PREDICTED = "predicted", "A network's people, as it said them; `dto run` on the manifest beside them places them."
+    PREDICTED = "predicted", "People as a network predicted them; `dto run` on the manifest beside them places them."
     PREDICTION_INVALID = (
         "prediction_invalid",
-        "The network's answer cannot be used, such as numbers that are not finite; take another checkpoint, or train "
+        "The network's output cannot be used, such as numbers that are not finite; use another checkpoint, or train "
         "with a lower loop.rate.",
     )
-    NO_PEOPLE = "no_people", "The image has no person with a label that can be used; see the persons' statuses."
+    NO_PEOPLE = "no_people", "The image has no person with a usable label; see the persons' statuses."
     IMAGE_MISSING = (
         "image_missing",
         "The image file was not found; fetch it, or check --images, then use dto run --retry-failed: it does this "
-        "image only. (Tars fetched again: dto manifest check --reindex first. Predictions: predict anew.)",
+        "image only. (Tars fetched again: docs/real_run.md. Predictions: predict anew.)",
     )
     IMAGE_CORRUPT = (
         "image_corrupt",
         "The image could not be decoded; replace the file, then use dto run --retry-failed: it does this image only. "
-        "(Tars fetched again: dto manifest check --reindex first. Predictions: predict anew.)",
+        "(Tars fetched again: docs/real_run.md. Predictions: predict anew.)",
     )
     SIZE_MISMATCH = (
         "size_mismatch",
@@ -82,19 +82,12 @@ class ImageStatus(_Advised):
 
 
 _IMAGES_DONE = frozenset(
-    {
-        ImageStatus.OPTIMIZED,
-        ImageStatus.NOT_OPTIMIZED,
-        ImageStatus.PLACED_BY_PRIOR,
-        ImageStatus.TOO_FEW_PEOPLE,
-        ImageStatus.PREDICTED,
-        ImageStatus.NO_PEOPLE,
-    }
+    map(ImageStatus, ("optimized", "not_optimized", "placed_by_prior", "too_few_people", "predicted", "no_people"))
 )
 
 
 class UnusableImage(Exception):
-    """An image that cannot be processed; its kind says the status, its text what was found (no absolute path)."""
+    """An image that cannot be processed; the class has the status, the text what was found (no absolute path)."""
 
     status = ImageStatus.INTERNAL_ERROR
 
@@ -129,14 +122,14 @@ class PersonStatus(_Advised):
 
 
 PLACED = (PersonStatus.MOVED, PersonStatus.PLACED_BY_PRIOR)  # the person has a new place; others keep their label
-UNUSED = (PersonStatus.INVALID_LABEL, PersonStatus.DUPLICATE)  # whose rows nobody trains on
+UNUSED = (PersonStatus.INVALID_LABEL, PersonStatus.DUPLICATE)  # rows that are not for training
 
 
 class PredictionStatus(_Advised):
     """Outcome of one predicted person that was offered to a manifest; every prediction gets exactly one."""
 
-    ADDED = "added", "Nobody released is this person; appended to its image with source_row -1."
-    MATCHED = "matched", "A released person already; the released label is kept."
+    ADDED = "added", "No released person is the same; appended to its image with source_row -1."
+    MATCHED = "matched", "The same as a released person, whose label is kept."
     DUPLICATE = "duplicate", "The same person as a prediction that matched or has a higher score; dropped."
     IMAGE_UNKNOWN = "image_unknown", "The manifest has no such image; spell it as image_file, image_path or image_id."
     IMAGE_UNUSABLE = "image_unusable", "The manifest's image has a problem itself; mend it, build, merge again."
@@ -163,6 +156,6 @@ class FitStatus(IntEnum):
 class ShardStatus(_Advised):
     """State of one shard of a run, derived from files only."""
 
-    DONE = "done", "Its receipt exists; it is never touched again."
-    FAILED = "failed", "Tried and given up; `dto run` with --retry-failed takes it up again."
+    DONE = "done", "Its receipt exists; it is never changed again."
+    FAILED = "failed", "Attempted and given up; `dto run` with --retry-failed tries it again."
     PENDING = "pending", "No receipt yet; `dto run` will do it."

@@ -1,8 +1,8 @@
-"""Text that comes from files, made safe to show: what moves a cursor or turns the reading direction is written out.
+"""Safe output of text from files, and logs: control characters and direction marks are shown as escapes.
 
-Names in label files, tars and folders are a stranger's: U+009B begins a command of the terminal, U+202E shows
-``gpj.exe`` as ``exe.jpg``. Everything the command line prints, logs or writes into a page passes here. Logs are lines
-for people or JSON lines for machines; ``extra={"facts": {...}}`` of a log call become keys of its JSON object.
+Names in label files, tars and folders are not trusted: U+009B begins a command of the terminal, U+202E shows
+``gpj.exe`` as ``exe.jpg``. Everything that the command line prints, logs or writes into a page passes here. Logs are
+lines of text or JSON; ``extra={"facts": {...}}`` of a log call become keys of its JSON object.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _UNPRINTABLE = re.compile(f"[{UNPRINTABLE}]")
 
 
 def printable(text: str) -> str:
-    r"""The text with all that is no character to read as an escape (``\x9b``, ``\u202e``); lines and tabs stay."""
+    r"""The text with unprintable characters as escapes (``\x9b``, ``\u202e``); line breaks and tabs stay."""
 
     def escape(found: re.Match[str]) -> str:
         sign = found.group()
@@ -43,13 +43,13 @@ class PrintableFormatter(logging.Formatter):
 
 @contextmanager
 def printable_stdout(stream: TextIO) -> Iterator[None]:
-    """What is printed to `stream`, standard output, goes through `printable` for as long as the block lasts."""
-    with redirect_stdout(_PrintableStream(stream)):  # all of a stream, by __getattr__
+    """Pass everything printed to `stream`, standard output, through `printable` within the block."""
+    with redirect_stdout(_PrintableStream(stream)):  # a full stream, by __getattr__
         yield
 
 
 class _PrintableStream:
-    """A text stream whose writes are printable; a return at the start of a write stays: it redraws a progress line."""
+    """A text stream with printable writes; a carriage return at the start of one stays, for progress lines."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -67,7 +67,7 @@ class _PrintableStream:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: UTC time, level, logger, message, facts, and the trace of an error."""
+    """A JSON object per line: UTC time, level, logger, message, facts, and the trace of an error."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -82,11 +82,11 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-def configure_logs(level: str = "warning", json_file: str | None = None, anew: bool = True) -> None:
-    """Set up the process's log, from `level` on; `anew`: in the place of what was set up before.
+def configure_logs(level: str = "warning", json_file: str | None = None, replace: bool = True) -> None:
+    """Set up the process's log on stderr, from `level` on; `replace` an earlier setup, or keep it.
 
-    `json_file`: JSON lines are appended to it, from ``info`` on, beside what is shown; "-" = stderr shows JSON lines.
-    Raises: DtoError where it cannot be opened.
+    `json_file`: a file that JSON lines are also appended to, from ``info`` on; "-" = JSON lines on stderr instead.
+    Raises: DtoError: it cannot be opened.
     """
     shown: logging.Handler = logging.StreamHandler(sys.stderr)
     people = PrintableFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
@@ -102,4 +102,4 @@ def configure_logs(level: str = "warning", json_file: str | None = None, anew: b
             raise DtoError(f"log file {path} cannot be written ({error}); choose another for --log-json") from error
         handlers[1].setFormatter(JsonLines())
         handlers[1].setLevel(logging.INFO)
-    logging.basicConfig(level=min(handler.level for handler in handlers), handlers=handlers, force=anew)
+    logging.basicConfig(level=min(handler.level for handler in handlers), handlers=handlers, force=replace)

@@ -1,4 +1,4 @@
-"""Where the time goes: seconds per named stage, summed. Knows the clock so that no other module has to."""
+"""Wall seconds per named stage, summed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 class StageClock:
-    """Adds up wall seconds per stage. `synchronize`: wait for the GPU at each border (exact, but stops overlap)."""
+    """Adds up wall seconds per stage; `synchronize`: wait for the GPU at each border (exact, without overlap)."""
 
     def __init__(self, synchronize: bool = False) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -31,7 +31,7 @@ class StageClock:
                 self.seconds[stage] += time.perf_counter() - start
 
     def add(self, other: StageClock) -> None:
-        """Add what another clock has counted."""
+        """Add the seconds of another clock."""
         with self._lock:
             for stage, seconds in other.seconds.items():
                 self.seconds[stage] += seconds

@@ -89,9 +89,9 @@ def test_a_window_of_the_depth_network_is_waited_for_once(tmp_path: Path) -> Non
     network = DepthNetwork(DepthConfig(source="model", model=str(tiny), short_side=28))
     images = [np.full((30, 45, 3), value, np.uint8) for value in (0, 100, 200)]
     found = waits_of(lambda: network.see(images))
-    # images leave from pinned memory, and ranges are on the host by the time they are looked at
+    # images leave from pinned memory, and ranges are on the host when they are read
     names = {(place.removeprefix("models/depth_anything.py:"), asked) for place, asked in found}
-    assert names == {("_run", "lift_fresh"), ("_judge", "tolist")}
+    assert names == {("_run", "lift_fresh"), ("_check", "tolist")}
 
 
 def test_whatever_asks_a_gpu_is_counted() -> None:

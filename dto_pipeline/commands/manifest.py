@@ -1,4 +1,4 @@
-"""`dto manifest`: `build` lists what goes in, `check` looks whether its images are still there, `merge` adds people."""
+"""`dto manifest`: `build` lists the input of a run, `check` opens its images again, `merge` adds people."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from dto_pipeline.commands.output import lasting_place
 from dto_pipeline.config import RunConfig
 from dto_pipeline.errors import DtoError
 
-_CHANGES = ("source", "images_in", "masks", "shard_images", "principal_point", "label_values")  # keys of the YAML
+_CHANGES: dict[str, tuple[str, ...] | None] = {  # keys of the YAML -> the values they may have; None = any word
+    "source": None,
+    "images_in": ("folder", "tars"),
+    "masks": ("sidecar", "detection"),
+    "principal_point": ("centre", "free"),
+    "label_values": ("after", "before"),
+}
 _PLACES = ("labels", "images", "depth", "sidecar", "predictions")
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
-    parser = verbs.add_parser("manifest", help="make or check the list of what goes in")
+    parser = verbs.add_parser("manifest", help="make or check the list of images and people for a run")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     _add_build(actions)
     _add_check(actions)
@@ -28,35 +34,26 @@ def _add_build(actions: argparse._SubParsersAction) -> None:
         "build",
         help="join labels, images and sidecar of a data set; cut it into shards",
         description="Reads a dataset YAML and the files it names, and writes one Parquet manifest with its shards "
-        "fixed. Beside it: a report of what was found (*.report.json) and every row that cannot be used, with the "
-        "reason (*.findings.parquet). Folders and files may be local or URIs (s3://, gs://, ...). Exit code 1: "
-        "written, but more than --max-failed-images of it cannot be used.",
+        "fixed. Next to it: a report with counts (*.report.json) and every row that cannot be used, with the reason "
+        "(*.findings.parquet). Folders and files may be local or URIs (s3://, gs://, ...). Exit code 1: written, but "
+        "more than --max-failed-images of it cannot be used.",
     )
     build.add_argument(
         "dataset",
         metavar="YAML",
-        help="dataset description, or the name of one that ships (aic, coco, insta1, insta2, mpii, relative_human)",
+        help="dataset description, or the name of a shipped one (aic, coco, insta1, insta2, mpii, relative_human); its "
+        "keys are explained in dto_pipeline/data/dataset.py",
     )
     build.add_argument("--data-root", default=".", metavar="DIR", help="folder that the YAML's paths start from (.)")
     build.add_argument("-o", "--out", required=True, metavar="FILE", help="manifest to write, e.g. demo.parquet")
     for place in _PLACES:
-        build.add_argument(f"--{place}", metavar="PATH", help=f"{place} in place of the YAML's; '' = none")
-    build.add_argument(
-        "--source", metavar="KIND", help="in place of the YAML's source, e.g. ma_hmr: what the labels are"
-    )
-    build.add_argument("--images-in", choices=("folder", "tars"), help="in place of the YAML's images_in")
-    build.add_argument(
-        "--masks",
-        choices=("sidecar", "detection"),
-        help="in place of the YAML's masks: those of the sidecar, or also KEY.detection.npz beside the images",
-    )
-    build.add_argument("--shard-images", type=positive, metavar="N", help="in place of the YAML's shard_images")
-    build.add_argument(
-        "--principal-point",
-        choices=("centre", "free"),
-        help="in place of the YAML's principal_point: free takes images that are not of the size 2 cx, 2 cy",
-    )
-    build.add_argument("--label-values", choices=("after", "before"), help="in place of the YAML's label_values")
+        build.add_argument(f"--{place}", metavar="PATH", help=f"instead of the YAML's {place}; '' = none")
+    for key, choices in _CHANGES.items():
+        option = f"--{key.replace('_', '-')}"
+        build.add_argument(
+            option, choices=choices, metavar=None if choices else "KIND", help=f"instead of the YAML's {key}"
+        )
+    build.add_argument("--shard-images", type=positive, metavar="N", help="instead of the YAML's shard_images")
     build.add_argument(
         "--against",
         action="append",
@@ -80,16 +77,13 @@ def _add_build(actions: argparse._SubParsersAction) -> None:
 def _add_check(actions: argparse._SubParsersAction) -> None:
     check = actions.add_parser(
         "check",
-        help="are the images still what the manifest says?",
+        help="check that the images are still as the manifest says",
         description="Reads every image's header again, or decodes it, and lists what is missing, corrupt or changed. "
         "Exit code 1 if anything is.",
     )
     check.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
     check.add_argument("--deep", action="store_true", help="decode every image")
     check.add_argument("--images", metavar="DIR", help="images folder in place of the manifest's")
-    check.add_argument(
-        "--reindex", action="store_true", help="first look anew at tars that were fetched again or are new"
-    )
     check.add_argument("--report", metavar="FILE", help="write all of it as JSON")
     check.add_argument("--quiet", action="store_true", help="no progress line")
     check.set_defaults(run=_check)
@@ -102,10 +96,10 @@ def _build(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.manifest_build.builder import build_manifest
     from dto_pipeline.data.storage import as_location
 
-    told = {key: getattr(arguments, key) for key in _PLACES if getattr(arguments, key) is not None}
-    places = {key: place for key, place in told.items() if place}
-    changes = {key: getattr(arguments, key) for key in _CHANGES if getattr(arguments, key)}
-    changes.update(dict.fromkeys(told.keys() - places.keys(), ""))
+    given = {key: value for key, value in vars(arguments).items() if value is not None}
+    places = {key: given[key] for key in _PLACES if given.get(key)}
+    changes = {key: given[key] for key in (*_CHANGES, "shard_images") if key in given}
+    changes |= {key: "" for key in _PLACES if given.get(key) == ""}
     dataset = load_dataset(arguments.dataset, arguments.data_root, places, **changes)
     out = as_location(_manifest_place(arguments.out))
     report = build_manifest(
@@ -132,9 +126,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.storage import as_location
 
     images = None if arguments.images is None else as_location(arguments.images)
-    report = check_manifest(
-        as_location(arguments.manifest), arguments.deep, images, not arguments.quiet, arguments.reindex
-    )
+    report = check_manifest(as_location(arguments.manifest), arguments.deep, images, not arguments.quiet)
     print(report.as_table())
     if arguments.report:
         write_json_atomic(Path(arguments.report), report.to_json())
@@ -149,7 +141,7 @@ def _add_merge(actions: argparse._SubParsersAction) -> None:
         "with columns as in dto_pipeline/data/sources/predictions.py), drops predictions that are a released person "
         "already, adds the others with source_row -1, and writes a new manifest with the same shards. Released people "
         "keep their order and content. Bodies are compared through the body model of the config (body.model_path). A "
-        "report and the outcome of every prediction are written beside it.",
+        "report and the outcome of every prediction are written next to it.",
     )
     merge.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
     merge.add_argument(

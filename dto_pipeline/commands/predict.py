@@ -26,8 +26,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         description="Runs a trained network over photographs and writes a folder that is a finished run: labels of "
         "schema dto-labels/1 (one row per image, those that cannot be read too), receipts, and manifest.parquet. dto "
         "view, verify, report and export read it; dto manifest merge LABELS_MANIFEST DIR adds its people where labels "
-        "miss them; dto run DIR/manifest.parquet places them. A prediction that was killed goes on when it is started "
-        "again. Exit code 1: written, but more than --max-failed-images could not be predicted.",
+        "miss them; dto run DIR/manifest.parquet places them. Started again, it goes on where it was killed. Exit code "
+        "1: written, but more than --max-failed-images could not be predicted.",
     )
     parser.add_argument(
         "checkpoint",
@@ -44,7 +44,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "--fov",
         type=measure,
         metavar="DEG",
-        help="vertical field of view of all images in degrees, where it is known; otherwise the network says it",
+        help="vertical field of view of all images in degrees, if known; otherwise the network estimates it",
     )
     camera.add_argument("--keep-camera", action="store_true", help="take the manifest's cameras, not the network's")
     parser.add_argument(
@@ -63,7 +63,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "--encoder-heads",
         type=positive,
         metavar="N",
-        help="attention heads of a released file's encoder, which its shapes do not tell (one per 64 features)",
+        help="attention heads of a released file's encoder, if not one per 64 features",
     )
     parser.add_argument(
         "--batch", type=positive, default=4, metavar="N", help="images the network sees at once: memory (4)"
@@ -91,7 +91,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if "://" in arguments.out:
         raise DtoError(f"{arguments.out} is a URI; predictions are written to a local folder, name one")
     out = Path(arguments.out)
-    if not (out / PARTS).is_dir():  # no prediction that was begun and not ended
+    if not (out / PARTS).is_dir():  # else an unfinished prediction
         if RunDirectory(out).is_run():
             raise DtoError(f"{arguments.out} is a finished run already; choose another folder (-o)")
         if reason := find_foreign_files(RunDirectory(out)):
@@ -107,8 +107,8 @@ def _run(arguments: argparse.Namespace) -> int:
     manifest = predict_run(trained, pictures, out, *asked)
     failed = {word: n for word, n in read_status(out).image_status.items() if ImageStatus(word).is_failure}
     causes = ", ".join(f"{n} {word}" for word, n in failed.items())
-    told = f", of which could not be predicted: {causes} (see their messages)" if failed else ""
-    print(f"{arguments.out}: {manifest.num_people} people in {manifest.num_images} images{told}")
+    note = f", of which could not be predicted: {causes} (see their messages)" if failed else ""
+    print(f"{arguments.out}: {manifest.num_people} people in {manifest.num_images} images{note}")
     depth = "" if manifest.depth_root else " --set depth.source=model --set depth.model=NAME"
     body = f" --set body.model_path={trained.body_config.model_path}"
     print(f"to place them: dto run {manifest.path} -o RUN{body}{depth}")
@@ -121,7 +121,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _find_pictures(arguments: argparse.Namespace, out: Path) -> Manifest:
-    """The images that are asked for; options that would say nothing of them are refused, not overheard."""
+    """The images of the arguments. Raises: DtoError: an option that does not apply to them, or what opening raises."""
     from dto_pipeline.data.manifest import Manifest
     from dto_pipeline.data.storage import as_location
     from dto_pipeline.train.predict import list_pictures

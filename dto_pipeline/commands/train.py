@@ -13,10 +13,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "train",
         help="train a multi-person mesh network on label shards; resumes by itself",
-        description="Learns a network from labels and leaves a folder: checkpoints/ (the newest two), metrics.csv and "
-        "evaluation.csv, train.json. The same command started "
-        "again goes on from the newest checkpoint that can be read. CONFIG.yaml names the labels (data.labels: folders "
-        "of runs or exports) and options; jobs/train.yaml is one to start from, docs/training.md tells what they do. "
+        description="Trains a network on labels and writes checkpoints/ (the newest two), metrics.csv, evaluation.csv "
+        "and train.json. Started again, it goes on from the newest checkpoint that can be read. CONFIG.yaml names the "
+        "labels (data.labels: folders of runs or exports) and options: see jobs/train.yaml and docs/training.md. "
         "--workers N shares every step among N processes of Ray Train, each with data.batch_images images and, with "
         "--set loop.gpu=true, a GPU. Then: dto predict DIR IMAGES -o PREDICTED.",
     )
@@ -32,7 +31,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--init",
         metavar="FILE",
-        help="same as --set loop.init=FILE: weights to begin from, a released MA-HMR or SAT-HMR file (.bin, .pth) or a "
+        help="same as --set loop.init=FILE: first weights, from a released MA-HMR or SAT-HMR file (.bin, .pth) or a "
         "checkpoint or folder of a training; sizes that the config does not name are those of the file",
     )
     parser.add_argument(
@@ -55,10 +54,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
     if "://" in arguments.out:
         raise DtoError(f"{arguments.out} is a URI; a training's folder is local: name one that all machines share")
-    if arguments.workers is not None:
-        arguments.overrides.append(f"loop.workers={arguments.workers}")
-    if arguments.init is not None:
-        arguments.overrides.append(f"loop.init={arguments.init}")
+    for key in ("workers", "init"):
+        if (value := getattr(arguments, key)) is not None:
+            arguments.overrides.append(f"loop.{key}={value}")
     out = Path(arguments.out)
     if out.is_dir() and any(out.iterdir()) and not (out / LOCK_FILE).exists():
         raise DtoError(f"{out} holds other files and no training; name a new folder (-o)")

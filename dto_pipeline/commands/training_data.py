@@ -1,8 +1,5 @@
-"""The labels a training config names, opened: runs by their receipts; exports, released DTO-Humans and RelativeHuman's
-annotations by what the files hold.
-
-Glue between finished runs and training, which knows none.
-"""
+"""The labels that a training config names, opened: runs by their receipts; exports, released DTO-Humans and
+RelativeHuman's annotations by the content of their files."""
 
 from __future__ import annotations
 
@@ -11,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dto_pipeline.config import BodyConfig
-from dto_pipeline.data.annotation_pieces import open_annotation_set, open_annots_set
+from dto_pipeline.data.annotation_pieces import open_people_set
 from dto_pipeline.data.label_files import check_one_body
-from dto_pipeline.data.people import FileKind, expect_kind
+from dto_pipeline.data.people import FileKind, UnknownFile, recognise
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.data.training_labels import LabelSet, ParquetSet, open_file_set, open_run_set
 from dto_pipeline.errors import DtoError
@@ -23,10 +20,9 @@ from dto_pipeline.train.config import DataConfig
 
 
 def open_label_sets(config: DataConfig) -> list[LabelSet]:
-    """One set per entry of `config.labels`; finished shards of a run that is not finished are taken.
+    """One set per entry of `config.labels`; of an unfinished run its finished shards.
 
-    Raises:
-        DtoError: nothing was named, labels are missing, or nothing says where their photographs are.
+    Raises: DtoError: no labels are named, they are missing, or their photographs are.
     """
     if not config.labels:
         raise DtoError("data.labels names no labels; give the folders of runs or exports")
@@ -38,7 +34,7 @@ def open_label_sets(config: DataConfig) -> list[LabelSet]:
 
 
 def count_uncertain(sets: Sequence[LabelSet], config: DataConfig) -> list[str]:
-    """What `data.max_error` and `data.max_z_sigma` leave out of the selected images, a line per labels and reason."""
+    """A line per set and reason for the images and bodies that `data.max_error` and `data.max_z_sigma` leave out."""
     lines = []
     for labels in sets:
         left_out = Counter[str]()
@@ -49,40 +45,34 @@ def count_uncertain(sets: Sequence[LabelSet], config: DataConfig) -> list[str]:
 
 
 def check_bodies(sets: Sequence[LabelSet], config: BodyConfig) -> None:
-    """Refuse labels of different body models, or of another than the training's.
-
-    Raises:
-        LabelsError, DtoError: two that differ, both named.
-        BodyModelError: the training's body model is not named or not there.
-    """
+    """Raises: LabelsError, DtoError: labels of two body models, or of another than the training's. BodyModelError: the
+    training's body model is not named or not there."""
     files = [path for labels in sets if isinstance(labels, ParquetSet) for path in labels.files]
-    told, body = check_one_body(files), locate_body(config.model_path)
-    if told and (found := sha256_once(body)) != told:
+    wanted, body = check_one_body(files), locate_body(config.model_path)
+    if wanted and (found := sha256_once(body)) != wanted:
         raise DtoError(
             f"body.model_path {body} has sha256 {found}, the labels in data.labels ({files[0]} ...) were made with "
-            f"{told}; name the body model the labels were made with"
+            f"{wanted}; name the body model the labels were made with"
         )
 
 
 def _open(labels: str, images: str) -> LabelSet:
+    place = as_location(labels)
     try:
-        return _open_any(labels, images)
+        if RunDirectory(place).is_run():
+            return open_run_set(read_run_labels(labels, partial=True), images)
+        if isinstance(place, str):  # behind a URI only our own label files are read
+            return open_file_set(labels, images)
+        kind = recognise(place)
+        if kind is FileKind.DTO_LABELS:
+            return open_file_set(labels, images)
+        if kind in (FileKind.MA_HMR, FileKind.RELATIVE_HUMAN):
+            return open_people_set(place, kind, images)
+        raise UnknownFile(
+            f"{labels} holds {kind.words}; training reads labels of this project, released DTO-Humans and "
+            "RelativeHuman's annotations: make a run of it first (`dto manifest build`, `dto run`)"
+        )
     except FileNotFoundError as error:
-        raise DtoError(
-            f"data.labels names {labels}, which does not exist; give a run, an export or a label file"
-        ) from error
+        raise DtoError(f"data.labels names {labels}, which does not exist; give a run, export or label file") from error
     except DtoError as error:
         raise type(error)(f"data.labels names {labels}: {error}") from error
-
-
-def _open_any(labels: str, images: str) -> LabelSet:
-    if RunDirectory(as_location(labels)).is_run():
-        return open_run_set(read_run_labels(labels, partial=True), images)
-    place = as_location(labels)
-    if isinstance(place, str):  # behind a URI only our own label files are read
-        return open_file_set(labels, images)
-    readable = (FileKind.DTO_LABELS, FileKind.MA_HMR, FileKind.RELATIVE_HUMAN)
-    kind = expect_kind(place, readable, "training")
-    if kind is FileKind.DTO_LABELS:
-        return open_file_set(labels, images)
-    return (open_annots_set if kind is FileKind.MA_HMR else open_annotation_set)(labels, images)

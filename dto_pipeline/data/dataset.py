@@ -1,10 +1,9 @@
-"""A dataset description: one YAML in `manifests/` says where labels and images are and how they are keyed and cut.
+"""Read the description of a data set: a YAML that says where labels and images are, and how to key and cut them.
 
-Knows keys, types and defaults; opens nothing it describes. Paths in the YAML are relative to a data root given on the
-command line, so that the same YAML works on every machine; each can be given another place there. A place may be a list
-of paths, because the same files lie differently below the roots of different projects: the first that exists is meant.
-Root and places may be folders or URIs, see `data.storage`. Unknown keys are refused. The YAMLs of the published data
-sets ship with the package and are known by their names.
+Paths in the YAML are relative to a data root given on the command line, so that the same YAML works on every machine;
+each can be given another place there. A path may be a list of paths, because projects put the same files in different
+places: the first that exists is used. Root and places may be folders or URIs, see `data.storage`. Unknown keys are
+refused. The YAMLs of the published data sets ship with the package and are found by their names.
 """
 
 from __future__ import annotations
@@ -25,12 +24,11 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.paths import SUBSET_NAME, UnsafePath, check_relative
 from dto_pipeline.reading import parse_yaml, read_regular
 
-PRINCIPAL_POINTS = ("centre", "free")
 PLACES = ("labels", "images", "sidecar", "depth", "predictions")  # keys that name files or folders
 SYNTHETIC = "Synthetic, made by this project"  # how the licence of such a data set begins
 _CHOICES: dict[str, tuple[str, ...]] = {
     "source": tuple(sorted(SOURCES)),
-    "principal_point": PRINCIPAL_POINTS,
+    "principal_point": ("centre", "free"),
     "images_in": ("folder", "tars"),
     "masks": ("sidecar", "detection"),
     "label_values": LABEL_VALUES,
@@ -51,19 +49,19 @@ class Dataset:
     labels: str  # label file
     images: str  # folder the image names of the labels are relative to, or that holds the tars
     root: Location  # data root; not part of the YAML
-    sidecar: str = ""  # Parquet with masks, ages ...; "" = none
+    sidecar: str = ""  # Parquet with masks, ages ..., see `data.sources.sidecar`; "" = none
     depth: str = ""  # folder of precomputed disparity maps; "" = none
     depth_suffix: str = ".npy"  # a depth map is named like its image, with this suffix
     images_in: str = "folder"  # folder: one file an image; tars: read in place from *.tar below the folder
     image_prefixes: dict[str, str] = field(default_factory=dict)  # folder: start of an image's name -> of its file
     masks: str = "sidecar"  # sidecar: those of the sidecar; detection: also those beside the images, in tars or not
     predictions: str = ""  # relative_human only: the predicted people; its own files hold no bodies
-    label_values: str = "after"  # source labels only: what the other run made of a person, or what it was given
+    label_values: str = "after"  # source labels only: people after or before the other run
     key_parts: int = 1  # image_path keeps this many last parts of the image's name, as published (INSTA: 3)
     principal_point: str = "centre"  # centre: an image whose size is not (2 cx, 2 cy) is refused; free: any is right
     shard_images: int = 4096  # images a shard
     licence: str = ""  # what users of the labels and images must know
-    body: str = ""  # demo: synthetic people of the free stand-in body; "" = every verb is told which body
+    body: str = ""  # demo: synthetic people of the free stand-in body; "" = the body is named where it is used
     places: Mapping[str, Location] = field(default_factory=dict)  # key of PLACES -> where it lies; not in the YAML
 
     def __post_init__(self) -> None:
@@ -101,7 +99,7 @@ class Dataset:
 
     @property
     def source_options(self) -> SourceOptions:
-        """What the source is asked for, `predictions` aside: they may have to be copied first."""
+        """What the source needs, without `predictions`: they may have to be copied first."""
         return SourceOptions(values=self.label_values, keypoints=self.masks == "detection")
 
     def place(self, key: str) -> Location | None:
@@ -132,17 +130,16 @@ def load_dataset(
     try:
         named = None if Path(path).is_file() else shipped_datasets().get(str(path))
         tree = parse_yaml(read_regular(named or path))
+        return dataset_from_dict({**tree, **changes} if isinstance(tree, dict) else tree, data_root, places)
     except FileNotFoundError as error:
         names = ", ".join(shipped_datasets())
         raise DatasetError(f"dataset file {path} does not exist; by name there are {names}") from error
     except OSError as error:
         raise DatasetError(f"dataset file {path} cannot be read: {error.strerror}; expected a YAML file") from error
-    except ValueError as error:
-        raise DatasetError(f"dataset file {path} is not valid YAML: {error}") from error
-    try:
-        return dataset_from_dict({**tree, **changes} if isinstance(tree, dict) else tree, data_root, places)
     except DatasetError as error:
         raise DatasetError(f"dataset file {path}: {error}") from error
+    except ValueError as error:
+        raise DatasetError(f"dataset file {path} is not valid YAML: {error}") from error
 
 
 def shipped_datasets() -> dict[str, Path]:
@@ -173,7 +170,7 @@ def dataset_from_dict(tree: Any, data_root: str | Path, places: Mapping[str, str
 
 
 def _first_there(key: str, paths: list[str], data_root: str | Path) -> str:
-    """The first of several paths that is there, else the first of all: whoever opens it says that it is missing."""
+    """The first of several paths that exists, else the first of all: its reader reports that it is missing."""
     for path in paths:
         _check_path(key, path)
         if is_there(join_location(as_location(data_root), path)):

@@ -1,9 +1,8 @@
-"""Which label rows of an image are the same person twice, as annotators and detectors leave them.
+"""Find label rows of an image that are the same person twice, as annotators and detectors leave them.
 
-Two rows are one person where place, pose, shape and (where both are known) box are nearly the same. Two real people
-cannot be: people that near to each other touch, and people who touch do not turn the same way with every limb alike;
-one who stands right behind another with the same outline is not seen, and nobody labels him. Pure arrays, all images at
-once. Metres, radians, pixels.
+Two rows are one person if place, pose, shape and (where both are known) box are nearly the same. Two real people never
+are: people so close to each other touch, and people who touch do not hold every limb alike; a person right behind
+another with the same outline is not seen and not labelled. Pure arrays, all images at once. Metres, radians, pixels.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MAX_COMPARED = 1000  # people of one image that are compared with each other; of more, only equal rows are found
+MAX_COMPARED = 1000  # people of one image; the rows of larger images are not compared
 _PAIRS_AT_ONCE = 1 << 20  # bounds memory: two places each ...
 _POSES_AT_ONCE = 1 << 14  # ... and two poses of those that stand close
 _EQUAL = 1e-5  # of every number of two rows: copies of one row, whatever their boxes say
@@ -22,7 +21,7 @@ _JOINTS = 24
 
 @dataclass(frozen=True)
 class SamePerson:
-    """How near two label rows must be to each other, in everything at once.
+    """Largest differences between two label rows of one person; all must hold.
 
     Detections of one person by networks of this kind scatter by a few degrees, a few centimetres sideways and a few
     percent in distance; different people of crowds that stand still differ by 0.11 rad in pose at least (synthetic
@@ -34,13 +33,13 @@ class SamePerson:
     depth_share: float = 0.03  # ... or this part of the distance, which is where labels of far people scatter
     mean_angle: float = 0.15  # [rad] mean over the 24 joints of the angle between rotations
     root_angle: float = 0.35  # [rad] of the body as a whole: people who hug face each other
-    shape: float = 1.0  # of every beta: a child is no grown-up
+    shape: float = 1.0  # of every beta: a child is not an adult
     kid_axis: float = 0.3  # of the last beta
     box_overlap: float = 0.5  # intersection over union, where both boxes are known
 
 
 @dataclass(frozen=True)
-class People:
+class LabelledPeople:
     """n label rows, image by image."""
 
     pose: np.ndarray  # (n, 72) [rad]
@@ -49,12 +48,12 @@ class People:
     bbox_xyxy: np.ndarray  # (n, 4) [px], NaN = unknown
     det_score: np.ndarray  # (n,), NaN = not from a detector
     has_mask: np.ndarray  # (n,) bool
-    usable: np.ndarray  # (n,) bool: others are nobody's duplicate, and nobody theirs
+    usable: np.ndarray  # (n,) bool: the others are not compared
     counts: np.ndarray  # (m,) int people of each image
 
 
-def find_duplicates(people: People, rule: SamePerson = SamePerson()) -> np.ndarray:
-    """(n,) int64 position of the row that each row repeats, -1 = nobody.
+def find_duplicates(people: LabelledPeople, rule: SamePerson = SamePerson()) -> np.ndarray:
+    """(n,) int64 position of the row that each row repeats, -1 = none.
 
     Of the rows of one person the one with a mask is kept, then a released label before a detection, then the higher
     score, then the first.
@@ -64,33 +63,25 @@ def find_duplicates(people: People, rule: SamePerson = SamePerson()) -> np.ndarr
     score = np.where(np.isnan(people.det_score), np.inf, people.det_score)
     rank[np.lexsort((-score, ~people.has_mask, image))] = np.arange(image.size)
     found = [np.zeros((2, 0), np.int64)]
-    for first, second in _pairs(people, rank):
+    for first, second in _pairs(people.counts):
         kept = people.usable[first] & people.usable[second]
         found.append(_same_pairs(people, first[kept], second[kept], rule))
     first, second = np.concatenate(found, axis=1)
     return _keep_best(first, second, rank)
 
 
-def _pairs(people: People, rank: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows of one image that are compared: all pairs, in blocks; of a very large image, rows of equal numbers."""
-    starts = np.cumsum(people.counts) - people.counts
-    for size in np.unique(people.counts[(people.counts > 1) & (people.counts <= MAX_COMPARED)]).tolist():
+def _pairs(counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All pairs of rows of one image, in blocks."""
+    starts = np.cumsum(counts) - counts
+    for size in np.unique(counts[(counts > 1) & (counts <= MAX_COMPARED)]).tolist():
         first, second = np.triu_indices(size, 1)
-        begins = starts[people.counts == size]
+        begins = starts[counts == size]
         for some in np.split(begins, range(0, begins.size, max(1, _PAIRS_AT_ONCE // first.size))):
             yield (some[:, None] + first).ravel(), (some[:, None] + second).ravel()
-    for image in np.flatnonzero(people.counts > MAX_COMPARED):
-        rows = np.arange(starts[image], starts[image] + people.counts[image])
-        rows = rows[people.usable[rows]]
-        rows = rows[np.argsort(rank[rows])]
-        numbers = np.concatenate([people.transl[rows], people.pose[rows], people.betas[rows]], axis=1)
-        _, first, which = np.unique(numbers, axis=0, return_index=True, return_inverse=True)
-        best = rows[first[which.ravel()]]
-        yield best[best != rows], rows[best != rows]
 
 
-def _same_pairs(people: People, first: np.ndarray, second: np.ndarray, rule: SamePerson) -> np.ndarray:
-    """(2, k) the pairs that are one person; poses are compared of those only that stand close."""
+def _same_pairs(people: LabelledPeople, first: np.ndarray, second: np.ndarray, rule: SamePerson) -> np.ndarray:
+    """(2, k) the pairs that are one person; poses are compared only for those that stand close."""
     one, other = people.transl[first].astype(np.float64), people.transl[second].astype(np.float64)
     z = np.minimum(one[:, 2], other[:, 2])
     with np.errstate(over="ignore", invalid="ignore"):
@@ -102,8 +93,8 @@ def _same_pairs(people: People, first: np.ndarray, second: np.ndarray, rule: Sam
     return pairs[:, np.concatenate([_are_alike(people, block[0], block[1], rule) for block in blocks])]
 
 
-def _are_alike(people: People, one: np.ndarray, other: np.ndarray, rule: SamePerson) -> np.ndarray:
-    """(k,) bool of pairs that stand close: pose, shape and box agree, or every number does."""
+def _are_alike(people: LabelledPeople, one: np.ndarray, other: np.ndarray, rule: SamePerson) -> np.ndarray:
+    """(k,) bool for pairs that stand close: pose, shape and box agree, or every number does."""
     with np.errstate(over="ignore", invalid="ignore"):
         shape = np.abs(people.betas[one] - people.betas[other])
         alike = (shape[:, :-1] <= rule.shape).all(axis=1) & (shape[:, -1] <= rule.kid_axis)
@@ -133,9 +124,9 @@ def box_overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _keep_best(first: np.ndarray, second: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """(n,) the best kept neighbour of each, -1 = kept itself: whoever is like a kept one of better rank is not kept.
+    """(n,) the best kept row that each repeats, -1 = it is kept itself: no kept row of better rank is like it.
 
-    Every round decides all whose better neighbours are decided; rounds are as many as the longest chain.
+    Every round decides the rows whose better neighbours are decided; the longest chain sets the number of rounds.
     """
     better, worse = (np.where(rank[first] < rank[second], *sides) for sides in ((first, second), (second, first)))
     original, undecided = np.full(rank.size, -1), np.zeros(rank.size, bool)

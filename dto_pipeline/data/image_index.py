@@ -1,7 +1,7 @@
-"""Which label rows belong to which image, and how images are keyed.
+"""Group label rows by image, and give every image its key.
 
 Images are ordered by the first row that names them; people keep their source order inside an image, whether or not
-their rows are adjacent. A name that cannot be used is a problem of its image only. Knows names, opens no image.
+their rows are adjacent. A name that cannot be used is a problem of its image only. No image is opened.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from dto_pipeline.data.sources.rows import LabelFileError, LabelSource
 from dto_pipeline.paths import UnsafePath, check_relative
 
+WHOLE_NAME = 1 << 20  # as `key_parts`: all parts of a name make its key
 _LAST_CHARACTER = 0x10FFFF  # of Unicode
 _ROWS_AT_ONCE = 1 << 16
 
@@ -23,12 +24,12 @@ _ROWS_AT_ONCE = 1 << 16
 class ImageIndex:
     """M images and the N label rows they own."""
 
-    image_name: list[str]  # M, as the label file calls them
+    image_name: list[str]  # M, as in the label file
     image_path: list[str]  # M, the key inside the subset; each once
     problem: dict[int, str]  # image -> why its name cannot be used
     rows: np.ndarray  # (N,) int64 label rows, image by image
     offsets: np.ndarray  # (M + 1,) int64: image m owns rows[offsets[m]:offsets[m + 1]]
-    located: list[str] | None = None  # M, where they were found: other folders, tars; None = under their names
+    located: list[str] | None = None  # M, other folders or addresses in tars; None = under their names
 
     @property
     def image_file(self) -> list[str]:

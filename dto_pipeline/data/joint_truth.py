@@ -1,10 +1,10 @@
-"""Truth that is joints in space: MuPoTS-3D and CMU Panoptic in their own files, as the field evaluates on them.
+"""Read true joints in space: MuPoTS-3D and CMU Panoptic, in their own files.
 
     MuPoTS-3D     ROOT/TS1 .. TS20, each with annot.mat (MATLAB 5: cells of frames x people) and img_000000.jpg ...
     CMU Panoptic  ROOT/SEQUENCE with calibration_SEQUENCE.json and hdPose3d_stage1_coco19 (or hdPose3d_stage1, 15
                   joints) / body3DScene_00000000.json; images hdImgs/00_16/00_16_00000000.jpg
 
-Knows these two layouts; decides nothing about errors. Metres before the camera, pixels.
+Metres in the camera frame, pixels.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class JointTruth:
     images: tuple[str, ...]  # names below the root
     sequence: np.ndarray  # (N,) object, of each image
     owner: np.ndarray  # (n,) int64 image of each person
-    joints: np.ndarray  # (n, J, 3) float64 [m], NaN = not known
-    places: np.ndarray  # (n, J, 2) float64 [px], NaN = not known
-    unusable: int  # people that the files mark as not to be counted
+    joints: np.ndarray  # (n, J, 3) float64 [m], NaN = unknown
+    places: np.ndarray  # (n, J, 2) float64 [px], NaN = unknown
+    unusable: int  # people that the files exclude
 
 
 _Person = tuple[int, np.ndarray, np.ndarray]  # image, joints [m], places [px]
@@ -99,7 +99,7 @@ def _join(source: str, images: list[str], people: list[_Person], joints: int, un
 
 @contextmanager
 def _expecting(where: object, what: str) -> Iterator[None]:
-    """Says of a file that cannot be read, or is not as expected, which it is; scipy raises any type on damaged ones."""
+    """Name a file that cannot be read or is not as expected; scipy raises any type on damaged ones."""
     try:
         yield
     except JointTruthError:
@@ -137,12 +137,12 @@ def _read_cameras(path: Path, wanted: Sequence[str]) -> dict[str, dict[str, np.n
                 arrays = {key: np.array(camera[key], np.float64).reshape(shape) for key, shape in shapes.items()}
                 found[str(camera["name"])] = arrays
     if missing := [name for name in wanted if name not in found]:
-        raise JointTruthError(f"{path} knows no camera {', '.join(missing)}; choose HD cameras such as 00_16")
+        raise JointTruthError(f"{path} has no camera {', '.join(missing)}; choose HD cameras such as 00_16")
     return found
 
 
 def _read_frame(path: Path, key: str, count: int) -> list[np.ndarray]:
-    """(15, 3) joints [m] in the world of each person, NaN = not seen."""
+    """(15, 3) joints [m] of each person in the world, NaN = not seen."""
     crowd = []
     with _expecting(path, f"bodies with {count} x 4 numbers {key}"):
         for body in parse_json(read_regular(path, _MOST_BYTES))["bodies"]:
@@ -155,7 +155,7 @@ def _read_frame(path: Path, key: str, count: int) -> list[np.ndarray]:
 
 
 def _see(world: np.ndarray, camera: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Joints before a camera [m] and where it shows them [px], its lens included."""
+    """Joints in a camera's frame [m] and their places in its image [px], with lens distortion."""
     joints = world @ camera["R"].T + camera["t"].T / 100
     x, y = (joints[:, :2] / joints[:, 2:]).T
     k1, k2, p1, p2, k3 = camera["distCoef"]

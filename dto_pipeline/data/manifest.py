@@ -1,8 +1,8 @@
-"""The manifest: everything a run takes in, one Parquet file, one row per image, shards fixed in it.
+"""The manifest: the whole input of a run in one Parquet file, one row per image, its shards fixed.
 
-Row group k is shard k. The footer tells the dataset, the label files with sha256, the counts, the roots and a
-fingerprint over what the rows say; the roots are outside the fingerprint, so a manifest means the same on another
-machine. Equal inputs under equal roots give identical bytes.
+Row group k is shard k. The footer holds the dataset, the label files with sha256, the counts, the roots and a
+fingerprint of the rows; the roots are not part of the fingerprint, so a manifest is the same on another machine. Equal
+inputs under equal roots give identical bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ManifestError(DtoError, ValueError):
 
 
 class ShardSize(NamedTuple):
-    """How much work a shard is."""
+    """Counts of one shard."""
 
     images: int
     people: int
@@ -40,7 +40,7 @@ class Manifest:
     """An open manifest: small, picklable, holds no file handle."""
 
     path: Location
-    fingerprint: str  # sha256 over what the rows say
+    fingerprint: str  # sha256 of the rows' contents
     dataset: dict[str, Any]  # the description it was built from, see `data.dataset.Dataset`
     shard_sizes: list[ShardSize]
     images_root: Location
@@ -116,11 +116,11 @@ def find_manifest(recorded: Location, run_dir: Location, fingerprint: str, named
     """The manifest a run was made from.
 
     Args:
-        recorded: where run.json says it is; if it is not there, it is looked for under the last parts of that path in
-            the run's folder and the folders above it, so that a run and its manifest may move together.
+        recorded: where run.json says it is; if it is not there, the last parts of that path are tried in the run's
+            folder and the folders above it, so that a run and its manifest may move together.
         run_dir: the run's folder.
         fingerprint: of the manifest, by run.json.
-        named: places in place of `recorded`, one of which must be it.
+        named: tried instead of `recorded`; one of them must be it.
 
     Raises: ManifestError: none of these is it; names the first place and what was found there.
     """
@@ -133,13 +133,13 @@ def find_manifest(recorded: Location, run_dir: Location, fingerprint: str, named
             continue
         if manifest.fingerprint == fingerprint:
             return manifest
-        told = f"expected fingerprint {fingerprint[:16]}, found {manifest.fingerprint[:16]}"
-        problem = problem or f"{place} is another manifest now, not the one of this run ({told})"
+        found = f"expected fingerprint {fingerprint[:16]}, found {manifest.fingerprint[:16]}"
+        problem = problem or f"{place} is another manifest now, not the one of this run ({found})"
     raise ManifestError(f"{problem}; name the manifest with --manifest, or put it back")
 
 
 def _nearby(recorded: Location, run_dir: Location) -> Iterator[Path]:
-    """Existing files below the run's folder and those above it that are called like the end of a path."""
+    """Existing files below the run's folder and those above it whose path ends as the recorded one."""
     recorded, run_dir = as_location(recorded), as_location(run_dir)
     if not (isinstance(recorded, Path) and isinstance(run_dir, Path)):
         return
@@ -152,7 +152,7 @@ def _nearby(recorded: Location, run_dir: Location) -> Iterator[Path]:
 
 
 def _counts(pair: Sequence[Any]) -> list[int]:
-    """Raises: ValueError where one is no count."""
+    """Raises: ValueError: one is not a count."""
     if any(not isinstance(count, int) or isinstance(count, bool) or count < 0 for count in pair):
         raise ValueError(f"shard of {shorten(pair)}")
     return list(pair)

@@ -1,4 +1,4 @@
-"""Files of people: what one is, told by what it holds and never by its name, and its people in one shape.
+"""Recognise files of people by their content, and read their people in one shape.
 
 | kind            | a file with                                                                               |
 |-----------------|-------------------------------------------------------------------------------------------|
@@ -10,10 +10,10 @@
 | predictions     | npz or Parquet: image, pose, betas, transl                                                |
 | synthetic_truth | npz: image_name, pose, betas, transl, intrinsics, image_size; a folder with its truth.npz |
 
-`recognise` looks at names of members, footers and, in `annots`, at the first people; readers check shapes and types.
-`read_people` reads all but RelativeHuman's annotations, which hold no bodies, into memory (about 0.5 kB a person; of
-released DTO-Humans 0.2 kB, the rest is mapped). Nobody is dropped: a person with a number that is not finite, or behind
-the camera, is kept and not `usable`. Metres, camera frame, pixels.
+`recognise` uses the one array or column that only this kind has; the kind's reader checks all the others. `read_people`
+reads all kinds but RelativeHuman's annotations, which hold no bodies, into memory (about 0.5 kB a person). Nobody is
+dropped: people with numbers that are not finite, or behind the camera, are kept and are not `usable`. Metres, camera
+frame, pixels.
 """
 
 from __future__ import annotations
@@ -23,21 +23,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 
-from dto_pipeline.data.cameras import CAMERA_COLUMNS, camera_matrices, read_cameras
+from dto_pipeline.data.cameras import CAMERA_COLUMNS, read_cameras
 from dto_pipeline.data.columns import read_numbers, single_array
+from dto_pipeline.data.image_index import WHOLE_NAME, index_images
 from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatten_table, initial_betas, read_label_files
 from dto_pipeline.data.npz import MappedNpz, safe_load_npz
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
-from dto_pipeline.data.sources.annots import ARRAY, BODY, CAMERA, NOBODY, first_people, open_annots
+from dto_pipeline.data.sources.annots import BODY, CAMERA, first_people, open_ma_hmr
 from dto_pipeline.data.sources.camerahmr import open_camerahmr
 from dto_pipeline.data.sources.predictions import open_predictions
-from dto_pipeline.data.sources.rows import LABEL_VALUES, LabelFileError, find_row_problems
+from dto_pipeline.data.sources.relative_human import ARRAY, PERSON_KEYS
+from dto_pipeline.data.sources.rows import (
+    LABEL_VALUES,
+    LabelFileError,
+    LabelRows,
+    LabelSource,
+    find_row_problems,
+    take_rows,
+)
 from dto_pipeline.data.storage import list_names
 from dto_pipeline.reading import read_start
 from dto_pipeline.schema import LABELS_SCHEMA_NAME, PERSONS_SCHEMA_NAME
@@ -47,82 +55,77 @@ _SHOWN = 12  # names of members a message lists
 
 
 class UnknownFile(LabelFileError):
-    """A file of no kind that is read here; the message says what it holds and what each kind needs."""
+    """A file of no kind that is read here; the message says what it holds and what was expected."""
 
 
 class FileKind(StrEnum):
-    """What a file of people is, see the module; `words` is what messages call it."""
+    """What a file of people is, see the module."""
 
-    words: str
+    DTO_LABELS = "dto_labels"
+    DTO_PERSONS = "dto_persons"
+    CAMERAHMR = "camerahmr"
+    MA_HMR = "ma_hmr"
+    RELATIVE_HUMAN = "relative_human"
+    PREDICTIONS = "predictions"
+    SYNTHETIC_TRUTH = "synthetic_truth"
 
-    def __new__(cls, value: str, words: str) -> Self:
-        kind = str.__new__(cls, value)
-        kind._value_, kind.words = value, words
-        return kind
-
-    DTO_LABELS = "dto_labels", "labels of this project"
-    DTO_PERSONS = "dto_persons", "labels of this project, one row per person"
-    CAMERAHMR = "camerahmr", "CameraHMR's labels"
-    MA_HMR = "ma_hmr", "labels in Metric-Aware HMR's layout (released DTO-Humans)"
-    RELATIVE_HUMAN = "relative_human", "RelativeHuman's annotations"
-    PREDICTIONS = "predictions", "predictions"
-    SYNTHETIC_TRUTH = "synthetic_truth", "the truth of a synthetic data set"
+    @property
+    def words(self) -> str:
+        """The kind as messages name it."""
+        return _WORDS[self]
 
 
-_NEEDS = {  # arrays; "a or b": one of them
-    FileKind.CAMERAHMR: ("imgname", "pose_cam or pose", "shape", "trans_cam or cam_t or trans", "cam_int"),
-    FileKind.PREDICTIONS: ("image", "pose", "betas", "transl"),
-    FileKind.SYNTHETIC_TRUTH: ("image_name", "pose", "betas", "transl", "intrinsics", "image_size"),
+_WORDS = {
+    FileKind.DTO_LABELS: "labels of this project",
+    FileKind.DTO_PERSONS: "labels of this project, one row per person",
+    FileKind.CAMERAHMR: "CameraHMR's labels",
+    FileKind.MA_HMR: "labels in Metric-Aware HMR's layout (released DTO-Humans)",
+    FileKind.RELATIVE_HUMAN: "RelativeHuman's annotations",
+    FileKind.PREDICTIONS: "predictions",
+    FileKind.SYNTHETIC_TRUTH: "the truth of a synthetic data set",
 }
 _SCHEMAS = {PERSONS_SCHEMA_NAME: FileKind.DTO_PERSONS, LABELS_SCHEMA_NAME: FileKind.DTO_LABELS}
-_ANNOTATED = ("kp2d", "depth_id", "age", "gender", "bbox")  # of RelativeHuman's people
-_ALL_NEEDS = (
-    f"What is read: {'; '.join(kind.words + ' need ' + ', '.join(needs) for kind, needs in _NEEDS.items())}; "
-    f"MA-HMR's need {ARRAY} -> image -> people with {BODY} and {CAMERA}; RelativeHuman's need {ARRAY} -> image -> "
-    f"people with some of {', '.join(_ANNOTATED)}"
+_MARKS = {  # array or column that only this kind has
+    "imgname": FileKind.CAMERAHMR,
+    "image": FileKind.PREDICTIONS,
+    "image_name": FileKind.SYNTHETIC_TRUTH,
+}
+_EXPECTED = (
+    f"expected {', '.join(f'{mark} ({kind.words})' for mark, kind in _MARKS.items())}, {ARRAY} (labels in Metric-Aware "
+    f"HMR's layout or RelativeHuman's annotations), or Parquet of {' or '.join(_SCHEMAS)}"
 )
 
 
 def recognise(path: str | Path) -> FileKind:
-    """What a file or folder holds.
-
-    Raises:
-        UnknownFile: nothing of the kinds above, with what was found and what each needs; or no such file.
-    """
+    """The kind of a file or folder. Raises: UnknownFile: none of those above, with its content; or no such file."""
     path = Path(path)
     if path.is_dir():
         return _folder_kind(path)
     try:
         magic = read_start(path, 4)
+        names = list(MappedNpz(path).keys) if magic[:2] == b"PK" else []
     except FileNotFoundError as error:
-        raise UnknownFile(f"{path} does not exist; expected a run, an export, or a file of people") from error
+        raise UnknownFile(
+            f"{path} does not exist; expected a run, an export or a file of people: check the path (in a build, "
+            "--data-root and the dataset YAML)"
+        ) from error
+    except PickleRefused as error:
+        raise UnknownFile(str(error)) from error
     except OSError as error:
         raise UnknownFile(f"{path} cannot be opened ({error.strerror}); check the path") from error
     if magic == b"PAR1":
-        return _parquet_kind(path)
-    if magic[:2] == b"PK":
-        return _npz_kind(path)
-    raise UnknownFile(f"{path} begins with {magic!r}; expected a Parquet or an npz file: {_ALL_NEEDS}")
-
-
-def expect_kind(path: str | Path, wanted: Sequence[FileKind], reader: str) -> FileKind:
-    """What a file holds, where `reader` (a verb) can use only some kinds. Raises: UnknownFile: another one, or none."""
-    kind = recognise(path)
-    if kind in wanted:
-        return kind
-    starts = kind in (FileKind.CAMERAHMR, FileKind.MA_HMR, FileKind.PREDICTIONS)
-    advice = f"; `dto manifest build` starts a run from it (source: {kind})" if starts else ""
-    readable = ", ".join(one.words for one in wanted)
-    raise UnknownFile(f"{path} holds {kind.words}; {reader} reads {readable}{advice}")
-
-
-def schema_of(path: Path) -> str:
-    """What the footer of a Parquet file calls its schema; "" if it says nothing or cannot be read."""
-    try:
         with open_parquet(path, UnknownFile) as file:
-            return footer_text(file).get("schema", "")
-    except UnknownFile:
-        return ""
+            schema, names = footer_text(file).get("schema", ""), file.schema_arrow.names
+        if schema in _SCHEMAS:
+            return _SCHEMAS[schema]
+    elif magic[:2] != b"PK":
+        raise UnknownFile(f"{path} begins with {magic!r}; expected a Parquet or an npz file")
+    for mark, kind in _MARKS.items():
+        if mark in names:
+            return kind
+    if ARRAY in names:
+        return _annots_kind(path)
+    raise UnknownFile(f"{path} holds {_shown(names)}; {_EXPECTED}")
 
 
 def _folder_kind(folder: Path) -> FileKind:
@@ -130,41 +133,20 @@ def _folder_kind(folder: Path) -> FileKind:
         return FileKind.SYNTHETIC_TRUTH
     if (folder / "run.json").is_file():
         return FileKind.DTO_LABELS
-    schemas = {schema_of(folder / name) for name in list_names(folder, (".parquet",)) if not name.startswith(".")}
+    schemas = {_schema_of(folder / name) for name in list_names(folder, (".parquet",)) if not name.startswith(".")}
     for schema, kind in _SCHEMAS.items():
         if schema in schemas:
             return kind
     raise UnknownFile(f"{folder} holds no label file; expected a run's folder, an export in Parquet, or a file")
 
 
-def _parquet_kind(path: Path) -> FileKind:
-    with open_parquet(path, UnknownFile) as file:
-        schema, names = footer_text(file).get("schema", ""), file.schema_arrow.names
-    if schema in _SCHEMAS:
-        return _SCHEMAS[schema]
-    if not _missing(FileKind.PREDICTIONS, names):
-        return FileKind.PREDICTIONS
-    raise UnknownFile(
-        f"{path} is Parquet with the columns {_shown(names)}; expected the footer of {LABELS_SCHEMA_NAME} or "
-        f"{PERSONS_SCHEMA_NAME}, or predictions with {', '.join(_NEEDS[FileKind.PREDICTIONS])}"
-    )
-
-
-def _npz_kind(path: Path) -> FileKind:
+def _schema_of(path: Path) -> str:
+    """What the footer of a Parquet file calls its schema; "" if it says nothing or cannot be read."""
     try:
-        names = MappedNpz(path).keys
-    except PickleRefused as error:
-        raise UnknownFile(str(error)) from error
-    missing = {kind: _missing(kind, names) for kind in _NEEDS}
-    for kind, lacks in missing.items():
-        if not lacks:
-            return kind
-    if ARRAY in names:
-        return _annots_kind(path)
-    nearest = min(_NEEDS, key=lambda kind: len(missing[kind]) - len(_NEEDS[kind]))
-    told = f"; for {nearest.words} it lacks {', '.join(missing[nearest])}"
-    close = len(missing[nearest]) < len(_NEEDS[nearest])
-    raise UnknownFile(f"{path} holds the arrays {_shown(names)}{told if close else ''}. {_ALL_NEEDS}")
+        with open_parquet(path, UnknownFile) as file:
+            return footer_text(file).get("schema", "")
+    except UnknownFile:
+        return ""
 
 
 def _annots_kind(path: Path) -> FileKind:
@@ -175,23 +157,15 @@ def _annots_kind(path: Path) -> FileKind:
     keys = {str(key) for person in people if isinstance(person, dict) for key in person}
     if keys & {BODY, CAMERA}:
         return FileKind.MA_HMR
-    if keys & set(_ANNOTATED):
+    if keys & PERSON_KEYS:
         return FileKind.RELATIVE_HUMAN
-    found = f"people with the keys {_shown(sorted(keys))}" if keys else f"{len(people)} people without a single key"
-    raise UnknownFile(f"{path}, array {ARRAY!r}: its first images hold {found}. {_ALL_NEEDS}")
+    found = f"the first {len(people)} people of its array {ARRAY!r} have the keys {_shown(sorted(keys))}"
+    raise UnknownFile(f"{path}: {found}; expected {BODY} and {CAMERA}, or some of {sorted(PERSON_KEYS)}")
 
 
-def _missing(kind: FileKind, names: Sequence[str]) -> list[str]:
-    return [need for need in _NEEDS[kind] if not set(need.split(" or ")) & set(names)]
-
-
-def _shown(names: Sequence[Any]) -> str:
-    listed = [str(name)[:40] for name in names[:_SHOWN]]
+def _shown(names: Sequence[str]) -> str:
+    listed = [name[:40] for name in names[:_SHOWN]]
     return f"{listed}{' ...' if len(names) > _SHOWN else ''}"
-
-
-_IMAGE = ("image_path", "width", "height", *CAMERA_COLUMNS, "is_accepted")
-_PERSON = ("pose", "betas", "transl", "transl_init", "beta_index", "beta_init", "source_row", "status")
 
 
 @dataclass(frozen=True)
@@ -199,17 +173,17 @@ class People:
     """n people of N images; read from files they are ordered by image."""
 
     source: str  # where they were read
-    images: np.ndarray  # (N,) object, names as the file has them, each once
+    images: np.ndarray  # (N,) object, names of the images, each once
     owner: np.ndarray  # (n,) int64 image of each person
-    row: np.ndarray  # (n,) int64 label row the person comes from (position in the file where it tells none)
+    row: np.ndarray  # (n,) int64 label row of each person (its position in a file that does not say)
     pose: np.ndarray  # (n, 72) float32 [rad]
     betas: np.ndarray  # (n, 11) float32
     transl: np.ndarray  # (n, 3) float32 [m]
     intrinsics: np.ndarray  # (n, 3, 3) float64 [px]; NaN = unknown
     size: np.ndarray  # (N, 2) float64 H, W [px]; NaN = unknown
-    accepted: np.ndarray  # (N,) bool; True where the file knows no acceptance
-    status: np.ndarray  # (n,) object: the person's status, "" where the file knows none
-    height: np.ndarray | None = None  # (n,) in the rest pose [m], where the file says it besides the shape
+    accepted: np.ndarray  # (N,) bool; True where the file does not say
+    status: np.ndarray  # (n,) object: the person's status, "" where the file does not say
+    height: np.ndarray | None = None  # (n,) in the rest pose [m], where the file has it besides the shape
     problems: tuple[str, ...] = ()  # what could not be understood, with its place
 
     @property
@@ -233,13 +207,6 @@ class People:
         }
         return dataclasses.replace(self, **kept)
 
-    def part(self, start: int, stop: int) -> People:
-        """The images of a range, with their people, of a file as it was read: people ordered by image."""
-        first, last = np.searchsorted(self.owner, (start, stop))
-        some = self.take(np.arange(first, last))
-        images = {name: getattr(self, name)[start:stop] for name in ("images", "size", "accepted")}
-        return dataclasses.replace(some, owner=some.owner - start, **images)
-
 
 def read_people(path: str | Path | Sequence[str | Path], values: str = "after") -> People:
     """Read a file or folder of any kind in the table above.
@@ -249,7 +216,7 @@ def read_people(path: str | Path | Sequence[str | Path], values: str = "after") 
         values: labels of this project: people as the run left them, or ``before`` it (see `LABEL_VALUES`).
 
     Raises:
-        LabelsError, LabelFileError: nothing that can be read, named.
+        LabelsError, LabelFileError, PickleRefused: nothing that can be read, named.
     """
     if values not in LABEL_VALUES:
         raise ValueError(f"values is {values!r}; choose from {LABEL_VALUES}")
@@ -259,17 +226,44 @@ def read_people(path: str | Path | Sequence[str | Path], values: str = "after") 
     kind = recognise(path)
     if kind is FileKind.DTO_LABELS:
         return _read_labels(find_label_files(path), values, str(path))
-    if kind is FileKind.DTO_PERSONS:
-        return _read_persons(path, values)
-    if kind is FileKind.SYNTHETIC_TRUTH:
-        return _read_truth(path / TRUTH_FILE if path.is_dir() else path)
-    if kind is FileKind.MA_HMR:
-        return _read_annots(path)
     if kind is FileKind.RELATIVE_HUMAN:
         raise LabelFileError(f"{path} holds {kind.words}: people in the picture only, without bodies to compare")
-    source = open_camerahmr(path) if kind is FileKind.CAMERAHMR else open_predictions(path)
-    rows, names = source.rows(np.arange(source.num_rows)), source.image_names(0, source.num_rows)
-    return _from_rows(str(path), names, rows.pose, rows.betas, rows.transl, rows.intrinsics)
+    if kind is FileKind.DTO_PERSONS:
+        return _read_source(path, _open_persons(path, values))
+    if kind is FileKind.SYNTHETIC_TRUTH:
+        return _read_source(path, _open_truth(path / TRUTH_FILE if path.is_dir() else path))
+    readers = {FileKind.CAMERAHMR: open_camerahmr, FileKind.MA_HMR: open_ma_hmr, FileKind.PREDICTIONS: open_predictions}
+    return _read_source(path, readers[kind](path))
+
+
+def _read_source(path: Path, source: LabelSource) -> People:
+    """All people of a source; images come in order of their first row, then those without people."""
+    index = index_images(source, WHOLE_NAME)
+    rows, count = source.rows(index.rows), index.num_images + len(source.empty_images)
+    owner = np.repeat(np.arange(index.num_images), np.diff(index.offsets))
+    first = index.offsets[:-1]
+    size, accepted = np.full((count, 2), np.nan), np.ones(count, bool)
+    for name, values in (("size", size), ("accepted", accepted)):
+        if name in rows.more:
+            values[: index.num_images] = rows.more[name][first]
+    return People(
+        source=str(path),
+        images=np.array([*index.image_name, *source.empty_images], dtype=object),
+        owner=owner,
+        row=rows.more.get("row", index.rows),
+        pose=rows.pose,
+        betas=rows.betas,
+        transl=rows.transl,
+        intrinsics=rows.intrinsics,
+        size=size,
+        accepted=accepted,
+        status=rows.more.get("status", np.full(owner.size, "", dtype=object)),
+        height=rows.more.get("height"),
+        problems=tuple(f"{path}, image {found.image}: {found.reason}" for found in source.findings),
+    )
+
+
+_PERSON = ("pose", "betas", "transl", "transl_init", "beta_index", "beta_init", "source_row", "status")
 
 
 def _read_labels(files: Sequence[str | Path], values: str, source: str) -> People:
@@ -290,72 +284,30 @@ def _read_labels(files: Sequence[str | Path], values: str, source: str) -> Peopl
     )
 
 
-def _read_persons(path: Path, values: str) -> People:
-    """A file, or the files of a folder, with one row per person: the image's columns stand in every row."""
+def _open_persons(path: Path, values: str) -> LabelSource:
+    """A file, or the files of a folder, with one row per person, in which the image's columns are repeated."""
     files = [path]
     if path.is_dir():
         files = [path / name for name in sorted(list_names(path, (".parquet",)))]
-        files = [file for file in files if schema_of(file) == PERSONS_SCHEMA_NAME]
-    parts = []
+        files = [file for file in files if _schema_of(file) == PERSONS_SCHEMA_NAME]
+    parts, wanted = [], ["image_path", "width", "height", *CAMERA_COLUMNS, "is_accepted", *_PERSON]
     for file_path in files:
         with open_parquet(file_path, LabelFileError) as file:
             try:
-                parts.append(file.read(columns=[*_IMAGE, *_PERSON]))
+                parts.append(file.read(columns=wanted))
             except READ_ERRORS as error:
                 raise LabelFileError(f"{file_path} is damaged ({error}); export it again") from error
     table = pa.concat_tables(parts)
-    rows = {name: read_numbers(single_array(table.column(name))) for name in table.column_names}
-    before = values == "before"
-    betas = initial_betas(LabelColumns({}, rows, np.array([0, table.num_rows]))) if before else rows["betas"]
-    transl = rows["transl_init" if before else "transl"]
-    people = _from_rows(
-        str(files[0]), rows["image_path"], rows["pose"], betas, transl, read_cameras(rows), _known_sizes(rows)
-    )
-    first = np.unique(people.owner, return_index=True)[1]
-    return dataclasses.replace(
-        people,
-        row=rows["source_row"].astype(np.int64)[people.row],
-        accepted=np.asarray(rows["is_accepted"], bool)[people.row[first]],
-        status=np.array(rows["status"], dtype=object)[people.row],
-    )
+    columns = {name: read_numbers(single_array(table.column(name))) for name in wanted}
+    if values == "before":
+        initial = initial_betas(LabelColumns({}, columns, np.array([0, table.num_rows])))
+        columns = {**columns, "betas": initial, "transl": columns["transl_init"]}
+    row, accepted = columns["source_row"].astype(np.int64), np.asarray(columns["is_accepted"], bool)
+    more = {"row": row, "accepted": accepted, "status": columns["status"], "size": _known_sizes(columns)}
+    return _in_memory(files, columns["image_path"], columns, read_cameras(columns), more)
 
 
-def _known_sizes(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(n, 2) float64 H, W [px], NaN where a file tells none."""
-    size = np.stack([columns["height"], columns["width"]], axis=-1).astype(np.float64)
-    return np.where(size > 0, size, np.nan)
-
-
-def _from_rows(
-    source: str,
-    names: np.ndarray,
-    pose: np.ndarray,
-    betas: np.ndarray,
-    transl: np.ndarray,
-    intrinsics: np.ndarray,
-    size: np.ndarray | None = None,
-) -> People:
-    """People from one row each, in any order; images come in order of their first row. size: (n, 2) or None."""
-    unique, first, inverse = np.unique(np.asarray(names, dtype=str), return_index=True, return_inverse=True)
-    by_row = np.argsort(first, kind="stable")
-    owner = np.argsort(by_row)[inverse]
-    order = np.argsort(owner, kind="stable")
-    return People(
-        source=source,
-        images=unique[by_row].astype(object),
-        owner=owner[order],
-        row=order.astype(np.int64),
-        pose=pose[order],
-        betas=betas[order],
-        transl=transl[order],
-        intrinsics=np.asarray(intrinsics, np.float64)[order],
-        size=np.full((len(unique), 2), np.nan) if size is None else size[first[by_row]].astype(np.float64),
-        accepted=np.ones(len(unique), bool),
-        status=np.full(len(order), "", dtype=object),
-    )
-
-
-def _read_truth(path: Path) -> People:
+def _open_truth(path: Path) -> LabelSource:
     wanted = ("image_name", "pose", "betas", "transl", "intrinsics", "image_size", "height")
     try:
         arrays = safe_load_npz(path, wanted)
@@ -365,27 +317,26 @@ def _read_truth(path: Path) -> People:
         raise LabelFileError(
             f"{path} lacks {missing}: it is no truth of `dto synth` (the demo scores itself: summary.json)"
         )
-    *rows, height = (arrays[name] for name in wanted)
-    people = _from_rows(str(path), *rows)
-    return dataclasses.replace(people, height=np.asarray(height, np.float64)[people.row])
+    more = {"size": arrays["image_size"], "height": np.asarray(arrays["height"], np.float64)}
+    return _in_memory([path], arrays["image_name"], arrays, np.asarray(arrays["intrinsics"], np.float64), more)
 
 
-def _read_annots(path: Path) -> People:
-    annots = open_annots(path)
-    count, images = int(annots.starts[-1]), len(annots.names)
-    return People(
-        source=str(path),
-        images=annots.names,
-        owner=annots.owner,
-        row=np.arange(count),
-        pose=annots.pose,
-        betas=annots.betas,
-        transl=annots.transl,
-        intrinsics=camera_matrices(annots.camera),
-        size=np.full((images, 2), np.nan),
-        accepted=np.ones(images, bool),
-        status=np.full(count, "", dtype=object),
-        problems=tuple(
-            f"{path}, image {found.image}: {found.reason}" for found in annots.findings if found.reason != NOBODY
-        ),
-    )
+def _in_memory(
+    files: list[Path],
+    names: np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    intrinsics: np.ndarray,
+    more: Mapping[str, np.ndarray],
+) -> LabelSource:
+    def rows(index: np.ndarray) -> LabelRows:
+        found = take_rows({name: columns[name] for name in ("pose", "betas", "transl")}, index, intrinsics[index])
+        return dataclasses.replace(found, more={name: values[index] for name, values in more.items()})
+
+    names = np.asarray(names, dtype=str)
+    return LabelSource(files, names.size, lambda start, stop: names[start:stop], rows)
+
+
+def _known_sizes(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(n, 2) float64 H, W [px], NaN = unknown (0 in the file)."""
+    size = np.stack([columns["height"], columns["width"]], axis=-1).astype(np.float64)
+    return np.where(size > 0, size, np.nan)

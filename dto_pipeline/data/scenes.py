@@ -22,7 +22,7 @@ from dto_pipeline.collate import map_size
 from dto_pipeline.config import EvidenceConfig, RunConfig
 from dto_pipeline.data.cameras import describe_off_centre, is_off_centre, read_cameras
 from dto_pipeline.data.columns import read_numbers, single_array
-from dto_pipeline.data.duplicates import People, find_duplicates
+from dto_pipeline.data.duplicates import LabelledPeople, find_duplicates
 from dto_pipeline.data.images import ImageFolder, ImageStore
 from dto_pipeline.data.rle import RleError, measure_rles, sample_rle
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
@@ -155,7 +155,7 @@ def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, list[_Mask]]]:
     found = find_row_problems(columns["pose"], columns["betas"], columns["transl"])
     counts = persons.value_lengths().to_numpy(zero_copy_only=False)
     repeats = find_duplicates(  # as the build reports it, for any manifest
-        People(
+        LabelledPeople(
             **{name: columns[name] for name in ("pose", "betas", "transl", "bbox_xyxy", "det_score")},
             has_mask=people.field("mask_rle").is_valid().to_numpy(zero_copy_only=False),
             usable=(found == 0) & people.field("problem").is_null().to_numpy(zero_copy_only=False),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
@@ -23,7 +23,6 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from dto_pipeline.data.columns import build_table
-from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.image_index import ImageIndex
 from dto_pipeline.data.images import ImageCorrupt, ImageFolder, ImageMissing, ImageStore
 from dto_pipeline.data.parquet import READ_ERRORS, check_schema, footer_text, open_parquet, writer_settings
@@ -348,11 +347,6 @@ def tar_index_path(manifest: Location) -> Location:
     return beside(as_location(manifest), ".tars.parquet")
 
 
-def _found_path(manifest: Location) -> Location:
-    """Where the images lie that `index_again` found, a dict of names and addresses."""
-    return beside(as_location(manifest), ".tars.found.json")
-
-
 def place_in_tars(
     index: ImageIndex, root: Location, key_parts: int, index_file: Location, progress: bool = False
 ) -> TarPlacement:
@@ -374,11 +368,9 @@ class _AnyImages(ImageStore):
 
     tars: TarImages | None
     folder: ImageStore
-    found: Mapping[str, str]  # name that was in no tar -> its address now
 
     def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
         """See `ImageStore`."""
-        image_file = self.found.get(image_file, image_file)
         if split_address(image_file) is None:
             return self.folder.read_bytes(image_file, limit)
         if self.tars is None:
@@ -391,38 +383,11 @@ class _AnyImages(ImageStore):
 
 def open_images(images_root: Location, manifest: Location) -> ImageStore:
     """The store a manifest's images are read from: a folder, and tars where the manifest has a tar index beside it."""
-    root, index_file, place = as_location(images_root), tar_index_path(manifest), _found_path(manifest)
-    try:
-        found = parse_json(read_bytes(place)) if exists(place) else {}
-        if not (isinstance(found, dict) and all(isinstance(address, str) for address in found.values())):
-            raise ValueError(f"holds {type(found).__name__}, expected name: address pairs")
-    except ValueError as error:
-        advice = "delete it, then dto manifest check --reindex"
-        raise TarIndexError(f"{place} cannot be read ({error}); {advice}") from error
-    return _AnyImages(TarImages(index_file, root) if exists(index_file) else None, ImageFolder(root), found)
-
-
-def index_again(manifest: Location, root: Location, missing: Sequence[str], key_parts: int, progress: bool) -> None:
-    """Look at the tars of a manifest anew: some were fetched again, or are new. The manifest stays as it is.
-
-    Its index is replaced where a tar has changed its size; where the images `missing` are now lies beside it too.
-
-    Args:
-        missing: names of the label file that were in none of the tars.
-
-    Raises: TarIndexError: the manifest has no tars, or their folder cannot be listed.
-    """
-    index_file = tar_index_path(manifest)
-    if not exists(index_file):
-        raise TarIndexError(f"{manifest} has no tar index beside it: its images are plain files, which need none")
-    build_tar_index(root, index_file, progress)
-    places = locate_images(TarImages(index_file, root), missing, key_parts).addresses
-    found = {name: address for name, address in zip(missing, places, strict=True) if address}
-    write_bytes(_found_path(manifest), json_bytes(found))
+    root, index_file = as_location(images_root), tar_index_path(manifest)
+    return _AnyImages(TarImages(index_file, root) if exists(index_file) else None, ImageFolder(root))
 
 
 def carry_tar_index(manifest: Location, derived: Location) -> None:
-    """Put copies of a manifest's tar index, if it has one, beside a manifest that was made from it."""
-    for place in (tar_index_path, _found_path):
-        if exists(place(manifest)):
-            write_bytes(place(derived), read_bytes(place(manifest)))
+    """Copy a manifest's tar index, if it has one, beside a manifest that was made from it."""
+    if exists(tar_index_path(manifest)):
+        write_bytes(tar_index_path(derived), read_bytes(tar_index_path(manifest)))

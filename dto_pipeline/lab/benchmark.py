@@ -42,6 +42,7 @@ from dto_pipeline.lab.solver_outcomes import (
     pool,
     read_recorded,
 )
+from dto_pipeline.maths.crowd_solver import interval_halfwidth
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.tables import markdown
 
@@ -352,12 +353,15 @@ def _solver_sections(report: BenchmarkReport) -> list[list[str]]:
         numbers = (("shift_px", 2), ("kid_shift_px", 2), ("cpu_ms_per_image", 0))
         cells = (_number(found.behaviour[mode][key], digits) for key, digits in numbers for mode in SOLVERS)
         behaviour.append([name, *cells])
+    widths = "{:.2f}, {:.2f} and {:.2f}".format(*map(interval_halfwidth, LEVELS))
     return [
         _table(
             "Do the intervals hold what they say?",
-            "Share of truths inside the 50 / 80 / 95 % intervals that `joint` claims (`z_sigma_m`, `z_covariance`, "
-            "`height_sigma_m`), and the rank correlation (Spearman) of `expected_error_m` and the true error of "
-            "images.",
+            "Share of true values inside the 50 / 80 / 95 % intervals of `joint`. Half-widths are those of a Student "
+            f"t, {widths} standard deviations, for z (`z_sigma_m`) and for the difference of two people's z "
+            "(`z_covariance`), see `dto_pipeline.interval_halfwidth` and docs/joint_solver.md, and those of a normal "
+            "law, 0.67, 1.28 and 1.96, for heights (`height_sigma_m`). Last: the rank correlation (Spearman) of "
+            "`expected_error_m` with the true error of images.",
             ["difficulty", "z", "pairs", "height", "rank correlation"],
             shares,
         ),

@@ -19,9 +19,10 @@ import torch
 from dto_pipeline.lab.golden import Case, run_case
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.network_input import stretch_positions
 from dto_pipeline.train.augment import fit_size, resize
 from dto_pipeline.train.blocks import Known, allowed_pairs, image_numbers, noisy_queries, number_within
-from dto_pipeline.train.checkpoint import IGNORED, enlarge_positions
+from dto_pipeline.train.checkpoint import IGNORED
 from dto_pipeline.train.config import EncoderConfig, LossConfig, ModelConfig, load_train_config
 from dto_pipeline.train.losses import WEIGHTS, Losses, Matches, compute_losses, match_people
 from dto_pipeline.train.model import MeshNetwork, Predictions, shrink_positions, with_joints
@@ -290,9 +291,9 @@ def _check_init(record: Recording, case: Case) -> None:
     found = {"encoder_cr_token": class_token + position[:1]}
     for name in recorded:
         if match := re.fullmatch(r"encoder_pos_embeds_(\d+)x\1", name):
-            found[name] = enlarge_positions(position[1:], int(match[1]))
+            found[name] = stretch_positions(position[1:], int(match[1]), int(match[1]))
         elif match := re.fullmatch(r"level1_of_(\d+)x\1", name):
-            found[name] = shrink_positions(enlarge_positions(position[1:], int(match[1])))
+            found[name] = shrink_positions(stretch_positions(position[1:], int(match[1]), int(match[1])))
     _compare(case, found, recorded)
 
 

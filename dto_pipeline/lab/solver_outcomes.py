@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from dto_pipeline.evaluate.evaluation import Sums
 from dto_pipeline.evaluate.placements import Placement, join_placements, placement_sums
 from dto_pipeline.lab.golden_labels import load_image_case, recorded_bodies
 from dto_pipeline.lab.known_scenes import KnownScene
+from dto_pipeline.maths.crowd_solver import interval_halfwidth
 from dto_pipeline.maths.refine import KID_SHIFT_JOINTS
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import PlacedScene
@@ -40,7 +42,7 @@ EVERYBODY, MOVED = "all people", "moved by paper"
 ACCEPTED = {solver: f"accepted by {solver}" for solver in SOLVERS}
 SELECTIONS = (EVERYBODY, MOVED, *ACCEPTED.values())
 BEHAVIOUR, INTERVALS, EXPECTED = "behaviour", "intervals", "expected error"  # other sums, of solvers
-LEVELS = {0.50: 0.6745, 0.80: 1.2816, 0.95: 1.9600}  # share of a normal law within so many sigmas
+LEVELS = (0.50, 0.80, 0.95)  # of the intervals
 _BATCH = 8  # scenes placed together
 
 Measured = dict[tuple[str, str], Sums]  # method (or variant of a solver), whom or what -> what each image adds
@@ -197,14 +199,16 @@ def _image_shift(placed: PlacedScene, known: KnownScene) -> np.ndarray:
 
 
 def _inside_intervals(known: Sequence[KnownScene], joint: Outcome) -> Sums:
-    """Per image: how many errors there are of z, of differences of z and of heights, and how many inside each level."""
+    """Per image: number of errors of z, of differences of z and of heights, and how many lie inside each interval."""
+    reach = {(what, level): interval_halfwidth(level) for what in ("z", "pairs") for level in LEVELS}
+    reach |= {("height", level): NormalDist().inv_cdf((1 + level) / 2) for level in LEVELS}
     rows = []
     for item, placed in zip(known, joint.placed, strict=True):
         row: dict[str, float] = {}
         for what, errors in _errors_in_sigmas(item, placed).items():
             finite = np.abs(errors[np.isfinite(errors)])
             row[what] = len(finite)
-            row |= {f"{what} {level:.2f}": float((finite < reach).sum()) for level, reach in LEVELS.items()}
+            row |= {f"{what} {level:.2f}": float((finite < reach[what, level]).sum()) for level in LEVELS}
         rows.append(row)
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 

@@ -1,12 +1,12 @@
-"""Depth evidence: what one depth map can say about each person.
+"""Depth evidence: what a depth map says about each person.
 
-Pure tensors in, pure tensors out; never opens a file. All pixels of all people of a batch form one flat list, and
-every statistic is a segment sum over it: no loop over people, rows or scenes. Lengths in metres, image positions in
-pixels, depth = 1 / disparity. Follows arXiv 2511.13282 as implemented by its authors, row by row.
+Pure tensors. All pixels of all people of a batch form one flat list, and every statistic is a segment sum over it: no
+loop over people, rows or scenes. Lengths in metres, image positions in pixels, depth = 1 / disparity. Follows arXiv
+2511.13282 as implemented by its authors, row by row.
 
-Two published numbers, `far_depth` and `default_alpha_min`, are in the unit of the published network. Maps of others are
-brought to it image by image: a relative map's scale is its image's own, and people's labels tell it well enough (the
-median of label z over depth). So results are the same for a map times any constant, however images are put together.
+Two published numbers, `far_depth` and `default_alpha_min`, are in the unit of the published network. Maps of other
+networks are brought to it image by image, by the median of label z over depth, because the scale of a relative map
+belongs to its image. So results are the same for a map times any constant, and for any batch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ROUNDING = 1e-24  # of float64 means, squared; single-precision depths differ b
 
 @dataclass(frozen=True)
 class _Samples:
-    """Every pixel of every person of a batch as one flat list of n samples.
+    """Every pixel of every person of a batch, n in all.
 
     Ordered by scene, then row-major; where a batch is done at once by person, then row, as `Segments` wants it.
     """
@@ -98,10 +98,10 @@ def measure_depth_evidence(
 ) -> DepthEvidence:
     """Everything `DepthEvidence` holds, for all people of a batch at once.
 
-    Who is cut, pixel or person, stays in the list and counts as nothing: nobody is asked how many are left.
+    Pixels and people that are cut stay in the list and count as nothing, so that no size has to be read back.
 
     Args:
-        maps: who is seen where and how far, and the visible vertices; batch: for disparity, sizes, K and transl.
+        maps, batch: of the same B scenes and P people.
         unit: of relative maps, see `DepthEvidence.unit`; None = measured in each scene. Metric maps have the unit 1.
     """
     shape = batch.present.shape
@@ -110,18 +110,13 @@ def measure_depth_evidence(
     chosen = _choose_pixels(samples, person, maps, batch, config)
     pixels, pixels_cut, pixels_fit, pixels_ground = chosen.pixels
 
+    def mean(values: torch.Tensor, some: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+        return person.mean(torch.where(some, values, 0), number)
+
     depth = samples.depth.to(torch.float64)
-    depth_mean = person.mean(torch.where(chosen.kept, depth, 0), pixels_fit)
+    depth_mean, depth_ground = mean(depth, chosen.kept, pixels_fit), mean(depth, chosen.ground, pixels_ground)
+    z_mean, z_ground = mean(samples.z, chosen.kept, pixels_fit), mean(samples.z, chosen.ground, pixels_ground)
     apart = depth - person.spread(depth_mean)  # two passes: spreads are small against their mean
-    apart = torch.where(chosen.kept, apart, 0)
-    depth_ground, z_mean, z_ground = (
-        person.mean(torch.where(some, values, 0), number)
-        for some, values, number in (
-            (chosen.ground, depth, pixels_ground),
-            (chosen.kept, samples.z, pixels_fit),
-            (chosen.ground, samples.z, pixels_ground),
-        )
-    )
     usable = chosen.survives & (pixels_fit > 0)
     cut = torch.where(chosen.big_enough, torch.where(usable, 0, 2), 1)
     reached = [torch.where(usable, number, -1) for number in (pixels_fit, pixels_ground)]
@@ -133,7 +128,7 @@ def measure_depth_evidence(
     flat = {
         "depth": known(torch.stack([depth_mean, depth_ground], -1)),
         "z": known(torch.stack([z_mean, z_ground], -1)),
-        "depth_std": known(torch.sqrt(person.mean(apart * apart, pixels_fit))),
+        "depth_std": known(torch.sqrt(mean(apart * apart, chosen.kept, pixels_fit))),
         "slope": known(chosen.slope),
         "corr": known(chosen.corr),
         "pixels": torch.stack([pixels, torch.where(chosen.big_enough, pixels_cut, -1), *reached], -1),
@@ -220,48 +215,47 @@ def _outlier_bounds(samples: _Samples, count: torch.Tensor, factor: float) -> to
     """
     order = torch.sort((samples.owner << 32) | samples.depth.view(torch.int32).to(torch.int64)).values
     depth = (order & 0xFFFFFFFF).to(torch.int32).view(torch.float32)
+    if len(depth) == 0:
+        return torch.zeros(len(count), 2, dtype=torch.float64, device=depth.device)
     start = torch.cumsum(count, 0) - count
-    quartiles = [_order_statistic(depth, start, count, q) for q in _QUARTILES]
+    quartiles = []
+    for quantile in _QUARTILES:
+        below, above, share = _ranks(count, quantile)
+        low, high = (depth[(start + rank).clamp(max=len(depth) - 1)] for rank in (below, above))
+        quartiles.append(torch.where(count > 0, _interpolate(low, high, share.to(depth.dtype)), 0))
     reach = factor * (quartiles[1] - quartiles[0])
     return torch.stack([(quartiles[0] - reach).clamp(min=0), quartiles[1] + reach], -1).to(torch.float64)
 
 
-def _order_statistic(ordered: torch.Tensor, start: torch.Tensor, count: torch.Tensor, quantile: float) -> torch.Tensor:
-    """(people,) quantile of each run [start, start + count) of `ordered`; 0 where the run is empty."""
-    if len(ordered) == 0:
-        return torch.zeros_like(start, dtype=ordered.dtype)
-    position = (count - 1).clamp(min=0).to(torch.float64) * quantile
-    below = position.floor().to(torch.int64)
-    above = torch.minimum(below + 1, (count - 1).clamp(min=0))
-    last = len(ordered) - 1
-    low = ordered[(start + below).clamp(max=last)]
-    high = ordered[(start + above).clamp(max=last)]
-    share = (position - below).to(ordered.dtype)
-    step = high - low
-    value = torch.where(share >= 0.5, high - step * (1 - share), low + step * share)
-    return torch.where(count > 0, value, 0)
-
-
 def _row_percentile(histogram: torch.Tensor, percentile: float) -> torch.Tensor:
-    """(people,) float64 percentile of rows, from how many pixels each person has in each, (people, H)."""
+    """(people,) float64 percentile of rows, from the number of pixels of each person in each row, (people, H)."""
     cumulative = torch.cumsum(histogram, 1)
-    count = cumulative[:, -1:]
-    position = (count - 1).clamp(min=0).to(torch.float64) * (percentile / 100.0)
+    below, above, share = _ranks(cumulative[:, -1:], percentile / 100.0)
+    low, high = (torch.searchsorted(cumulative, rank, right=True).to(torch.float64) for rank in (below, above))
+    return _interpolate(low, high, share).squeeze(-1)
+
+
+def _ranks(count: torch.Tensor, quantile: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ranks below and above a quantile among `count` numbers, and where it lies between them (0 .. 1)."""
+    last = (count - 1).clamp(min=0)
+    position = last.to(torch.float64) * quantile
     below = position.floor().to(torch.int64)
-    above = torch.minimum(below + 1, (count - 1).clamp(min=0))
-    low = torch.searchsorted(cumulative, below, right=True).to(torch.float64)
-    high = torch.searchsorted(cumulative, above, right=True).to(torch.float64)
-    share = position - below
-    return torch.where(share >= 0.5, high - (high - low) * (1 - share), low + (high - low) * share).squeeze(-1)
+    return below, torch.minimum(below + 1, last), position - below
 
 
-def _units(depth_mean: torch.Tensor, usable: torch.Tensor, batch: SceneBatch, told: float | None) -> torch.Tensor:
-    """(B,) `DepthEvidence.unit`, where it is not told by the median of label z over depth."""
-    if told is not None:
-        return torch.where(batch.metric, 1.0, told).to(depth_mean)
+def _interpolate(low: torch.Tensor, high: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Linear, from the nearer end, as numpy's percentile."""
+    step = high - low
+    return torch.where(share >= 0.5, high - step * (1 - share), low + step * share)
+
+
+def _units(depth_mean: torch.Tensor, usable: torch.Tensor, batch: SceneBatch, given: float | None) -> torch.Tensor:
+    """(B,) `DepthEvidence.unit`, measured as the median of label z over depth where it is not given."""
+    if given is not None:
+        return torch.where(batch.metric, 1.0, given).to(depth_mean)
     depth = torch.where(usable, depth_mean, torch.nan).view(batch.present.shape) * METRES_PER_DEPTH
     unit = (batch.transl[..., 2] / depth).nanquantile(0.5, 1)
-    return torch.where(batch.metric | unit.isnan(), 1.0, unit)  # nobody measured: nobody is judged by it
+    return torch.where(batch.metric | unit.isnan(), 1.0, unit)  # NaN: nobody was measured
 
 
 def _group(depth_mean: torch.Tensor, batch: SceneBatch, far_depth: torch.Tensor, far_scale: float) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """`solver.mode: paper`: one line z = alpha * depth + beta per group of people, by arXiv 2511.13282.
 
 Pure tensors; metres. A scene has three fits, stacked on the N axis: near people by all their pixels, near people by
-their lowest pixels, far people by all their pixels. Every fit goes through the same fixed number of rounds with masks,
-so no member of a batch decides for another. Reproduces the method as implemented by its authors, including how
+their lowest pixels, far people by all their pixels. Every fit goes through the same number of rounds with masks, so
+the members of a batch do not influence each other. Reproduces the method as implemented by its authors, including how
 rejections are counted.
 """
 
@@ -26,7 +26,7 @@ _TWO = 2  # people a line passes through whatever the depths say
 
 
 def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig, refine: RefineConfig) -> GroupFits:
-    """Solve the near and the far group of every scene and say what becomes of each person.
+    """Solve the near and the far group of every scene and decide the outcome of each person.
 
     Args:
         evidence, prior: of B scenes, P people; a scene with fewer than two people must have nobody usable.
@@ -35,9 +35,14 @@ def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig
     lines = _choose_near_evidence(evidence, solve_map(problem, solver, evidence.unit.repeat_interleave(len(_FITS))))
     lines = _push_far_behind_near(lines, prior, solver)
     outcome = _outcomes(evidence, lines)
+    # score of the image: mean deviation of those optimised and a fixed penalty for each set aside by height
+    counts = lines.num_optimized.to(torch.float64)
+    kept = torch.where(lines.num_optimized > 0, lines.deviation * counts, 0).sum(-1)
+    aside = (outcome == CODE[PersonStatus.TOO_TALL]).sum(-1).to(torch.float64)
+    total = counts.sum(-1) + aside
     return GroupFits(
-        alpha=torch.where(lines.count >= 2, lines.alpha, torch.nan),
-        beta=torch.where(lines.count >= 2, lines.beta, torch.nan),
+        alpha=torch.where(lines.count >= _TWO, lines.alpha, torch.nan),
+        beta=torch.where(lines.count >= _TWO, lines.beta, torch.nan),
         status=lines.status,
         used_ground=lines.used_ground,
         z=lines.z,
@@ -45,17 +50,16 @@ def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig
         outcome=outcome,
         rejected_order=lines.rejected_order,
         num_optimized=lines.num_optimized,
-        is_optimized=(lines.num_optimized >= 2).any(-1),
-        deviation=_image_score(lines, outcome, refine),
+        is_optimized=(lines.num_optimized >= _TWO).any(-1),
+        deviation=torch.where(total > 0, (kept + refine.set_aside_penalty * aside) / total.clamp(min=1), 0),
     )
 
 
 def _build_fits(evidence: DepthEvidence, prior: HeightPrior) -> MapProblem:
-    """The 3 B fits of B scenes (see the module's first lines), (3 B, P) each, the three of a scene adjacent."""
+    """The 3 B fits of B scenes, (3 B, P) each, the three of a scene adjacent."""
 
     def of_each(value: torch.Tensor) -> torch.Tensor:
-        kinds = [value[..., kind] if value.dim() > 2 else value for _, kind in _FITS]
-        return torch.stack(kinds, 1).flatten(0, 1)
+        return torch.stack([value[..., kind] if value.dim() > 2 else value for _, kind in _FITS], 1).flatten(0, 1)
 
     active = torch.stack([evidence.usable & (evidence.group == group) for group, _ in _FITS], 1)
     return MapProblem(
@@ -171,23 +175,28 @@ def _outcomes(evidence: DepthEvidence, lines: _Lines) -> torch.Tensor:
     return torch.where(of_group(lines.count == 1), CODE[PersonStatus.ALONE_IN_GROUP], outcome)
 
 
-def _image_score(lines: _Lines, outcome: torch.Tensor, refine: RefineConfig) -> torch.Tensor:
-    """(B,) mean deviation of those optimised, a fixed penalty for each set aside by height; 0 if nothing counts."""
-    counts = lines.num_optimized.to(torch.float64)
-    kept = torch.where(lines.num_optimized > 0, lines.deviation * counts, 0).sum(-1)
-    aside = (outcome == CODE[PersonStatus.TOO_TALL]).sum(-1).to(torch.float64)
-    total = counts.sum(-1) + aside
-    return torch.where(total > 0, (kept + refine.set_aside_penalty * aside) / total.clamp(min=1), 0)
-
-
 def solve_map(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | float = 1.0) -> MapSolution:
     """Fit every group, setting the tallest aside while anybody is taller than `config.max_height`.
 
     `unit`: (N,) of the depths, see `DepthEvidence.unit`.
     """
-    found = _before_rounds(problem, lower_bound(problem, config, unit))
+    alpha_min = lower_bound(problem, config, unit)
+    unknown = torch.full_like(alpha_min, torch.nan)
+    zero = torch.zeros_like(alpha_min, dtype=torch.int64)
+    found = MapSolution(
+        alpha=unknown,
+        beta=unknown,
+        active=problem.active,
+        rejected_order=torch.full_like(problem.active, -1, dtype=torch.int64),
+        num_optimized=zero,
+        deviation=unknown,
+        alpha_min=alpha_min,
+        plane=zero.bool(),
+        rounds=zero,
+        status=torch.where(problem.active.any(1), int(FitStatus.ROUNDS_EXHAUSTED), int(FitStatus.EMPTY)),
+    )
     for _ in range(config.max_rounds):
-        # saves a CPU rounds, changes nothing: fits that do not go on keep what they have
+        # saves rounds on a CPU; fits that do not go on keep their result anyway
         if not works_at_once(found.alpha.device) and not _goes_on(found).any():
             break
         found = _round(problem, found, config)
@@ -209,23 +218,6 @@ def lower_bound(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | 
     return torch.where(total > 0, mean, config.default_alpha_min * unit)
 
 
-def _before_rounds(problem: MapProblem, alpha_min: torch.Tensor) -> MapSolution:
-    unknown = torch.full_like(alpha_min, torch.nan)
-    zero = torch.zeros_like(alpha_min, dtype=torch.int64)
-    return MapSolution(
-        alpha=unknown,
-        beta=unknown,
-        active=problem.active,
-        rejected_order=torch.full_like(problem.active, -1, dtype=torch.int64),
-        num_optimized=zero,
-        deviation=unknown,
-        alpha_min=alpha_min,
-        plane=zero.bool(),
-        rounds=zero,
-        status=torch.where(problem.active.any(1), int(FitStatus.ROUNDS_EXHAUSTED), int(FitStatus.EMPTY)),
-    )
-
-
 def _goes_on(found: MapSolution) -> torch.Tensor:
     """(N,) bool: somebody was set aside, so that the line has to be fitted again."""
     return found.status == int(FitStatus.ROUNDS_EXHAUSTED)
@@ -233,7 +225,8 @@ def _goes_on(found: MapSolution) -> torch.Tensor:
 
 def _round(problem: MapProblem, found: MapSolution, config: SolverConfig) -> MapSolution:
     """Fit those that go on; end the fits that are fine or hopeless, set one person aside in the others."""
-    alpha, beta, plane, bound, finite = _fit(problem, found.active, found.alpha_min)
+    alpha, beta, plane, bound = _fit(problem, found.active, found.alpha_min)
+    finite = alpha.isfinite() & beta.isfinite()
     count = found.active.sum(1)
     height = new_heights(problem, alpha, beta)
     tall = found.active & (height > config.max_height)
@@ -246,7 +239,9 @@ def _round(problem: MapProblem, found: MapSolution, config: SolverConfig) -> Map
     rejected = torch.zeros_like(found.active).scatter_(1, tallest[:, None], rejecting[:, None])
 
     order = torch.where(rejected, (~found.active & problem.active).sum(1, keepdim=True), found.rejected_order)
-    order = torch.where(hopeless[:, None], _tallest_first(problem, height), order)
+    by_height = torch.argsort(torch.where(problem.active, height, -torch.inf), dim=1, descending=True, stable=True)
+    rank = torch.where(problem.active, torch.argsort(by_height, dim=1, stable=True), -1)
+    order = torch.where(hopeless[:, None], rank, order)  # the whole group is set aside, tallest first
     status = torch.where(bound, int(FitStatus.AT_BOUND), int(FitStatus.SOLVED))
     status = torch.where(free_pair, int(FitStatus.TWO_PEOPLE), status)
     status = torch.where(rejecting, int(FitStatus.ROUNDS_EXHAUSTED), status)
@@ -269,8 +264,11 @@ def _round(problem: MapProblem, found: MapSolution, config: SolverConfig) -> Map
 
 def _fit(
     problem: MapProblem, active: torch.Tensor, alpha_min: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Weighted least squares of sum w (g (alpha d + beta) - mu)^2 with the bound: alpha, beta, plane, bound, finite."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Least squares of sum w (g (alpha d + beta) - mu)^2 with the bound: alpha, beta, plane, bound, all (N,).
+
+    plane: the depths of the group spread less than the bodies do themselves; bound: alpha is the bound.
+    """
     weight = torch.where(active, problem.prior_sigma**-2, 0)
     depth, mean = (torch.where(active, value, 0) for value in (problem.depth, problem.prior_mean))
     ratio = torch.where(active, problem.height / problem.z, 0)
@@ -282,30 +280,15 @@ def _fit(
     determinant = a * c - b * b
     determinant = torch.where(determinant > _ROUNDING * a * c, determinant, torch.nan)
     alpha = (c * d - b * e) / determinant
-    plane = _is_plane(problem, active)
+
+    count = active.sum(1).clamp(min=1)
+    apart = torch.where(active, (depth - (fold_sum(depth) / count)[:, None]) ** 2, 0)
+    plane = torch.sqrt(fold_sum(apart) / count) < fold_sum(torch.where(active, problem.depth_std, 0)) / count
     bound = (alpha < alpha_min) | plane
     beta = torch.where(bound, (e - b * alpha_min) / c, (a * e - b * d) / determinant)
-    alpha = torch.where(bound, alpha_min, alpha)
-    finite = torch.isfinite(alpha) & torch.isfinite(beta)
-    return alpha, beta, plane, bound, finite
-
-
-def _is_plane(problem: MapProblem, active: torch.Tensor) -> torch.Tensor:
-    """(N,) whether the group faces the camera as one plane: its depths spread less than the bodies themselves do."""
-    count = active.sum(1).clamp(min=1)
-    depth = torch.where(active, problem.depth, 0)
-    mean = fold_sum(depth) / count
-    spread = torch.sqrt(fold_sum(torch.where(active, (depth - mean[:, None]) ** 2, 0)) / count)
-    return spread < fold_sum(torch.where(active, problem.depth_std, 0)) / count
+    return torch.where(bound, alpha_min, alpha), beta, plane, bound
 
 
 def new_heights(problem: MapProblem, alpha: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
     """(N, P) height of everybody under the lines alpha, beta (N,) [m]."""
     return problem.height / problem.z * (alpha[:, None] * problem.depth + beta[:, None])
-
-
-def _tallest_first(problem: MapProblem, height: torch.Tensor) -> torch.Tensor:
-    """(N, P) order in which everybody was set aside when a whole group is: tallest first under the last fit."""
-    value = torch.where(problem.active, height, -torch.inf)
-    rank = torch.argsort(torch.argsort(value, dim=1, descending=True, stable=True), dim=1, stable=True)
-    return torch.where(problem.active, rank, -1)

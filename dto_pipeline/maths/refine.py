@@ -1,8 +1,8 @@
-"""Applying the fit: new translations and body shapes, so that every person keeps its place in the picture.
+"""Applying the fit: new translations and body shapes that keep every person's place in the image.
 
 Scaling a body and its translation by the same factor leaves its projection unchanged. The body is scaled by one shape
-coefficient: the kid axis for children and small people, else the first. Pure functions of tensors; bodies come in as
-two callables, so this package needs no model. Metres.
+coefficient: the kid axis for children and small people, else the first. Pure tensors; the body model comes as two
+functions. Metres.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dto_pipeline.maths.paper_solver import CODE
 from dto_pipeline.scene import GroupFits, HeightPrior, RefinedPeople, SceneBatch
 from dto_pipeline.status import PersonStatus
 
-# smplx's joints over which the picture of a child is held in place (the published choice)
+# smplx's joints over which a child is held in place in the image (the published choice)
 KID_SHIFT_JOINTS = (24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, 25, 26, 27, 28, 29, 30, 31, 32, 33)
 
 _HEIGHT_STEPS = 4  # the height is piecewise linear in a coefficient: two steps are exact but at the kinks
@@ -44,10 +44,10 @@ def refine_people(
 
     Args:
         batch, prior, fits: of the same B scenes and P people.
-        rest_height, joints: the body model's functions; has_kid_axis: whether its last direction means anything.
-        crowd: given, heights are hit exactly and joints held by reprojection; None: the published steps.
+        rest_height, joints: of the body model; has_kid_axis: whether its last direction means anything.
+        crowd: given, heights are reached exactly and joints held by reprojection; None: the published steps.
     """
-    moved = _is_placed(fits)
+    moved = (fits.outcome == CODE[PersonStatus.MOVED]) | (fits.outcome == CODE[PersonStatus.PLACED_BY_PRIOR])
     scale = torch.where(moved, fits.new_z / fits.z, 1.0)
     transl = batch.transl.to(torch.float64) * scale[..., None]
     betas = batch.betas.to(torch.float64)
@@ -59,11 +59,23 @@ def refine_people(
     gain = prior.height - rest_height(betas.scatter_add(-1, column, torch.full_like(column, -1, dtype=betas.dtype)))
     step = torch.where(moved, prior.height * (scale - 1) / gain, 0)
     new_betas = betas.scatter_add(-1, column, step[..., None])
-    if crowd is None:
-        transl = transl + _kid_shift(batch, new_betas, transl, scale, on_kid_axis, joints)
-    else:
+    if crowd is not None:
         new_betas = reach_height(new_betas, column, prior.height * scale, moved, rest_height)
-        transl = _hold_picture(batch, new_betas, transl, moved, joints, crowd)
+    who = (on_kid_axis if crowd is None else moved).nonzero(as_tuple=True)
+    shift = torch.zeros_like(transl)
+    if len(who[0]):
+        picked, pose = constant(KID_SHIFT_JOINTS, transl.device, torch.int64), batch.pose[who]
+        before = joints(pose, batch.betas[who], batch.transl[who])[:, picked].to(torch.float64)
+        place = transl[who] if crowd is None else torch.zeros_like(transl[who])
+        after = joints(pose, new_betas[who], place)[:, picked].to(torch.float64)
+        if crowd is None:  # keeps the mean joint in place: proportions change along the kid axis
+            scene, person = who
+            move = fold_sum(scale[who][:, None, None] * before - after, 1) / len(picked)
+            shift[scene, person, :2] = move[:, :2]
+        else:
+            transl = transl.index_put(who, hold_joints(before[..., :2] / before[..., 2:], after, transl[who], crowd))
+    if crowd is None:
+        transl = transl + shift
     return RefinedPeople(
         betas=new_betas,
         transl=transl,
@@ -74,54 +86,6 @@ def refine_people(
     )
 
 
-def _is_placed(fits: GroupFits) -> torch.Tensor:
-    """(B, P) who gets a new place."""
-    return (fits.outcome == CODE[PersonStatus.MOVED]) | (fits.outcome == CODE[PersonStatus.PLACED_BY_PRIOR])
-
-
-def _hold_picture(
-    batch: SceneBatch,
-    betas: torch.Tensor,
-    transl: torch.Tensor,
-    moved: torch.Tensor,
-    joints: Joints,
-    crowd: CrowdConfig,
-) -> torch.Tensor:
-    """(B, P, 3) translations that keep the joints of those who moved where the label's joints are in the image."""
-    held = transl.clone()
-    who = moved.nonzero(as_tuple=True)
-    if len(who[0]) == 0:
-        return held
-    picked, pose = constant(KID_SHIFT_JOINTS, transl.device, torch.int64), batch.pose[who]
-    seen = joints(pose, batch.betas[who], batch.transl[who])[:, picked].to(torch.float64)
-    unplaced = joints(pose, betas[who], torch.zeros_like(transl[who]))[:, picked].to(torch.float64)
-    held[who] = hold_joints(seen[..., :2] / seen[..., 2:], unplaced, transl[who], crowd)
-    return held
-
-
-def _kid_shift(
-    batch: SceneBatch,
-    betas: torch.Tensor,
-    transl: torch.Tensor,
-    scale: torch.Tensor,
-    chosen: torch.Tensor,
-    joints: Joints,
-) -> torch.Tensor:
-    """(B, P, 3) shift in x and y that keeps the mean joint in place: proportions change along the kid axis."""
-    shift = torch.zeros_like(transl)
-    who = chosen.nonzero(as_tuple=True)
-    if len(who[0]) == 0:
-        return shift
-    pose = batch.pose[who]
-    picked = constant(KID_SHIFT_JOINTS, transl.device, torch.int64)
-    before = joints(pose, batch.betas[who], batch.transl[who])[:, picked, :2].to(torch.float64)
-    after = joints(pose, betas[who], transl[who])[:, picked, :2].to(torch.float64)
-    move = fold_sum(scale[who][:, None, None] * before - after, 1) / len(picked)
-    scene, person = who
-    shift[scene, person, :2] = move
-    return shift
-
-
 def reach_height(
     betas: torch.Tensor,
     column: torch.Tensor,
@@ -129,12 +93,11 @@ def reach_height(
     chosen: torch.Tensor,
     rest_height: RestHeight,
 ) -> torch.Tensor:
-    """Betas whose rest-pose height is as wished (Newton steps on one coefficient each).
+    """Betas with the given rest-pose height (Newton steps on one coefficient each).
 
     Args:
         betas: (..., 11) float64, near the solution; column: (..., 1) int64 coefficient to change.
-        height: (...) wished [m]; chosen: (...) bool, the others keep their betas.
-        rest_height: betas (..., 11) -> (...) [m].
+        height: (...) to reach [m]; chosen: (...) bool, the others keep their betas.
     """
     probe = torch.zeros_like(betas).scatter_(-1, column, _PROBE)
     for _ in range(_HEIGHT_STEPS):
@@ -146,14 +109,14 @@ def reach_height(
 
 
 def hold_joints(seen: torch.Tensor, joints: torch.Tensor, transl: torch.Tensor, config: CrowdConfig) -> torch.Tensor:
-    """Translations (M, 3) that bring changed bodies back to where they were in the picture.
+    """Translations (M, 3) that bring changed bodies back to their place in the image.
 
-    Least squares over the joints' picture positions, in units of `config.joint_sigma` of the body's size there, with
-    z held to where the scene's fit put it by `config.hold_z_sigma` of itself.
+    Least squares over the image positions of the joints, in units of `config.joint_sigma` of the body's size there,
+    with z held to the fitted one by `config.hold_z_sigma` of itself.
 
     Args:
         seen: (M, J, 2) x / z, y / z of the label's joints; joints: (M, J, 3) of the changed bodies, untranslated [m].
-        transl: (M, 3) float64 to start from, z as the fit wants it [m].
+        transl: (M, 3) float64 to start from, with the fitted z [m].
     """
     extent = (seen.amax(1) - seen.amin(1)).square()
     size = (extent[:, 0] + extent[:, 1]).sqrt().clamp(min=1e-6)

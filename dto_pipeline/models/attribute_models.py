@@ -1,7 +1,7 @@
-"""Ages and genders by image classification networks of transformers; every crop is seen twice, mirrored once.
+"""Ages and genders by image classification networks of transformers, from each crop and its mirror image.
 
-Owns the networks. Knows plain classifiers, whose class names say ages (``20-29``, ``3-9``, ``more than 70``), genders
-(``male``, ``woman``) or both in one, and MiVOLO's two inputs. Years; probabilities 0 .. 1.
+Plain classifiers, whose class names are ages (``20-29``, ``3-9``, ``more than 70``), genders (``male``, ``woman``) or
+both, and MiVOLO with its two inputs. Years; probabilities 0 .. 1.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from dto_pipeline.models.body_pixels import CROP_SIDE, Attributes
 from dto_pipeline.models.networks import ModelError, ModelReference, attribute_references
 from dto_pipeline.models.pretrained import load_pretrained, read_preprocessing
 
-_OPEN_RANGE = 5.0  # a class without upper end (70+) is taken to lie this far above its lower one [years]
-_MAX_AGE = 110.0  # numbers above are no ages [years]
+_OPEN_RANGE = 5.0  # the middle of a class without upper end (70+) is this far above its lower end [years]
+_MAX_AGE = 110.0  # larger numbers are no ages [years]
 _FEMALE = re.compile(r"\b(female|woman|women|girl|girls)\b")
 _MALE = re.compile(r"\b(male|man|men|boy|boys)\b")
 
 
 @dataclass(frozen=True)
 class ClassMeaning:
-    """What the classes of a classifier say; NaN where a class does not say it."""
+    """Age and gender of a classifier's classes; NaN = unknown."""
 
     age: np.ndarray  # (C,) middle of the class's range [years]
     male: np.ndarray  # (C,) 1 male, 0 female
 
     def read(self, probability: np.ndarray) -> Attributes:
-        """Expected age and probability of being male of n people from class probabilities (n, C); NaN = not said."""
+        """Expected age and probability of being male of n people from class probabilities (n, C); NaN = unknown."""
 
         def expected(value: np.ndarray) -> np.ndarray:
             known = ~np.isnan(value)
@@ -45,11 +45,7 @@ class ClassMeaning:
 
 
 def read_class_names(names: dict[int, str]) -> ClassMeaning:
-    """What the names of a classifier's classes say.
-
-    Raises:
-        ModelError: neither an age nor a gender in any of them.
-    """
+    """Ages and genders in the names of classes. Raises: ModelError: there is none in any name."""
     ordered = [str(names[key]).lower().replace("_", " ") for key in sorted(names, key=int)]
     age = np.array([_age_of(name) for name in ordered])
     male = np.array([0.0 if _FEMALE.search(name) else 1.0 if _MALE.search(name) else np.nan for name in ordered])
@@ -133,7 +129,7 @@ def build_attribute_models(config: AttributeConfig, device: torch.device | str) 
     """The networks a config asks for, one or two.
 
     Raises:
-        ModelMissing, ModelError: one cannot be had, is not pinned, or its classes say neither age nor gender.
+        ModelMissing, ModelError: one cannot be loaded, or its classes are neither ages nor genders.
     """
     where = torch.device(device)
     return [

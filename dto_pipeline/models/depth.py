@@ -1,13 +1,13 @@
-"""What a depth map may mean, and depth maps that are files; see `models.depth_anything` for networks.
+"""Kinds of depth maps, and maps from files; `models.depth_anything` has networks.
 
-Every kind becomes disparity, what the method works on: larger is nearer, zero where nothing is known or everything is
-infinitely far. The method reads ``1 / disparity`` as relative depth with an unknown scale; its published thresholds
-(`EvidenceConfig.far_depth` = 0.02) are in the unit of Depth Anything on crowds, where one unit of relative depth is
-about `METRES_PER_DEPTH`. Metric maps are brought to this unit, so that far begins at 10 m; the unit of relative maps is
-found in each image (`maths.depth_evidence`).
+Every kind becomes disparity: larger is nearer, zero where nothing is known or everything is infinitely far. The method
+reads ``1 / disparity`` as relative depth with an unknown scale; its published thresholds (`EvidenceConfig.far_depth` =
+0.02) are in the unit of Depth Anything on crowds, where one unit of relative depth is about `METRES_PER_DEPTH`. Metric
+maps are converted to this unit, so that far begins at 10 m; the unit of relative maps is measured in each image
+(`maths.depth_evidence`).
 
-Files are npy and npz (float16 to float64) and PNG (16 bits), one per image. They are never resized, because only
-whoever made a map knows its alignment.
+Files are npy and npz (float16 to float64) and PNG (16 bits), one per image and of its size: they are never resized,
+because their alignment is not known.
 """
 
 from __future__ import annotations
@@ -30,24 +30,17 @@ DEPTH = "depth"  # relative depth, larger is farther, in units like 1 / disparit
 METRIC_DEPTH = "metric_depth"  # distance along the camera axis in metres
 NPZ_KEYS = {DISPARITY: "disparity", DEPTH: "depth", METRIC_DEPTH: "depth"}  # array of a npz, by kind
 NPZ_FOCAL = "focal"  # of a metric npz: the focal length that its metres were made with [px of the image]
-_UNREADABLE = (ValueError, OSError)
 _PNG_EXTRA = 1 << 20  # bytes a PNG may have beyond twice its pixels: headers, notes
-_NAMES_SHOWN = 10  # arrays of a wrong file that a message lists
+_NAMES_SHOWN = 10  # arrays of a file, in a message
 _UNNAMED = "no depth map is named for this image; set `depth` in the dataset YAML or depth.root"
 
 
 def as_disparity(values: np.ndarray, kind: str, scale: float = 1.0) -> np.ndarray:
-    """A map of a declared kind as disparity.
+    """A map (H, W) of any real type and of a declared kind as float32 disparity; callers check for NaN and less than 0.
 
-    Args:
-        values: (H, W) of any real type, times `scale` in the unit of `kind`; 0 = unknown, for depths infinity too.
-        kind: `DISPARITY`, `DEPTH` or `METRIC_DEPTH`.
-        scale: of stored numbers (0.001 for millimetres).
-
-    Returns:
-        (H, W) float32. NaN and negative values stay what they are wrong as: callers check.
+    `values` times `scale` (0.001 for millimetres) are in the unit of `kind`; 0 = unknown, for depths infinity too.
     """
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # what overflows is reported as not finite
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # overflow is reported as not finite
         scaled = values.astype(np.float32) * np.float32(scale)
         if kind == DISPARITY:
             return scaled
@@ -56,7 +49,7 @@ def as_disparity(values: np.ndarray, kind: str, scale: float = 1.0) -> np.ndarra
 
 
 def is_metric(origin: str | None) -> bool:
-    """Whether a map holds metres, by its origin (the label column `depth_origin`), which begins with the kind."""
+    """True for a map of metres, by its origin (the label column `depth_origin`), which begins with the kind."""
     return (origin or "").startswith(METRIC_DEPTH)
 
 
@@ -76,12 +69,10 @@ class DepthFiles:
     """Depth maps in a folder, read from several threads; without a folder every map is missing."""
 
     def __init__(self, root: str | Path | None, kind: str = DISPARITY, scale: float = 1.0) -> None:
-        """`kind` and `scale`: what the stored numbers mean, see `as_disparity`."""
+        """`kind` and `scale` of the stored numbers: see `as_disparity`."""
         self.root = None if root is None else Path(root)
-        self.kind = kind
-        self.scale = scale
-        # of the label column depth_origin
-        self.origin = "file" if kind == DISPARITY else f"{kind} file"
+        self.kind, self.scale = kind, scale
+        self.origin = "file" if kind == DISPARITY else f"{kind} file"  # of the label column depth_origin
 
     def load(self, depth_file: str | None, height: int, width: int, focal: float | None = None) -> np.ndarray:
         """Read one map.
@@ -89,8 +80,8 @@ class DepthFiles:
         Args:
             depth_file: path relative to `root`; None = the manifest names none.
             height, width: size of the image [px], which the map must have.
-            focal: of the labels' camera [px]. Metres that were made with another (`NPZ_FOCAL`) are brought to it: what
-                looks as large through twice the focal length is twice as far.
+            focal: of the labels' camera [px]. Metres made with another focal length (`NPZ_FOCAL`) are converted: of
+                the same size in the image, twice the focal length means twice the distance.
 
         Returns:
             (height, width) float32 disparity, larger is nearer, all finite and >= 0, somewhere > 0.
@@ -108,8 +99,8 @@ class DepthFiles:
             raise DepthMissing(f"depth map {depth_file} does not exist") from error
         except UnsafePath as error:
             raise DepthInvalid(str(error)) from error
-        except _UNREADABLE as error:
-            reason = getattr(error, "strerror", None) or error  # without the path: messages are equal on every machine
+        except (ValueError, OSError) as error:
+            reason = getattr(error, "strerror", None) or error  # without the path, so that labels do not depend on it
             raise DepthInvalid(f"depth map {depth_file} cannot be read: {reason}") from error
         longer = 1.0 if own is None or focal is None else focal / own
         disparity = as_disparity(array, self.kind, self.scale * longer)
@@ -123,14 +114,14 @@ class DepthFiles:
         return disparity
 
     def _source(self, depth_file: str) -> BinaryIO:
-        """The map, open; raises FileNotFoundError, UnsafePath or one of `_UNREADABLE`."""
+        """The map, open; raises FileNotFoundError, UnsafePath, ValueError or OSError."""
         if self.root is None:
             raise DepthMissing(_UNNAMED)
         return open_regular(resolve_inside(self.root, depth_file))
 
 
 def _read_array(source: BinaryIO, suffix: str, shape: tuple[int, int], kind: str) -> tuple[np.ndarray, float | None]:
-    """The array of a npy, of a npz or of a PNG; read only where its header fits the image. And its focal length."""
+    """The array of a npy, npz or PNG, read only if its header fits the image, and its focal length."""
 
     def check(key: str, found: tuple[int, ...], dtype: np.dtype) -> None:
         if key == NPZ_FOCAL:
@@ -161,14 +152,14 @@ def _read_png(source: BinaryIO, shape: tuple[int, int]) -> np.ndarray:
     if size > most:
         raise ValueError(f"it is a PNG of {size} bytes; expected at most {most} for an image of {shape}")
     source.seek(0)
-    try:  # from memory: of a file, Pillow asks for as many bytes as a chunk claims to have
+    try:  # from memory: from a file, Pillow requests as many bytes as a chunk claims to have
         with Image.open(io.BytesIO(source.read()), formats=["PNG"]) as image:
             if image.size != shape[::-1]:
                 raise ValueError(f"its shape is {image.size[::-1]}; expected that of the image {shape}")
             if not image.mode.startswith("I"):
                 raise ValueError(f"it is a PNG of mode {image.mode}; expected one channel of 16 bits")
             return np.asarray(image)
-    except UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:  # its text holds an address
         raise ValueError("it is not a PNG") from error
     except (ValueError, OSError, MemoryError):
         raise

@@ -1,21 +1,16 @@
 """Disparity of images by a depth network of transformers: Depth Anything (V1, V2, metric) or Depth Pro.
 
-Images of one network size are done together; a batch that does not fit into the accelerator's memory is halved; a map
-that is not finite fails its own image only. All batches of a window are begun before any of them is waited for, and
-maps stay on the device. float32 on a CPU; on a GPU what `depth.precision` says, where the last layer stays in float32:
+Images of one network size are computed together; a batch that does not fit into the accelerator's memory is halved; a
+map that is not finite fails its own image only. All batches of a window are started before any is waited for, and maps
+stay on the device. float32 on a CPU; `depth.precision` on a GPU, except for the last layer, which stays in float32:
 eight bits of mantissa would cut distances into steps of 0.4 %.
-
-DINOv2's table of positions belongs to a square of patches; for every other size it is interpolated. The published code
-does so by scale factors of (rows + 0.1) / side: row i of r reads the table at (i + 0.5) * side / (r + 0.1) - 0.5
-(cubic, a = -0.75, borders repeated, no antialiasing); transformers interpolates to the size itself. On a trained small
-network that is 0.01-0.08 % of a person's relative depth.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -30,20 +25,20 @@ from transformers import AutoModelForDepthEstimation
 from dto_pipeline.config import BY_DEVICE, DepthConfig
 from dto_pipeline.models.depth import DISPARITY, METRES_PER_DEPTH, METRIC_DEPTH, DepthInvalid
 from dto_pipeline.models.network_input import (
-    map_alone,
+    OFFSET,
+    images_at_once,
     network_size,
-    plan_windows,
     resize_to_image,
     resize_to_network,
-    seen_at_once,
+    run_in_batches,
+    stretch_positions,
 )
-from dto_pipeline.models.networks import LICENCES, ModelError, depth_reference, licence_lines, unknown_family_text
+from dto_pipeline.models.networks import LICENCES, ModelError, licence_lines, reference_of
 from dto_pipeline.models.pretrained import load_pretrained
 
 _LOG = logging.getLogger(__name__)
 _HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-_SWITCHES = threading.RLock()  # on CUDA's own switches of precision, which all threads share
-_OFFSET = 0.1  # patches, added by the published code so that rounding never loses one
+_SWITCHES = threading.RLock()  # for CUDA's own switches of precision, which all threads share
 _PRO_RANGE = (1e-4, 1e4)  # of Depth Pro's inverse depth, as transformers clamps it [1/m]
 
 
@@ -57,13 +52,13 @@ class DepthNetwork:
             ModelMissing, ModelError: it cannot be had, is not pinned, or is of an unknown family.
         """
         self.device = torch.device(device)
-        reference = depth_reference(config)
+        reference = reference_of("depth", config)
         self.precision = resolve_precision(config.precision, self.device)
         hint = f"Licences: {'; '.join(licence_lines())}"
         network, identity = load_pretrained(
             AutoModelForDepthEstimation, reference, self.device, hint, spare_weights=False
         )
-        self.at_once = seen_at_once(self.device, config.batch or BY_DEVICE["depth.batch"][1])
+        self.at_once = images_at_once(self.device, config.batch or BY_DEVICE["depth.batch"][1])
         self.recipe = recipe_for(network.config, config.short_side)
         self.config = config
         self.identity = identity
@@ -76,11 +71,8 @@ class DepthNetwork:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the labels' metadata says of the network; equal on every machine."""
-        return {
-            "depth_model": self.identity.name,
-            "depth_revision": self.identity.revision,
-            "depth_sha256": self.identity.sha256,
+        """Entries of the labels' metadata; equal on every machine."""
+        return self.identity.facts("depth") | {
             "depth_kind": self.recipe.kind,
             "depth_positions": self.positions,
             "depth_way_back": "bilinear, corner on corner" if self.recipe.corners else "bilinear, corners not aligned",
@@ -104,25 +96,25 @@ class DepthNetwork:
             focal: of the labels' cameras [px], one per image, where they are known.
 
         Returns:
-            In the same order: (H, W) float32 disparity on the device, done, finite and >= 0, or what is wrong with this
-            image's map.
+            In the same order: (H, W) float32 disparity on the device, finished, finite and >= 0, or what is wrong with
+            this image's map.
 
         Raises:
             torch.OutOfMemoryError: not even one image fits.
         """
-        plan = plan_windows([self.recipe.size(*image.shape[:2]) for image in images], self.at_once)
+        sizes = [self.recipe.size(*image.shape[:2]) for image in images]
         lengths = np.full(len(images), np.nan) if focal is None else np.asarray(focal)
 
-        def begin(positions: list[int]) -> Iterable[tuple[int, tuple[torch.Tensor, torch.Tensor]]]:
-            return zip(positions, self._begin([images[p] for p in positions], lengths[positions]), strict=True)
+        def start(positions: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+            return self._start([images[p] for p in positions], lengths[positions])
 
-        with torch.cuda.stream(self._stream):  # nothing where there is none
-            begun = dict(pair for pairs in map_alone(self.device, begin, plan) for pair in pairs)
+        with torch.cuda.stream(self._stream):  # without effect on a CPU
+            started = run_in_batches(self.device, sizes, self.at_once, start)
             if self._stream is not None:
                 done = torch.cuda.Event()
                 done.record(self._stream)
                 done.synchronize()  # the only wait of a window; its ranges are on the host now
-        return [self._judge(*begun[position]) for position in range(len(images))]
+        return [self._check(*found) for found in started]
 
     def positions_at(self, size: tuple[int, int]) -> np.ndarray:
         """(1 + h w / 196, C) positions of a Depth Anything network at a network size (h, w) [px], class token first."""
@@ -130,7 +122,7 @@ class DepthNetwork:
         tokens = embeddings.position_embeddings.new_zeros(1, 1 + size[0] * size[1] // 196, 1)
         return embeddings.interpolate_pos_encoding(tokens, *size)[0].detach().cpu().numpy()
 
-    def _begin(self, images: Sequence[np.ndarray], focal: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _start(self, images: Sequence[np.ndarray], focal: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Maps and ranges of images of one network size; halves the batch where memory runs out."""
         try:
             return self._run(images, focal)
@@ -143,11 +135,11 @@ class DepthNetwork:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         parts = (slice(half), slice(half, None))
-        return [values for part in parts for values in self._begin(images[part], focal[part])]
+        return [values for part in parts for values in self._start(images[part], focal[part])]
 
     @torch.inference_mode()
     def _run(self, images: Sequence[np.ndarray], focal: np.ndarray) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Per image its disparity (H, W) on the device, and least and largest value (2,) on the host, once done."""
+        """Disparity (H, W) of each image on the device, and its least and largest value (2,), on the host once done."""
         groups = [list(group) for _, group in groupby(images, key=lambda image: image.shape)]
         size, inputs = self.recipe.size(*images[0].shape[:2]), []
         for group in groups:
@@ -168,14 +160,14 @@ class DepthNetwork:
         return found
 
     def compute(self, inputs: torch.Tensor) -> Any:
-        """What the network gives for inputs (B, 3, h, w) float32, in the precision asked for; nothing is waited for."""
+        """The network's output for inputs (B, 3, h, w) float32 in its precision, without waiting for it."""
         if self._halved:
             inputs = inputs.to(_HALF[self.precision])
         with computing_in("float32" if self._halved else self.precision, self.device):
             return self.network(pixel_values=inputs)
 
-    def _judge(self, disparity: torch.Tensor, lowest_and_highest: torch.Tensor) -> torch.Tensor | DepthInvalid:
-        lowest, highest = lowest_and_highest.tolist()
+    def _check(self, disparity: torch.Tensor, limits: torch.Tensor) -> torch.Tensor | DepthInvalid:
+        lowest, highest = limits.tolist()
         if not np.isfinite(lowest + highest):
             return DepthInvalid(f"the depth network {self.identity.short} gave values that are not finite")
         if highest <= 0:
@@ -185,15 +177,15 @@ class DepthNetwork:
 
 @dataclass(frozen=True)
 class DepthAnythingRecipe:
-    """How Depth Anything V1 and V2, relative and metric, take images and give maps: see `models.network_input`."""
+    """Input and output of Depth Anything V1 and V2, relative and metric: see `models.network_input`."""
 
-    kind: str  # of the maps `restore` gives, see `models.depth`
+    kind: str  # of the maps that `restore` returns, see `models.depth`
     short_side: int  # [px]
     patch: int = 14  # [px]
     corners: bool = True  # maps come back corner on corner (V2); V1's code aligns no corners
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) the network sees an H x W image at [px]."""
+        """(h, w) of the network's input for an H x W image [px]."""
         return network_size(height, width, self.short_side, self.patch)
 
     def prepare(self, images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -229,68 +221,58 @@ class DepthProRecipe:
     def restore(self, output: Any, rows: slice, height: int, width: int, focal: np.ndarray) -> torch.Tensor:
         inverse = output.predicted_depth[rows].to(torch.float32)
         found = output.field_of_view
-        told = torch.from_numpy((width / focal).astype(np.float32)).to(inverse.device, non_blocking=True)
-        own = torch.ones_like(told) if found is None else 2 * torch.tan(torch.deg2rad(found[rows].float()) / 2)
-        inverse = inverse * torch.where(told.isnan(), own, told)[:, None, None]  # width over focal length
+        given = torch.from_numpy((width / focal).astype(np.float32)).to(inverse.device, non_blocking=True)
+        own = torch.ones_like(given) if found is None else 2 * torch.tan(torch.deg2rad(found[rows].float()) / 2)
+        inverse = inverse * torch.where(given.isnan(), own, given)[:, None, None]  # width over focal length
         return 1 / resize_to_image(inverse, height, width, self.corners).clamp(*_PRO_RANGE)
 
 
 def recipe_for(network_config: Any, short_side: int) -> DepthAnythingRecipe | DepthProRecipe:
-    """The recipe of a network by its transformers config.
+    """The recipe of a network of a known family by its transformers config.
 
-    Raises:
-        ModelError: a family without a recipe here.
+    Raises: ModelError: the config of a Depth Anything contradicts itself.
     """
-    family = network_config.model_type
-    if family == "depth_anything":
-        backbone = network_config.backbone_config
-        layers, taken = getattr(backbone, "num_hidden_layers", 0), list(getattr(backbone, "out_indices", None) or [])
-        # V1 takes the features of its last four blocks, V2 of four spread over all; of four blocks both are the same
-        first_version = layers > len(taken) > 1 and taken == list(range(layers - len(taken) + 1, layers + 1))
-        kind = _depth_anything_kind(network_config)
-        return DepthAnythingRecipe(kind, short_side, int(network_config.patch_size), not first_version)
-    if family == "depth_pro":  # cuts its input into patches: 1536 for the published weights, smaller ones in proportion
+    if network_config.model_type == "depth_pro":  # cuts its input into patches: 1536 px for the published weights
         return DepthProRecipe(int(network_config.patch_size / min(network_config.scaled_images_ratios)))
-    raise ModelError(unknown_family_text(family))
+    backbone = network_config.backbone_config
+    layers, taken = getattr(backbone, "num_hidden_layers", 0), list(getattr(backbone, "out_indices", None) or [])
+    # V1 takes the features of its last four blocks, V2 of four spread over all; of four blocks both are the same
+    first_version = layers > len(taken) > 1 and taken == list(range(layers - len(taken) + 1, layers + 1))
+    kind = _depth_anything_kind(network_config)
+    return DepthAnythingRecipe(kind, short_side, int(network_config.patch_size), not first_version)
 
 
 def _depth_anything_kind(config: Any) -> str:
-    """What a Depth Anything network's output means; transformers builds its last layer by the same word.
+    """Kind of a Depth Anything's maps; transformers builds its last layer by the same word, depth_estimation_type.
 
-    Raises:
-        ModelError: the config contradicts itself, or says in other words that it is metric: read as relative, such
-            depth would come back inverted.
+    Raises: ModelError: a metric network without its largest depth, or one whose config says in other words that it is
+        metric: read as relative, its depth would come back inverted.
     """
-    told, most = config.depth_estimation_type, config.max_depth
-    others = {k: v for k, v in config.to_dict().items() if k not in ("depth_estimation_type", "max_depth")}
+    others, is_metric = config.to_dict(), config.depth_estimation_type == "metric"
+    has_limit = config.max_depth not in (None, 0, 1)
+    del others["depth_estimation_type"]
     hints = [
-        f"{key} is {value!r}"
+        f"{key} {value!r}"
         for key, value in others.items()
         if (isinstance(value, str) and value.strip().lower() in ("metric", "metric_depth", "absolute"))
         or ("metric" in key.lower() and value not in (None, False))
+        or (key == "max_depth" and has_limit != is_metric)
     ]
-    if told == "relative" and most not in (None, 1):
-        hints.append(f"max_depth is {most!r}")
-    if told == "relative" and hints:
+    if hints and not (is_metric and has_limit):
         raise ModelError(
-            f"depth.model: its config.json says that {' and '.join(hints)}, but depth_estimation_type, the word that "
-            f'transformers goes by, is {told!r}. If it is a metric network, write "depth_estimation_type": "metric" '
-            'and its "max_depth" (20 m indoors, 80 m outdoors) there; if it is not, take the other words out'
+            f"depth.model: its config.json has {' and '.join(hints)}, but depth_estimation_type, the word that "
+            f'transformers uses, is {config.depth_estimation_type!r}. For a metric network write "depth_estimation_type'
+            '": "metric" and the "max_depth" in metres that it was trained for (20 indoors, 80 outdoors); for a '
+            "relative one leave the other words out"
         )
-    if told == "metric" and (not most or most == 1):
-        raise ModelError(
-            f"depth.model: its config.json says depth_estimation_type 'metric' and max_depth {most!r}; expected the "
-            "distance in metres that it was trained for (20 indoors, 80 outdoors)"
-        )
-    return METRIC_DEPTH if told == "metric" else DISPARITY
+    return METRIC_DEPTH if is_metric else DISPARITY
 
 
 def stretch_as_published(network: nn.Module) -> str:
-    """Let a Depth Anything network stretch its positions as published.
+    """Let a Depth Anything network stretch its positions as published, see `stretch_positions`.
 
-    Returns:
-        What is true from now on, for labels' metadata: a backbone that is no plain DINOv2 keeps its own way (with
-        registers, DINOv2's own code has no offset).
+    Returns: what holds now, for labels' metadata: a backbone that is no plain DINOv2 keeps its own way (with registers,
+    DINOv2's own code has no offset).
     """
     backbone = getattr(network, "backbone", None)
     embeddings: Any = getattr(backbone, "embeddings", None)
@@ -301,39 +283,19 @@ def stretch_as_published(network: nn.Module) -> str:
     patch = (found, found) if isinstance(found, int) else found
 
     def interpolate(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        table = embeddings.position_embeddings
-        return stretch_positions(table, height // patch[0], width // patch[1]).to(tokens.dtype)
+        table = embeddings.position_embeddings  # (1, 1 + n * n, C), class token first
+        rows, columns = height // patch[0], width // patch[1]
+        if rows == columns and rows * columns == table.shape[1] - 1:
+            return table.to(tokens.dtype)
+        patches = stretch_positions(table[0, 1:], rows, columns).flatten(0, 1)[None]
+        return torch.cat([table[:, :1], patches.to(table.dtype)], dim=1).to(tokens.dtype)
 
     embeddings.interpolate_pos_encoding = interpolate
-    return f"stretched as published (offset of {_OFFSET} patch)"
-
-
-def stretch_positions(table: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Positions of a grid of patches.
-
-    Args:
-        table: (1, 1 + n * n, C) class token first.
-
-    Returns:
-        (1, 1 + rows * columns, C) in the type of the table, computed in float32; the table itself for its own size.
-    """
-    side, width = round((table.shape[1] - 1) ** 0.5), table.shape[-1]
-    if (rows, columns) == (side, side):
-        return table
-    square = table[:, 1:].reshape(1, side, side, width).permute(0, 3, 1, 2).to(torch.float32)
-    scale = ((rows + _OFFSET) / side, (columns + _OFFSET) / side)
-    with torch.autocast(table.device.type, enabled=False):
-        stretched = functional.interpolate(square, scale_factor=scale, mode="bicubic")
-    patches = stretched.permute(0, 2, 3, 1).reshape(1, rows * columns, width)
-    return torch.cat([table[:, :1], patches.to(table.dtype)], dim=1)
+    return f"stretched as published (offset of {OFFSET} patch)"
 
 
 def resolve_precision(asked: str, device: torch.device) -> str:
-    """What `depth.precision` means on a device.
-
-    Raises:
-        ModelError: another one than float32 on a CPU.
-    """
+    """`depth.precision` on a device. Raises: ModelError: another one than float32 on a CPU."""
     if asked == "auto":
         return "float32" if device.type == "cpu" else "bfloat16"
     if device.type == "cpu" and asked != "float32":
@@ -343,7 +305,7 @@ def resolve_precision(asked: str, device: torch.device) -> str:
 
 @contextmanager
 def computing_in(precision: str, device: torch.device) -> Iterator[None]:
-    """Networks compute in a precision; TF32, which cuDNN would take by itself, only where it is asked for."""
+    """Let networks compute in a precision; TF32, which cuDNN would take by itself, only where it is asked for."""
     if device.type == "cpu":
         yield
         return
@@ -359,10 +321,10 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def halve_weights(network: nn.Module, half: torch.dtype) -> bool:
-    """Keep the weights of Depth Anything in half precision but for the last convolution of its head.
+    """Keep the weights of Depth Anything in half precision except for the last convolution of its head.
 
-    Autocast would copy float32 weights at every call, and needs twice the operations. False: not such a network, and
-    nothing was done; autocast is what is left.
+    Autocast would copy float32 weights at every call, and needs twice the operations. False: another network, which
+    is left as it is and needs autocast.
     """
     head = getattr(network, "head", None)
     last = getattr(head, "conv3", None)
@@ -375,7 +337,7 @@ def halve_weights(network: nn.Module, half: torch.dtype) -> bool:
 
 
 class _InFloat32(nn.Module):
-    """A layer that computes in float32 whatever the rest does, TF32 and autocast left."""
+    """A layer that computes in float32, without TF32 and autocast."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

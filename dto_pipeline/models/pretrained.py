@@ -1,28 +1,28 @@
-"""Networks loaded through transformers, for inference. See `models.networks` for how they are found and pinned.
+"""Networks with weights from files: those that transformers loads, and our own, checked against their weights.
 
-Knows nothing of what a network computes. Code from a repository runs only where the caller says so, and then only from
-a pinned commit or a local folder.
+A network is used only if its weights are exactly those of its description. Nothing here depends on what a network
+computes. Code from a repository runs only where the caller allows it, and only from a pinned commit or a folder.
+transformers is imported where it is needed, because it takes seconds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from transformers import AutoModel, Dinov2Model
-from transformers.image_processing_base import ImageProcessingMixin
-from transformers.utils.logging import disable_progress_bar
+from torch import nn
 
 from dto_pipeline.models.networks import (
     ModelError,
     ModelIdentity,
     ModelMissing,
     ModelReference,
+    check_family,
     check_reference,
     first_line,
     identify,
-    located,
     missing_text,
 )
 from dto_pipeline.reading import check_regular
@@ -36,6 +36,7 @@ _NOT_LEARNT = (
     "num_batches_tracked",
     "empty_weight",
 )
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 def load_pretrained(
@@ -49,75 +50,124 @@ def load_pretrained(
 
     Args:
         auto_class: transformers' AutoModelFor... class of the task.
-        reference: which network.
-        hint: added to the message when it is missing (licences, alternatives).
+        hint: added to the message when the network is missing (licences, alternatives).
         spare_weights: whether the files may hold weights that the network has no place for (heads of other tasks).
 
     Raises:
-        ModelMissing: it is neither in the folder, nor in the cache, nor could it be fetched.
-        ModelError: the reference is not pinned, the files are no such network, or their weights are not its own.
+        ModelMissing: it is neither in the folder nor in the cache, and could not be fetched.
+        ModelError: the reference cannot be used (`check_reference`), or the files do not hold such a network.
     """
+    from transformers.utils.logging import disable_progress_bar
+
     check_reference(reference)
     disable_progress_bar()  # a bar per worker and model is noise
-    options: dict[str, Any] = {"trust_remote_code": reference.trust_remote_code}
-    if reference.is_folder:
-        options["local_files_only"] = True
-    else:
-        options |= {"revision": reference.revision, "local_files_only": reference.offline}
+    options: dict[str, Any] = {"trust_remote_code": reference.trust_remote_code, "dtype": torch.float32}
     try:
-        for path in Path(located(reference)).iterdir() if reference.is_folder else ():
+        for path in Path(reference.located).iterdir() if reference.is_folder else ():
             if not path.is_dir():
-                check_regular(path)  # a pipe or a device, which transformers would wait for
+                check_regular(path)  # transformers would wait for a pipe or a device
         network, loading = auto_class.from_pretrained(
-            located(reference), dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            reference.located, output_loading_info=True, ignore_mismatched_sizes=True, **options, **_source(reference)
         )
-    except (OSError, ConnectionError) as error:
+    except OSError as error:
         raise ModelMissing(missing_text(reference, error, hint)) from error
     except Exception as error:  # transformers, safetensors and the hub have many classes for files that do not fit
         raise ModelError(
             f"{reference.option}.model {reference.name!r} cannot be loaded: {first_line(error)}; expected a network "
             f"saved by transformers for {getattr(auto_class, '__name__', auto_class)}"
         ) from error
-    # transformers only warns of weights it did not find, and draws them at random
-    phrases = {"missing_keys": "lacks", "mismatched_keys": "has in another shape"}
-    if not spare_weights:
-        phrases["unexpected_keys"] = "holds, beyond what config.json tells of,"
-    problems = []
-    for key, phrase in phrases.items():
-        told = (str(one[0]) if isinstance(one, tuple) else str(one) for one in loading.get(key) or ())  # with shapes
-        names = sorted(name for name in told if not name.endswith(_NOT_LEARNT))
-        more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-        problems += [f"{phrase} {', '.join(names[:_NAMES_SHOWN])}{more}"] if names else []
-    if problems:
+    check_family(reference.option, str(network.config.model_type))
+    # transformers only warns of weights that it did not find, and draws them at random
+    kinds = {"missing": "missing_keys", "of another shape": "mismatched_keys"}
+    kinds |= {} if spare_weights else {"unexpected": "unexpected_keys"}
+    found = {kind: [one if isinstance(one, str) else one[0] for one in loading[key]] for kind, key in kinds.items()}
+    if differing := name_weights({k: [n for n in names if not n.endswith(_NOT_LEARNT)] for k, names in found.items()}):
         raise ModelError(
-            f"{reference.option}.model {reference.name!r}: its weight file {' and '.join(problems)}; it would not be "
-            "the network that was named, and random numbers would stand in for what it lacks. Take a folder whose "
-            "config.json and weights belong together, with the names that transformers gives them (converted weights: "
-            "the *-hf repositories)"
+            f"{reference.option}.model {reference.name!r}: its weights do not fit its config.json, {differing}; random "
+            "numbers would stand in for what is missing. Take a folder whose config.json and weights belong together, "
+            "with transformers' own names (converted weights: the *-hf repositories)"
         )
     return network.eval().to(device), identify(reference)
 
 
+def _source(reference: ModelReference) -> dict[str, Any]:
+    """Where transformers may look."""
+    if reference.is_folder:
+        return {"local_files_only": True}
+    return {"revision": reference.revision, "local_files_only": reference.offline}
+
+
 def read_preprocessing(reference: ModelReference) -> dict[str, Any]:
     """The network's preprocessor_config.json; empty where it has none."""
-    options: dict[str, Any] = {"local_files_only": reference.is_folder or reference.offline}
-    if not reference.is_folder:
-        options["revision"] = reference.revision
+    from transformers.image_processing_base import ImageProcessingMixin
+
     try:
-        found, _ = ImageProcessingMixin.get_image_processor_dict(located(reference), **options)
-    except OSError:  # such a file is optional: callers have defaults
+        return ImageProcessingMixin.get_image_processor_dict(reference.located, **_source(reference))[0]
+    except OSError:  # the file is optional: callers have defaults
         return {}
-    return found
 
 
 def load_dinov2(reference: ModelReference) -> tuple[dict[str, torch.Tensor], int]:
-    """Weights by the names that the installed transformers gives them, and how many heads each layer has.
+    """Weights of a DINOv2 by the names of the installed transformers, and the number of heads of each layer.
 
-    Raises:
-        ModelMissing, ModelError: see `load_pretrained`; also when the network is no DINOv2.
+    Raises: ModelMissing, ModelError: see `load_pretrained`; also for another kind of network.
     """
+    from transformers import AutoModel
+
     network, _ = load_pretrained(AutoModel, reference)
-    if not isinstance(network, Dinov2Model):
+    if network.config.model_type != "dinov2":
         found = type(network).__name__
         raise ModelError(f"{reference.option}.encoder {reference.name!r} is a {found}; expected a DINOv2 (Dinov2Model)")
     return dict(network.state_dict()), int(network.config.num_attention_heads)
+
+
+def check_weights(found: Any, where: str) -> dict[str, torch.Tensor]:
+    """The same dict, if it maps names to dense tensors of finite numbers. Raises: ModelError: it does not."""
+    if not isinstance(found, dict):
+        raise ModelError(f"{where}: its weights are a {type(found).__name__}; expected names of tensors")
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+            raise ModelError(f"{where}: the weight {name!r:.80} is no dense tensor; is the file whole?")
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise ModelError(f"{where}: the weight {name!r:.80} holds numbers that are not finite; take another one")
+    return found
+
+
+def build_from_weights(make: Callable[[], _Network], weights: Mapping[str, torch.Tensor], where: str) -> _Network:
+    """The network that `make` builds, with these weights; it takes memory only once all names and shapes fit.
+
+    Raises: ModelError: the weights are not those of the network.
+    """
+    if differing := name_weights(compare_weights(weights_of(make), weights)):
+        raise ModelError(f"{where} does not fit its own config: {differing}")
+    network = make()
+    network.load_state_dict(dict(weights))
+    return network
+
+
+def weights_of(make: Callable[[], nn.Module]) -> dict[str, torch.Tensor]:
+    """Names and shapes of an untrained network's weights, on torch's meta device, without memory."""
+    with torch.device("meta"):
+        return make().state_dict()
+
+
+def compare_weights(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
+    """Names that are missing, unexpected or of another shape (with both shapes), in this order."""
+    shapes = {n: (tuple(found[n].shape), tuple(v.shape)) for n, v in expected.items() if n in found}
+    return {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name} {own}, expected {other}" for name, (own, other) in shapes.items() if own != other
+        ],
+    }
+
+
+def name_weights(differing: Mapping[str, Iterable[str]]) -> str:
+    """The result of `compare_weights` as text; "" where nothing differs."""
+    parts = []
+    for kind, names in differing.items():
+        shown = sorted(names)
+        more = f" and {len(shown) - _NAMES_SHOWN} more" if len(shown) > _NAMES_SHOWN else ""
+        parts += [f"{kind} ({len(shown)}): {', '.join(shown[:_NAMES_SHOWN])}{more}"] if shown else []
+    return "; ".join(parts)

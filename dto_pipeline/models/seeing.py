@@ -1,7 +1,7 @@
-"""What networks see in loaded scenes: disparity, instance masks, ages and genders; joined as the config asks.
+"""Perception: disparity, instance masks, ages and genders of loaded scenes by networks, as the config asks.
 
-Owns the networks. Knows scenes in memory, no files and no batches of the optimiser. What each scene's masks and
-attributes came from goes into `Scene.origin`; an image a network cannot judge gets `Scene.problem`.
+`Scene.origin` records where each scene's masks and attributes came from; an image without a usable depth map gets a
+`Scene.problem`. Depends on no files and no batches of the optimiser.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dto_pipeline.models.body_pixels import (
     render_silhouettes,
     usable_people,
 )
-from dto_pipeline.models.network_input import map_alone, seen_at_once
+from dto_pipeline.models.network_input import images_at_once, run_in_batches
 from dto_pipeline.scene import Scene
 from dto_pipeline.timing import StageClock
 
@@ -43,7 +43,7 @@ class Perception:
         """Load the networks.
 
         Raises:
-            ModelMissing, ModelError: one cannot be had as the config says.
+            ModelMissing, ModelError: one cannot be loaded.
         """
         self.config = config
         self._body = body
@@ -67,10 +67,10 @@ class Perception:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the labels' metadata says of the networks; equal on every machine."""
+        """Entries of the labels' metadata; equal on every machine."""
         facts = {} if self.depth is None else dict(self.depth.facts)
         if self._instances is not None:
-            facts |= self._instances.facts
+            facts |= self._instances.identity.facts("mask")
         if self._attributes:
             facts["attribute_models"] = ", ".join(model.identity.short for model in self._attributes)
         return facts
@@ -128,7 +128,7 @@ class Perception:
         scene.origin["masks"] = self._instances.identity.short if scene.has_mask.any() else "none"
 
     def _draw_missing(self, scene: Scene) -> None:
-        """People without a mask get their outline, minus what anybody else claims."""
+        """Give people without a mask their outline, without the pixels that others claim."""
         assert scene.masks is not None
         assert scene.has_mask is not None
         silhouettes = render_silhouettes(scene, self._body, self.config.evidence.render_max_side)
@@ -144,7 +144,7 @@ class Perception:
                 scene.origin["attributes"] = "unknown"
         if not self._attributes:
             return
-        people = []  # of each scene: labels that can be used, age or gender unknown
+        people = []  # of each scene: usable labels whose age or gender is unknown
         for scene in scenes:
             usable = usable_people(scene)
             people.append(usable[np.isnan(scene.age_years[usable]) | np.isnan(scene.male_prob[usable])])
@@ -161,18 +161,16 @@ class Perception:
                 self._fill(scene, own, Attributes(found.age_years[part], found.male_prob[part]))
 
     def _estimate(self, faces: torch.Tensor, bodies: torch.Tensor) -> Attributes:
-        step = seen_at_once(self._device, self.config.attributes.batch)
+        def estimate(people: list[int]) -> Iterable[tuple[float, float]]:
+            found = join_attributes([model.estimate(faces[people], bodies[people]) for model in self._attributes])
+            return zip(found.age_years, found.male_prob, strict=True)
 
-        def see(start: int) -> Attributes:
-            part = slice(start, start + step)
-            return join_attributes([model.estimate(faces[part], bodies[part]) for model in self._attributes])
-
-        parts = map_alone(self._device, see, range(0, len(faces), step))
-        names = ("age_years", "male_prob")
-        return Attributes(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        batch = images_at_once(self._device, self.config.attributes.batch)
+        found = run_in_batches(self._device, [""] * len(faces), batch, estimate)
+        return Attributes(*(np.array(values) for values in zip(*found, strict=True)))
 
     def _fill(self, scene: Scene, people: np.ndarray, found: Attributes) -> None:
-        """Take over what the labels do not say."""
+        """Fill in what the labels do not have."""
         known = np.isfinite(scene.age_years).any() or np.isfinite(scene.male_prob).any()
         for name in ("age_years", "male_prob"):
             values = getattr(scene, name)

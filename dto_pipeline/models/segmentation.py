@@ -1,7 +1,7 @@
-"""Instance masks of people by a segmentation network of transformers; whose is which: `models.body_pixels`.
+"""Instance masks of people by a segmentation network of transformers; `models.body_pixels` assigns them to people.
 
-Knows images; owns the network. Any network of `AutoModelForUniversalSegmentation` that classifies queries works
-(Mask2Former, MaskFormer, EoMT); its labels must name a person.
+Any network of `AutoModelForUniversalSegmentation` that classifies queries works (Mask2Former, MaskFormer, EoMT); its
+labels must name a person.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from transformers import AutoModelForUniversalSegmentation
 
 from dto_pipeline.config import MaskConfig
 from dto_pipeline.models.body_pixels import Instances
-from dto_pipeline.models.network_input import map_alone, network_size, plan_windows, resize_to_network, seen_at_once
-from dto_pipeline.models.networks import ModelError, mask_reference
+from dto_pipeline.models.network_input import images_at_once, network_size, resize_to_network, run_in_batches
+from dto_pipeline.models.networks import ModelError, reference_of
 from dto_pipeline.models.pretrained import load_pretrained
 
-FAMILIES = ("mask2former", "maskformer", "eomt", "eomt_dinov3")
-_MULTIPLE = 32  # sides of what the network sees are multiples of it [px]
+_MULTIPLE = 32  # sides of the network's input are multiples of it [px]
 
 
 class InstanceNetwork:
@@ -31,20 +30,13 @@ class InstanceNetwork:
         """Load the network.
 
         Raises:
-            ModelMissing, ModelError: it cannot be had, is not pinned, or does not know people.
+            ModelMissing, ModelError: it cannot be loaded, or has no class of people.
         """
         self.device = torch.device(device)
         self.config = config
-        reference = mask_reference(config)
+        reference = reference_of("masks", config)
         self.network, self.identity = load_pretrained(AutoModelForUniversalSegmentation, reference, self.device)
-        check_family(self.network.config.model_type)
         self._person = person_classes(self.network.config.id2label)
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What the labels' metadata says of the network; equal on every machine."""
-        found = self.identity
-        return {"mask_model": found.name, "mask_revision": found.revision, "mask_sha256": found.sha256}
 
     def find(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[Instances]:
         """People in images.
@@ -59,18 +51,16 @@ class InstanceNetwork:
         if str(self.network.config.model_type).startswith("eomt"):  # sees squares, whatever the image's shape
             side = self.network.config.image_size
             seen = [(side, side) if isinstance(side, int) else tuple(side)] * len(images)
-        plan = plan_windows(seen, seen_at_once(self.device, self.config.batch))
 
         @torch.inference_mode()
-        def see(positions: list[int]) -> dict[int, Instances]:
+        def see(positions: list[int]) -> list[Instances]:
             pixels = (torch.from_numpy(images[i])[None].to(self.device, non_blocking=True) for i in positions)
             inputs = torch.cat([resize_to_network(image, seen[positions[0]]) for image in pixels])
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
                 output = self.network(pixel_values=inputs)
-            return {i: self._read(output, row, sizes[i]) for row, i in enumerate(positions)}
+            return [self._read(output, row, sizes[i]) for row, i in enumerate(positions)]
 
-        found = {i: instances for part in map_alone(self.device, see, plan) for i, instances in part.items()}
-        return [found[i] for i in range(len(images))]
+        return run_in_batches(self.device, seen, images_at_once(self.device, self.config.batch), see)
 
     def _read(self, output: Any, row: int, size: tuple[int, int]) -> Instances:
         """The people of one image of the batch, at its map size."""
@@ -86,22 +76,8 @@ class InstanceNetwork:
         return Instances((maps > 0).cpu().numpy(), score[kept].cpu().numpy())
 
 
-def check_family(family: str) -> None:
-    """Refuse networks whose output is not read here, before a run has begun.
-
-    Raises:
-        ModelError: another family than `FAMILIES`.
-    """
-    if family not in FAMILIES:
-        raise ModelError(f"masks.model is of the family {family!r}; expected one of {', '.join(FAMILIES)}")
-
-
 def person_classes(names: dict[int, str]) -> list[int]:
-    """Classes that mean a person.
-
-    Raises:
-        ModelError: there is none.
-    """
+    """Classes that mean a person. Raises: ModelError: there is none."""
     found = [int(index) for index, name in names.items() if name.strip().lower() in ("person", "people", "human")]
     if not found:
         some = ", ".join(list(names.values())[:8])

@@ -200,7 +200,7 @@ def _count_fits(columns: LabelColumns, metric: np.ndarray, config: Mapping[str, 
 
 
 def _told_unit(config: Mapping[str, Mapping[str, Any]]) -> float | None:
-    return DepthConfig(unit=config["depth"].get("unit", "published")).told_unit  # runs before 0.4 had no other
+    return DepthConfig(unit=config["depth"].get("unit", "published")).given_unit  # runs before 0.4 had no other
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""One image and its people seen by another camera: resized to S, rotated, mirrored, zoomed, cut at the bottom (MA-HMR).
+"""Augmentation: an image and its people resized to S, rotated, mirrored, zoomed and cut at the bottom (MA-HMR).
 
 Metres, radians, pixels of the resized image; cameras have their origin at the corner of the first pixel, warps at its
 centre, as published.
@@ -26,7 +26,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 @dataclass(frozen=True)
 class Draw:
-    """How an image is varied; the default leaves it as it is."""
+    """A random variation; the default is none."""
 
     angle: float = 0.0  # about the camera's axis, counter-clockwise on the screen [degree]
     flip: bool = False
@@ -36,7 +36,7 @@ class Draw:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the pixels of a varied image come from, and what is painted over them."""
+    """Geometry of a varied image, and what is painted over it."""
 
     resized: tuple[int, int]  # width and height after the first resize
     flip: bool  # mirrored then
@@ -61,7 +61,7 @@ class Varied:
 
 
 def draw_variation(random: np.random.Generator, config: AugmentConfig) -> Draw:
-    """One draw; as many numbers are taken whatever the config."""
+    """A random variation; the number of random numbers does not depend on the config."""
     angle, scale = random.uniform(-1, 1), random.uniform(config.min_scale, config.max_scale)
     flip, crop = (random.random(2) < (config.flip, config.crop)).tolist()
     stays = float(random.beta(*_CROP_SHAPE))
@@ -87,8 +87,8 @@ def draw_paint(random: np.random.Generator, frame: Frame, boxes: np.ndarray, con
 
 
 def paint(image: torch.Tensor, frame: Frame) -> torch.Tensor:
-    """The varied image on the device where the resized one is: (3, h, w) uint8 -> (3, h', w') uint8, black where the
-    photograph does not reach. Mirror, warp, crop and second resize are one bilinear reading."""
+    """The varied image, on the device of the resized one: (3, h, w) uint8 -> (3, h', w') uint8, black outside the
+    photograph. Mirror, warp, crop and second resize are one bilinear sampling."""
     (width, height), varied = frame.size, image
     if frame.warp is not None or frame.rows != image.shape[1] or frame.size != frame.resized:
         place = _reading(frame)[None].to(image.device, non_blocking=True)
@@ -113,7 +113,7 @@ def paint(image: torch.Tensor, frame: Frame) -> torch.Tensor:
 
 
 def _reading(frame: Frame) -> torch.Tensor:
-    """(2, 3) float32 from places of the varied image to those of the resized one, both in -1 .. 1 from edge to edge."""
+    """(2, 3) float32 from places in the varied image to those in the resized one, both -1 .. 1 from edge to edge."""
     (w, h), (width, height) = frame.resized, frame.size
     steps = np.diag([2 / w, 2 / h, 1.0]) @ [[1, 0, 0.5 - w / 2], [0, 1, 0.5 - h / 2], [0, 0, 1]]
     mirror = np.array([[-1, 0, w - 1], [0, 1, 0], [0, 0, 1.0]]) if frame.flip else np.eye(3)
@@ -194,7 +194,7 @@ def vary(
 
 
 def project_points(points: np.ndarray, intrinsics: np.ndarray, behind: bool = False) -> np.ndarray:
-    """(P, V, 3) [m] by cameras (1 or P, 3, 3) -> (P, V, 2) [px]; NaN behind the camera, unless `behind` is wanted."""
+    """(P, V, 3) [m] by cameras (1 or P, 3, 3) -> (P, V, 2) [px]; NaN behind the camera, unless `behind`."""
     seen = points @ intrinsics.transpose(0, 2, 1)
     z = seen[..., 2:]
     places = seen[..., :2] / np.where(z == 0, 1e-9, z)
@@ -207,7 +207,7 @@ def move_points(points: np.ndarray, frame: Frame) -> np.ndarray:
 
 
 def inside_image(points: np.ndarray, frame: Frame) -> np.ndarray:
-    """(...) bool: the pixel that (..., 2) points lie in, cut to whole numbers, shows some of the photograph."""
+    """(...) bool: the pixels of (..., 2) points, cut to whole numbers, show the photograph."""
     finite = np.isfinite(points).all(-1)
     place = np.where(finite[..., None], points, -1.0).clip(-1e6, 1e6)
     width, height = frame.size
@@ -220,7 +220,7 @@ def inside_image(points: np.ndarray, frame: Frame) -> np.ndarray:
 
 
 def resize(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear without averaging, as the network was trained: (H, W, 3) uint8 -> (h, w, 3) uint8, `size` = w, h."""
+    """Bilinear without antialiasing, as in the published training: (H, W, 3) uint8 -> (h, w, 3), `size` = w, h."""
     if (rgb.shape[1], rgb.shape[0]) == size:
         return rgb
     planes = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)[None]
@@ -229,7 +229,7 @@ def resize(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def camera_problem(intrinsics: np.ndarray, width: int, height: int) -> str:
-    """Why no picture of this size can have this camera (3, 3), "" where it can [px]."""
-    if not implausible_cameras(intrinsics[None], np.array([width]), np.array([height]))[0]:
+    """Why a picture of this size cannot have this camera (3, 3) [px]; "" where it can."""
+    if not implausible_cameras(intrinsics, width, height):
         return ""
     return f"its camera {intrinsics[:2].tolist()} cannot be that of {width} x {height} pixels: {CAMERA_BEYOND}"

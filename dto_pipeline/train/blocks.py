@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 TEMPERATURE = 20.0  # of the sine code
-CONFIDENT = 0.3  # cells and queries from this confidence on show a person
-SMALL = 0.5  # cells of smaller scale are looked at more closely
+CONFIDENT = 0.3  # least confidence of cells and queries that show a person
+SMALL = 0.5  # cells of smaller scale become finer tokens
 QUARTERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # y, x of the four patches of a cell
 BOX_NOISE, CONTENT_NOISE = 0.4, 0.2  # of denoising queries: of half a box's side; of pose [rad] and shape
 ENCODER_EPS, DECODER_EPS = 1e-6, 1e-5  # of the norms
-# what chance gives, rows [all positive, all negative] x G: signs -1, 1 and sizes in [0, 1) of box (2 N G, 4), then body
+# random, rows [all positive, all negative] x G: signs -1, 1 and sizes in [0, 1) of box (2 N G, 4), then of body
 Noise = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -35,7 +35,7 @@ class Mlp(nn.Module):
 
     @property
     def last(self) -> nn.Linear:
-        """The layer whose outputs are the perceptron's."""
+        """The output layer."""
         return self.layers[-1]  # type: ignore[return-value]
 
     def forward(self, values: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class Block(nn.Module):
         self.ls1, self.ls2 = (nn.ParameterDict({"gamma": nn.Parameter(torch.ones(width))}) for _ in range(2))
 
     def forward(self, tokens: Tensor, real: Tensor) -> Tensor:
-        """tokens (B, N, C), real (B, N) bool: only these are looked at."""
+        """tokens (B, N, C), real (B, N) bool: no padding."""
         query, key, value = self.attn["qkv"](self.norm1(tokens)).chunk(3, dim=-1)
         attended = attend(query, key, value, self.heads, real[:, None, None])
         tokens = tokens + self.ls1["gamma"] * self.attn["proj"](attended)
@@ -65,7 +65,7 @@ class Block(nn.Module):
 
 
 class DecoderLayer(nn.ModuleDict):
-    """Queries look at each other, then at the memory around their boxes (Conditional and DAB-DETR), pre-norm."""
+    """Self-attention of queries, then attention to the memory around their boxes (Conditional, DAB-DETR), pre-norm."""
 
     def __init__(self, width: int, heads: int, hidden: int, first: bool) -> None:
         own = ("qcontent", "qpos", "kcontent", "kpos", "v", "out")
@@ -81,7 +81,7 @@ class DecoderLayer(nn.ModuleDict):
         memory_place: Tensor, real: Tensor, may_see: Tensor | None,
     ) -> Tensor:  # fmt: skip
         """t, p and g (B, Q, D) of the queries, memory and its places (B, N, D), `real` (B, N) bool: no padding,
-        `may_see` (Q, Q) bool, rows = who looks, None = everybody sees everybody -> t (B, Q, D)."""
+        `may_see` (Q, Q) bool, rows attend to columns, None = all to all -> t (B, Q, D)."""
         # u = norm1(t), q = Wqc u + Wqp p, k = Wkc u + Wkp p, v = Wv u
         seen = self["norm1"](content)
         query = self["sa_qcontent_proj"](seen) + self["sa_qpos_proj"](place)
@@ -132,14 +132,14 @@ def corners(centred: Tensor) -> Tensor:
 
 
 def number_within(image: Tensor, count: int) -> Tensor:
-    """(T,) of rows that lie image after image, `image` (T,) ascending of `count`: which row of its image each is."""
+    """(T,) number of each row within its image, `image` (T,) ascending of `count` images."""
     starts = torch.searchsorted(image, torch.arange(count, device=image.device))
     return torch.arange(len(image), device=image.device) - starts[image]
 
 
 def pad_rows(values: Tensor, image: Tensor, count: int, longest: int | None = None) -> tuple[Tensor, Tensor]:
-    """Rows (T, ...) of B images one after the other, `image` (T,) ascending -> (B, N, ...), 0 where nothing is, and
-    (B, N) bool where there is something; N = `longest`, None = asked for, which a GPU waits for."""
+    """Rows (T, ...) of B images one after the other, `image` (T,) ascending -> (B, N, ...) padded with 0, and (B, N)
+    bool where there is no padding; N = `longest`, None = computed, which a GPU waits for."""
     place = image, number_within(image, count)
     if longest is None:
         longest = int(place[1].max()) + 1 if len(image) else 0
@@ -149,12 +149,12 @@ def pad_rows(values: Tensor, image: Tensor, count: int, longest: int | None = No
 
 
 def image_numbers(lengths: Sequence[int], device: torch.device | None = None) -> Tensor:
-    """(T,) which image each row belongs to."""
+    """(T,) image of each row."""
     return torch.cat([torch.full((length,), number, device=device) for number, length in enumerate(lengths)])
 
 
 @lru_cache(maxsize=256)
-@torch.inference_mode(False)  # or nothing that learns could use it
+@torch.inference_mode(False)  # the cached tensors are also used in training
 def z_order(rows: int, columns: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Rows and columns (n,) of a grid's cells in Z-order: bits of x at even places of the key, of y at odd ones."""
     sides = (torch.arange(side, device=device) for side in (rows, columns))
@@ -165,11 +165,11 @@ def z_order(rows: int, columns: int, device: torch.device | None = None) -> tupl
 
 
 def choose_tokens(scale_map: Tensor, by_image: bool, limits: tuple[float, float]) -> Tensor:
-    """(3, T) bool by level: which cells become four finer tokens (small), stay, or become one with their group
+    """(3, T) bool by level: cells that become four finer tokens (small), stay, or are merged with their group
     (background), by their confidence and scale (T, 2) and the limits of these, see `CONFIDENT` and `SMALL`.
 
-    `by_image`: an image never depends on its neighbours. False: as published, where no image of the batch has any
-    background, small cells stay beside the finer ones that replace them: levels 0 and 1 may both take a cell.
+    `by_image`: an image does not depend on others. False: as published, where small cells also stay on level 1 if no
+    image of the batch has any background.
     """
     confident = scale_map[:, 0] > limits[0]
     small = confident & (scale_map[:, 1] < limits[1])
@@ -181,8 +181,8 @@ def choose_tokens(scale_map: Tensor, by_image: bool, limits: tuple[float, float]
 
 
 def list_by_level(chosen: Tensor, lengths: list[int]) -> tuple[list[Tensor], int, int]:
-    """Cells of each level, of background the first of each group; then how many small tokens, and tokens of all levels,
-    an image has at most. `lengths`: cells of each image. A GPU waits twice."""
+    """Cells of each level, of background the first of each group; then the most small tokens, and tokens of all levels,
+    of an image. `lengths`: cells of each image. A GPU waits twice."""
     first = torch.arange(chosen.shape[1], device=chosen.device) % 4 == 0
     masks = chosen & torch.stack([torch.ones_like(first), torch.ones_like(first), first])
     counts = np.array(torch.stack([part.sum(1) for part in masks.split(lengths, dim=1)]).tolist())  # (B, 3)
@@ -193,9 +193,9 @@ def list_by_level(chosen: Tensor, lengths: list[int]) -> tuple[list[Tensor], int
 
 @dataclass(frozen=True)
 class Known:
-    """The N people of B images from whom denoising queries start: made wrong on purpose, to be put right (stage 1). G
-    groups of 2 P slots stand before the queries, P the most people of an image: P near their people ("positive"), P
-    farther away ("negative"); person k of an image stands at 2 P g + k and 2 P g + P + k."""
+    """The N people of B images that denoising queries start from, with noise to be removed (stage 1). G groups of 2 P
+    slots come before the queries, P the most people of an image: P near their people ("positive"), P farther away
+    ("negative"); person k of an image has slots 2 P g + k and 2 P g + P + k."""
 
     image: Tensor  # (N,) int64 ascending
     images: int  # B
@@ -209,13 +209,13 @@ class Known:
         return int(number_within(self.image, self.images).max()) + 1 if len(self.image) else 0
 
     def slots(self, negative: bool) -> Tensor:
-        """(G, N) where each person stands in each group."""
+        """(G, N) slot of each person in each group."""
         group = torch.arange(self.groups, device=self.image.device)[:, None]
         return 2 * self.most * group + self.most * negative + number_within(self.image, self.images)
 
 
 def noisy_queries(known: Known, encode: nn.Module, noise: Noise | None) -> tuple[Tensor, Tensor]:
-    """Content (B, 2 P G, D) and box logits (B, 2 P G, 4) of the slots; 0 where nobody stands. `noise`: None = drawn."""
+    """Content (B, 2 P G, D) and box logits (B, 2 P G, 4) of the slots, 0 where empty. `noise`: None = random."""
     people, times = len(known.image), 2 * known.groups
     drawn = list(noise or ())
     for width in (4, known.body.shape[-1]) if noise is None else ():  # from torch's global generator, in this order
@@ -234,7 +234,7 @@ def noisy_queries(known: Known, encode: nn.Module, noise: Noise | None) -> tuple
 
 
 def allowed_pairs(known: Known, queries: int) -> Tensor:
-    """(n, n) bool, rows look at columns, n = 2 P G + Q: slots at their group and all queries, queries at queries."""
+    """(n, n) bool, rows attend to columns, n = 2 P G + Q: slots to their group and all queries, queries to queries."""
     slots = 2 * known.most * known.groups
     group = torch.arange(slots + queries, device=known.image.device) // max(1, 2 * known.most)
     group[slots:].fill_(-1)

@@ -1,7 +1,7 @@
-"""Checkpoints: one file that holds everything needed to go on training or to predict, and weights that others made.
+"""Checkpoints: one file with everything needed to go on training or to predict, and released weights.
 
 A released MA-HMR or SAT-HMR file is one flat dictionary name -> tensor (``.bin`` or ``.pth``), perhaps with ``module.``
-before every name. Names and shapes are compared before a network is built. Knows no training.
+before every name. Names and shapes are compared before a network is built.
 """
 
 from __future__ import annotations
@@ -16,22 +16,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from dto_pipeline import __version__
 from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.files import is_temporary
 from dto_pipeline.data.torch_files import read_torch_file, write_torch_file
 from dto_pipeline.errors import DtoError
+from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
+from dto_pipeline.models.network_input import stretch_positions
 from dto_pipeline.models.networks import ModelError, ModelReference
-from dto_pipeline.models.stored_networks import make_fitting, plain_weights
+from dto_pipeline.models.pretrained import (
+    build_from_weights,
+    check_weights,
+    compare_weights,
+    load_dinov2,
+    name_weights,
+    weights_of,
+)
 from dto_pipeline.train.config import PATCH, TrainConfig, train_config_from_dict
 from dto_pipeline.train.model import MeshNetwork
 
 FORMAT, FOLDER = "dto-checkpoint/2", "checkpoints"
-# entries of a released file that are no weights: licensed arrays of the body, and constants
+# entries of a released file that are not weights: licensed arrays of the body, and constants
 IGNORED = re.compile(r"(human_model\..*|z_order_map|x_coords|y_coords|cam_intrinsics)$")
-_KEPT = 2  # newest checkpoints of a training: the one in use and the one before, should a disk fail
+_KEPT = 2  # newest checkpoints of a training that are kept: a spare one, should a disk fail
 _KINDS: dict[str, type] = dict.fromkeys(("config", "init", "weights", "optimizer", "position", "versions"), dict)
 _KINDS["body_sha256"] = str
 _HEAD_WIDTH = 64  # features of an encoder's head, in every DINOv2
@@ -41,7 +49,6 @@ _DINOV2 = (  # names of a block in transformers (v4 or v5), and the published on
     (r"layer_scale(\d)\.lambda1", r"ls\1.gamma"),
 )
 _BLOCK = ("norm1", "norm2", "attn.proj", "mlp.fc1", "mlp.fc2")
-_MOST_NAMED = 8  # missing or unexpected names told one by one
 VERSIONS = {name: version(name) for name in ("torch", "transformers", "numpy")} | {"dto_pipeline": __version__}
 _LOG = logging.getLogger(__name__)
 
@@ -56,7 +63,7 @@ class CheckpointError(DtoError, ValueError):
 
 @dataclass(frozen=True)
 class Position:
-    """How far a training is."""
+    """Progress of a training."""
 
     step: int = 0  # optimiser steps done
     epoch: int = 0  # of the data
@@ -65,36 +72,43 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds; of a released file weights, and a config of the sizes that their shapes tell."""
+    """Content of a checkpoint file; of a released file its weights, and a config with the sizes of their shapes."""
 
-    config: TrainConfig  # the network's sizes too
-    init: dict[str, Any]  # what the training began with, see `begin_network`
+    config: TrainConfig  # with the network's sizes
+    init: dict[str, Any]  # record of the first weights, see `begin_network`
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     position: Position
     versions: dict[str, str]
-    body_sha256: str  # of the body model trained with; "" = a released file, which names none
+    body_sha256: str  # of the training's body model; "" = a released file, which names none
     path: Path | None = None  # where it was read from
+
+    def load_body(self, path: str) -> BodyModel:
+        """The body model in a file, which must be that of the training. Raises: BodyModelError: it is another one."""
+        body = load_body(path, self.config.body.kid_axis)
+        if self.body_sha256 not in ("", body.sha256):
+            found = f"sha256 {body.sha256[:16]}, the network was trained with {self.body_sha256[:16]}"
+            raise BodyModelError(f"the body model {path} has {found}; name the right one (body.model_path, --body)")
+        return body
 
 
 def make_network(config: TrainConfig) -> MeshNetwork:
-    """Of the sizes that a config names, untrained."""
+    """An untrained network of the sizes in a config."""
     return MeshNetwork(config.encoder, config.model, config.data.input_size)
 
 
 def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
-    """A network before training, and what it began with: `loop.init`, or else the DINOv2 `encoder.model`; chance draws
-    what nothing gives. Raises: ModelError, CheckpointError, TorchFileError: it cannot be had."""
+    """A network before training, and the record of its first weights: those of `loop.init`, or else of the DINOv2
+    `encoder.model`; others are random. Raises: ModelError, CheckpointError, TorchFileError: they cannot be used."""
     network, options = make_network(config), config.encoder
     if config.loop.init:
         weights = read_checkpoint(config.loop.init).weights
-        told = begin_from(network, weights, config.loop.init)
-        _warn(config.loop.init, told)
-        return network, {"weights": config.loop.init, "sha256": hash_weights(weights), **told}
+        differing = begin_from(network, weights, config.loop.init)
+        if text := name_weights(differing):
+            _LOG.warning("%s: %s", config.loop.init, text)
+        return network, {"weights": config.loop.init, "sha256": hash_weights(weights), **differing}
     if not options.model:
         return network, {}
-    from dto_pipeline.models.pretrained import load_dinov2  # transformers costs seconds
-
     state, heads = load_dinov2(ModelReference(options.model, options.revision, options.offline, option="encoder"))
     if heads != options.heads:
         raise CheckpointError(f"{options.model} has {heads} heads, encoder.heads is {options.heads}; set it to {heads}")
@@ -104,69 +118,60 @@ def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
 
 
 def begin_from(network: MeshNetwork, weights: Mapping[str, torch.Tensor], path: str) -> dict[str, list[str]]:
-    """Put a file's weights into a network, as the published stages do, and tell what only one side has. A kid axis that
-    the file lacks becomes zeros. Raises: CheckpointError: a weight of both has another shape, or they share none."""
+    """Put a file's weights into a network, as the published stages do, and return the names that only one side has. A
+    kid axis that the file lacks becomes zeros. Raises: CheckpointError: other shapes, or no name in common."""
     own, grown = network.state_dict(), dict(weights)
     for name, value in weights.items():
         if name.startswith(("mean_shape", "shape_head.")) and (len(value), len(own.get(name, ()))) == (10, 11):
             grown[name] = torch.cat([value, value.new_zeros(1, *value.shape[1:])])
-    other = [name for name in own if name in grown and own[name].shape != grown[name].shape]
-    if other:
-        found, wanted = (tuple(of[other[0]].shape) for of in (grown, own))
-        said = f"{other[0]} has shape {found}, expected {wanted} ({len(other)} such)"
-        raise CheckpointError(f"{path}: {said}; another size?")
-    told = {"missing": [n for n in own if n not in grown], "unexpected": [n for n in grown if n not in own]}
-    if len(told["missing"]) == len(own):
+    differing = compare_weights(own, grown)
+    if other := name_weights({kind: differing.pop(kind) for kind in ["of another shape"]}):
+        raise CheckpointError(f"{path}: weights {other}; is it a network of another size?")
+    if len(differing["missing"]) == len(own):
         raise CheckpointError(f"{path} shares no name with the network; expected the weights of an MA-HMR or SAT-HMR")
     network.load_state_dict(grown, strict=False)
-    return told
-
-
-def _warn(path: str, told: Mapping[str, list[str]]) -> None:
-    for word, names in told.items():
-        more = " ..." if len(names) > _MOST_NAMED else ""
-        if names:
-            _LOG.warning("%s: %d %s: %s%s", path, len(names), word, ", ".join(names[:_MOST_NAMED]), more)
+    return differing
 
 
 def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> MeshNetwork:
     """The trained network, ready to predict; needs no other file. Raises: CheckpointError: other weights."""
     weights, where = checkpoint.weights, str(checkpoint.path or "the checkpoint")
     if not checkpoint.body_sha256:  # a released file may hold more than the network
-        with torch.device("meta"):
-            own = make_network(checkpoint.config).state_dict()
-        _warn(where, {"unexpected": [name for name in weights if name not in own]})
-        weights = {name: value for name, value in weights.items() if name in own}
+        more = compare_weights(weights_of(lambda: make_network(checkpoint.config)), weights)["unexpected"]
+        if more:
+            _LOG.warning("%s: %s", where, name_weights({"unexpected": more}))
+        weights = {name: value for name, value in weights.items() if name not in more}
     try:
-        network = make_fitting(lambda: make_network(checkpoint.config), plain_weights(weights, where), where)
+        network = build_from_weights(lambda: make_network(checkpoint.config), check_weights(weights, where), where)
     except ModelError as error:
         raise CheckpointError(str(error)) from error
     return network.eval().to(device)
 
 
 def sizes_to_begin_with(folder: Path, init: str) -> dict[str, dict[str, Any]]:
-    """Sizes of a network as options of a config: those the training in a folder has, or those of the weights that it
-    begins from (`loop.init`; "" = none)."""
+    """Sizes of a network as options of a config: those of the training in a folder, or else of the weights that it
+    begins with (`loop.init`; "" = none)."""
     if not init:
         return {}
     tree = read_checkpoint(folder if list_checkpoints(folder) else init).config.to_dict()
     keys = {"encoder": ("width", "layers", "heads", "hidden", "additional"), "data": ("input_size",)}
-    keys["model"] = ("queries", "width", "heads", "layers", "hidden")  # the stages decide about the others
+    keys["model"] = ("queries", "width", "heads", "layers", "hidden")  # the others depend on the stage
     return {name: {key: tree[name][key] for key in own} for name, own in keys.items()}
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write ``checkpoints/step-N.pt`` below a training's folder and drop all but the newest. Raises: CheckpointError:
-    the disk is full or cannot be written; the checkpoints that are there stay."""
+    the disk is full or cannot be written; earlier checkpoints stay."""
     path = checkpoint_file(folder, checkpoint.position.step)
-    told = {"format": FORMAT, "config": checkpoint.config.to_dict(), "position": vars(checkpoint.position)}
+    plain = {"format": FORMAT, "config": checkpoint.config.to_dict(), "position": vars(checkpoint.position)}
     try:
-        write_torch_file(path, {name: getattr(checkpoint, name) for name in _KINDS} | told)
+        write_torch_file(path, {name: getattr(checkpoint, name) for name in _KINDS} | plain)
     except OSError as error:
-        there = list_checkpoints(folder)
-        after = f"go on from {there[-1].name}, which is whole" if there else "begin anew: there is no earlier one"
-        said = f"{path} could not be written: {error.strerror}; make room, or make it writable, and start again to"
-        raise CheckpointError(f"{said} {after}") from error
+        earlier = list_checkpoints(folder)
+        after = f"go on from {earlier[-1].name}, which is whole" if earlier else "begin again: there is no earlier one"
+        raise CheckpointError(
+            f"{path} could not be written: {error.strerror}; make room, or make it writable, and start again to {after}"
+        ) from error
     left = [one for one in path.parent.glob(".step-*") if is_temporary(one.name)]  # by killed writers
     for old in [*list_checkpoints(folder)[:-_KEPT], *left]:
         old.unlink()
@@ -174,7 +179,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def checkpoint_file(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Path of the checkpoint of a step."""
     return folder / FOLDER / f"step-{step:08d}.pt"
 
 
@@ -184,8 +189,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def read_checkpoint(path: str | Path, heads: int | None = None) -> Checkpoint:
-    """Read a checkpoint, the newest of a training's folder that can be read, or a released file (`heads`: of its
-    encoder, see `read_sizes`); tensors on the CPU. Raises: CheckpointError, TorchFileError: it is none, or damaged."""
+    """A checkpoint, the newest readable one of a training's folder, or a released file (`heads`: of its encoder, see
+    `read_sizes`); tensors on the CPU. Raises: CheckpointError, TorchFileError: it is none of these, or damaged."""
     path, damaged = Path(path), list[str]()
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a checkpoint, a training's folder or a released file")
@@ -203,7 +208,7 @@ def read_checkpoint(path: str | Path, heads: int | None = None) -> Checkpoint:
             _LOG.warning("%s; taking %s instead", reason, one)
         return checkpoint
     if damaged:
-        raise CheckpointError(f"no checkpoint can be read: {'; '.join(damaged)}; remove them to train anew")
+        raise CheckpointError(f"no checkpoint can be read: {'; '.join(damaged)}; remove them to train from the start")
     raise CheckpointError(f"{path} holds no {FOLDER}/step-*.pt; give a training's folder or a checkpoint file")
 
 
@@ -212,30 +217,30 @@ def _checkpoint_of(content: Any, path: Path) -> Checkpoint:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(f"{path} is {found!r:.80}, not {FORMAT}; was it written by another program or version?")
     odd = [name for name, kind in _KINDS.items() if not isinstance(content.get(name), kind)]
-    steps, told = [field.name for field in fields(Position)], content.get("position", {})
-    if not odd and (sorted(told) != sorted(steps) or any(type(told[key]) is not int or told[key] < 0 for key in steps)):
+    at, names = content.get("position", {}), sorted(field.name for field in fields(Position))
+    if not odd and (sorted(at) != names or any(type(number) is not int or number < 0 for number in at.values())):
         odd = ["position"]
     if odd:
-        raise CheckpointError(f"{path} lacks {', '.join(odd)}, or it is of no type a training writes; is it whole?")
+        raise CheckpointError(f"{path}: {', '.join(odd)} is missing or not of the type that a training writes")
     try:
         config = train_config_from_dict(content["config"])
     except (ConfigError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its config cannot be used: {error}") from error
-    own = {"config": config, "position": Position(**told), "path": path}
+    own = {"config": config, "position": Position(**at), "path": path}
     return Checkpoint(**{name: content[name] for name in _KINDS} | own)
 
 
 def read_released(content: object, path: Path, heads: int | None = None) -> Checkpoint:
-    """The weights of a file of torch, by their published names, without what is no weight. Raises: CheckpointError: not
-    a flat dictionary of finite tensors, or not of such a network."""
+    """The weights of a released file by their published names. Raises: CheckpointError: it is not a flat dictionary of
+    finite tensors, or not of such a network."""
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
-        raise CheckpointError(f"{path} is no checkpoint and no dictionary of named tensors (pytorch_model.bin)")
+        raise CheckpointError(f"{path} is neither a checkpoint nor a dictionary of named tensors (pytorch_model.bin)")
     plain = {name.removeprefix("module."): value for name, value in content.items()}
     try:
-        weights = plain_weights({name: value for name, value in plain.items() if not IGNORED.match(name)}, str(path))
+        weights = check_weights({name: value for name, value in plain.items() if not IGNORED.match(name)}, str(path))
         for name, value in weights.items():
             if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                raise CheckpointError(f"{path}: {name} says it is larger than what is stored")
+                raise CheckpointError(f"{path}: {name} claims to be larger than what is stored")
         config = train_config_from_dict(read_sizes(weights, path, heads))
     except (ModelError, ConfigError) as error:
         raise CheckpointError(f"{path} is no released network: {error}; was it written by another program?") from error
@@ -243,8 +248,8 @@ def read_released(content: object, path: Path, heads: int | None = None) -> Chec
 
 
 def read_sizes(weights: Mapping[str, torch.Tensor], path: str | Path, heads: int | None) -> dict[str, dict[str, Any]]:
-    """The sizes that the shapes of a file's weights tell, as sections of a config; `heads`: of the encoder, which they
-    do not tell, None = one per 64 features. Raises: CheckpointError: something is missing."""
+    """The sizes in the shapes of a file's weights, as sections of a config; `heads`: of the encoder, which is in no
+    shape, None = one per 64 features. Raises: CheckpointError: a weight is missing."""
 
     def size(name: str, axis: int = 0) -> int:
         if name not in weights or weights[name].dim() <= axis:
@@ -278,7 +283,7 @@ def read_sizes(weights: Mapping[str, torch.Tensor], path: str | Path, heads: int
 
 
 def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:
-    """sha256 (hex) over names and values, the same wherever and however they were stored."""
+    """sha256 (hex) over names and values, independent of how they were stored."""
     digest = hashlib.sha256()
     for name, value in sorted(weights.items()):
         digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
@@ -287,14 +292,15 @@ def hash_weights(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 def dinov2_weights(state: Mapping[str, torch.Tensor], config: TrainConfig) -> dict[str, torch.Tensor]:
-    """What a DINOv2 of transformers (names of v4 or v5) begins an encoder with: both patch projections are its own,
-    additional blocks copies of its first ones, the inner norm one of its last. Raises: CheckpointError: other names."""
+    """First weights of an encoder from a DINOv2 of transformers (names of v4 or v5): its patch projection twice, its
+    first blocks also as additional blocks, its last norm also as inner norm. Raises: CheckpointError: other names."""
     for theirs, ours in _DINOV2:
         state = {re.sub(theirs, ours, name): value for name, value in state.items()}
     try:
         position = state["embeddings.position_embeddings"][0].float()
         found = {"encoder_cr_token": state["embeddings.cls_token"][0].float() + position[:1]}
-        found["encoder_pos_embeds"] = enlarge_positions(position[1:], config.data.input_size // PATCH)
+        side = config.data.input_size // PATCH
+        found["encoder_pos_embeds"] = stretch_positions(position[1:], side, side)
         for kind in ("weight", "bias"):
             patches = state[f"embeddings.patch_embeddings.projection.{kind}"]
             found |= {f"encoder_patch_proj.{number}.{kind}": patches for number in range(2)}
@@ -308,14 +314,7 @@ def dinov2_weights(state: Mapping[str, torch.Tensor], config: TrainConfig) -> di
             stacks = ["blocks", *(["additional_blocks"] if layer < config.encoder.additional else [])]
             found |= {f"encoder.{stack}.{layer}.{name}": v for stack in stacks for name, v in block.items()}
     except KeyError as error:
-        said = f"the encoder lacks {error}; expected a DINOv2 of {config.encoder.layers} layers"
-        raise CheckpointError(said) from error
+        raise CheckpointError(
+            f"the encoder lacks {error}; expected a DINOv2 of {config.encoder.layers} layers"
+        ) from error
     return found
-
-
-def enlarge_positions(position: torch.Tensor, side: int) -> torch.Tensor:
-    """(n * n, C) -> (side, side, C): bicubic by the factor (side + 0.1) / n, not by sizes, as published."""
-    own = round(len(position) ** 0.5)
-    grid = position.unflatten(0, (own, own)).permute(2, 0, 1)[None]
-    factor = (side + 0.1) / own
-    return functional.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")[0].permute(1, 2, 0)

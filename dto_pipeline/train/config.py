@@ -1,18 +1,16 @@
-"""Every option of training, once: frozen dataclasses, one per section, with unit and origin. YAML and overrides as in
+"""Every option of training: frozen dataclasses, one per section, with unit and origin. YAML and overrides as in
 `dto_pipeline.config`; a preset is a tree of options below the user's own. "MA-HMR": arXiv 2511.13282."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from dto_pipeline.config import BodyConfig
-from dto_pipeline.config_tree import build_sections, expect, read_tree
+from dto_pipeline.config_tree import Sections, build_sections, expect, read_tree
 from dto_pipeline.data.label_files import Limits
 
 PATCH, CELL, GROUP = 14, 28, 56  # sides of tokens of level 0, 1 and 2 [px]
@@ -26,14 +24,14 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     **{"loss.preset": tuple(PRESETS), "model.betas": (10, 11), "loop.precision": ("float32", "bfloat16")},
     "data.select": ("accepted", "optimized", "all"),
 }
-# section.key -> least and most, where not 0 and any; those of sizes keep a described network from filling the memory
+# section.key -> least and most, where not 0 and any; those of sizes keep a file's network from filling the memory
 _RANGES: dict[str, tuple[float, float]] = {
     **{"encoder.width": (1, 4096), "encoder.layers": (1, 64), "encoder.heads": (1, 256), "encoder.hidden": (0, 16384)},
     **{"model.width": (1, 4096), "model.layers": (1, 24), "model.heads": (1, 256), "model.hidden": (1, 16384)},
     **{"encoder.additional": (0, 16), "model.denoising": (0, 100), "model.queries": (1, 2000)},
-    **{"data.input_size": (GROUP, 5600), "data.holdout": (0, 0.999), "data.patience": (1e-3, math.inf)},
-    **{f"loop.{key}": (1, math.inf) for key in ("steps", "log_every", "checkpoint_every", "torch_threads")},
-    **{f"data.{key}": (1, math.inf) for key in ("max_people", "min_joints", "batch_images", "shuffle_images")},
+    **{"data.input_size": (GROUP, 5600), "data.holdout": (0, 0.999), "data.patience": (1e-3, inf)},
+    **{f"loop.{key}": (1, inf) for key in ("steps", "log_every", "checkpoint_every", "torch_threads")},
+    **{f"data.{key}": (1, inf) for key in ("max_people", "min_joints", "batch_images", "shuffle_images")},
     **{f"augment.{key}": (0, 1) for key in ("flip", "crop", "occlude", "colour")},
     **{"augment.max_angle": (0, 180), "augment.min_scale": (1e-3, 1e3), "augment.max_scale": (1e-3, 1e3)},
 }
@@ -43,7 +41,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 class EncoderConfig:
     """DINOv2: published weights to start from, and the shape of the encoder."""
 
-    model: str = ""  # hub name or folder of a DINOv2 of transformers whose weights begin; "" = untrained
+    model: str = ""  # hub name or folder of a DINOv2 of transformers to start from; "" = untrained
     revision: str = ""  # commit a hub name is pinned to
     offline: bool = False  # never ask the hub, only its cache on this machine
     width: int = 768  # of tokens (ViT-B)
@@ -63,7 +61,7 @@ class ModelConfig:
     layers: int = 6
     hidden: int = 2048  # of the decoder's feed-forward layers
     betas: int = 11  # shape coefficients that are predicted: 10, or 11 with the kid axis
-    camera: bool = True  # a branch says the field of view (stages 2 and 3); False = 60 degrees over S (stage 1)
+    camera: bool = True  # a branch predicts the field of view (stages 2 and 3); False = 60 degrees over S (stage 1)
     denoising: int = 0  # groups of denoising queries in training (stage 1: 10)
     as_published: bool = False  # the image's middle is the principal point, tokens depend on images of the batch
 
@@ -123,10 +121,10 @@ class DataConfig:
     weights: tuple[float, ...] = ()  # times an epoch each image of these labels is seen; none = once
     images: tuple[str, ...] = ()  # folder or URI of the photographs; "" = those the run's manifest names
     trust: tuple[str, ...] = ()  # "3d", or "2d": only places in the picture and cameras are labels; none = 3d
-    complete: tuple[bool, ...] = ()  # everybody in these images is labelled; false: others may be found; none = true
+    complete: tuple[bool, ...] = ()  # all people in these images are labelled; none = true
     select: str = "accepted"  # images: accepted, optimized or all; never those without people
-    max_error: float = 0.0  # images of at most this expected error of z [m], where labels tell it; 0 = all
-    max_z_sigma: float = 0.0  # bodies of at most this sigma of z [m]; of others only the box is learnt; 0 = all
+    max_error: float = 0.0  # images of at most this expected error of z [m], where labels have it; 0 = all
+    max_z_sigma: float = 0.0  # bodies of at most this sigma of z [m]; of others only the box is used; 0 = all
     holdout: float = 0.0  # share of the images kept for evaluation, chosen by a hash of their keys (ours)
     input_size: int = 1288  # S, the longer side of an input [px], a multiple of 56
     max_people: int = 50  # of one image, the nearest are kept; as many as the network has queries
@@ -143,18 +141,17 @@ class DataConfig:
         for name in ("weights", "images", "trust", "complete"):
             found, wanted = len(getattr(self, name)), len(self.labels)
             expect(found in (0, wanted), f"data.{name} has {found} entries; expected {wanted}, one per data.labels")
-        expect(all(math.isfinite(w) and w >= 0 for w in self.weights), "data.weights must be 0 or more")
         expect(set(self.trust) <= {"3d", "2d"}, f"data.trust is {self.trust}; expected 3d or 2d, one per data.labels")
 
     @property
     def limits(self) -> Limits:
-        """How certain images and bodies must be."""
+        """Limits on the uncertainty of images and bodies."""
         return Limits(self.max_error or None, self.max_z_sigma or None)
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How an image and its labels are varied; drawn anew for every image and epoch (numbers of MA-HMR)."""
+    """Random variation of an image and its labels, for every image and epoch (numbers of MA-HMR)."""
 
     max_angle: float = 15.0  # about the camera's axis, uniform on both sides [degree]
     min_scale: float = 0.8  # of the focal length
@@ -167,12 +164,12 @@ class AugmentConfig:
 
 
 def without_augmentation(config: AugmentConfig) -> AugmentConfig:
-    """The whole picture as it is: what evaluation sees."""
+    """The config without variation, for evaluation."""
     return replace(config, max_angle=0.0, min_scale=1.0, max_scale=1.0, flip=0.0, crop=0.0, occlude=0.0, colour=0.0)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Sections):
     """All sections of training."""
 
     encoder: EncoderConfig = EncoderConfig()
@@ -184,15 +181,7 @@ class TrainConfig:
     body: BodyConfig = field(default_factory=BodyConfig)
 
     def __post_init__(self) -> None:
-        for section in fields(self):
-            for key, value in vars(getattr(self, section.name)).items():
-                name = f"{section.name}.{key}"
-                if name in _CHOICES:
-                    expect(value in _CHOICES[name], f"{name} is {value!r}; choose from {_CHOICES[name]}")
-                least, most = _RANGES.get(name, (0, math.inf))
-                if isinstance(value, int | float):
-                    finite = least <= value <= most and math.isfinite(value)
-                    expect(finite, f"{name} is {value}; expected {least:g} to {most:g}")
+        self.check(_CHOICES, _RANGES)
         encoder, model, side = self.encoder, self.model, self.data.input_size
         expect(self.augment.min_scale <= self.augment.max_scale, "augment.min_scale is over augment.max_scale")
         expect(side % GROUP == 0, f"data.input_size is {side}; expected a multiple of {GROUP}")
@@ -200,10 +189,6 @@ class TrainConfig:
         expect(fits, f"encoder.width {encoder.width} and model.width {model.width} are no multiples of their heads")
         learns = bool(encoder.model or self.loop.init) or self.loop.encoder_rate > 0
         expect(learns, "loop.encoder_rate is 0 and the encoder is untrained; name one (encoder.model) or let it learn")
-
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain nested dict, JSON-ready (tuples become lists)."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
 def load_train_config(

@@ -1,4 +1,4 @@
-"""Label files and photographs as batches of training: read, seen by a drawn variation, joined, in a reproducible order.
+"""Label files and photographs as batches of training: read, varied at random and joined, in a reproducible order.
 
 A reading process holds the index (4 bytes an image), the order of the epoch (8), and the labels of one shuffling window
 (about 3 kB an image of 5 people). Metres, pixels, radians.
@@ -28,13 +28,13 @@ from dto_pipeline.train.augment import Draw, Frame, draw_paint, draw_variation, 
 from dto_pipeline.train.checkpoint import Position, TrainError
 from dto_pipeline.train.config import GROUP, AugmentConfig, DataConfig, TrainConfig, without_augmentation
 
-_PROCESS_LOST, _TOO_LONG = "DataLoader worker", "timed out"  # stand in what PyTorch says of reading processes
+_PROCESS_LOST, _TOO_LONG = "DataLoader worker", "timed out"  # in PyTorch's messages about reading processes
 _LOG = logging.getLogger(__name__)
 _PREFETCH = 2  # batches that each of them reads ahead
-_BLIND = 256  # images in a row from the start that could not be used, after which no more are tried
-_TRIES = 10  # variations of an image that are drawn until somebody is seen of everybody
-_ORDER, _DRAWS = 0, 1  # streams of chance: never the same numbers for both
-Turn = tuple[int, int, int]  # epoch, position in its order (decides the augmentation), image of the index
+_BLIND = 256  # unusable images from the start of an epoch after which no more are tried
+_TRIES = 10  # variations of an image that are drawn until every person is visible
+_ORDER, _DRAWS = 0, 1  # random streams
+Turn = tuple[int, int, int]  # epoch, position in its order (seeds the augmentation), image of the index
 
 
 class Sample(NamedTuple):
@@ -42,7 +42,7 @@ class Sample(NamedTuple):
 
     image_id: str
     image: np.ndarray  # (h, w, 3) uint8 RGB, resized
-    seen: labelled.Seen  # its people, and what is left to be done to it
+    seen: labelled.Seen  # its people and its variation
 
 
 Item = Sample | str  # "key: reason" of an image that could not be used
@@ -50,12 +50,12 @@ Item = Sample | str  # "key: reason" of an image that could not be used
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """What one training step sees: B images, each of its own size, and their people."""
+    """Input of one training step: B images, each of its own size, and their people."""
 
-    images: tuple[torch.Tensor, ...]  # B of (3, h, w) uint8 RGB, longer side S; varied when `to` puts them on a device
-    frames: tuple[Frame, ...]  # what is left to be done to them; () = nothing
+    images: tuple[torch.Tensor, ...]  # B of (3, h, w) uint8 RGB, longer side S; `to` varies them on the device
+    frames: tuple[Frame, ...]  # their variations; () = applied already
     targets: labelled.Targets
-    image_ids: tuple[str, ...]  # B keys; "" = a black image in the place of a batch of which nothing could be read
+    image_ids: tuple[str, ...]  # B keys; "" = a black image, where nothing of a batch could be read
     skipped: tuple[str, ...] = ()  # "key: reason" of each image that could not be used and is not in it
 
     def to(self, device: torch.device | str) -> TrainBatch:
@@ -63,41 +63,39 @@ class TrainBatch:
         images = [image.to(device, non_blocking=True) for image in self.images]
         if self.frames:
             images = [paint(image, frame) for image, frame in zip(images, self.frames, strict=True)]
-        targets = {name: value.to(device, non_blocking=True) for name, value in vars(self.targets).items()}
-        return replace(self, images=tuple(images), frames=(), targets=labelled.Targets(**targets))
+        return replace(self, images=tuple(images), frames=(), targets=self.targets.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
 class ReadItems:
-    """What a reading process sends: arrays go through a pipe, where tensors would need room in /dev/shm."""
+    """Items from a reading process: arrays go through a pipe, tensors would need space in /dev/shm."""
 
     items: list[Item]
 
     def pin_memory(self) -> TrainBatch:
-        """In memory from which a GPU copies by itself; called by PyTorch in a thread of its own."""
+        """The batch in pinned memory; called by PyTorch in a thread of its own."""
         batch = collate_samples(self.items)
-        targets = {name: value.pin_memory() for name, value in vars(batch.targets).items()}
         images = tuple(image.pin_memory() for image in batch.images)
-        return replace(batch, images=images, targets=labelled.Targets(**targets))
+        return replace(batch, images=images, targets=batch.targets.each(torch.Tensor.pin_memory))
 
 
 def blank_sample(rules: labelled.Rules) -> Sample:
-    """A black image in which truly nobody is."""
+    """A black image without people."""
     width, height = size = (rules.data.input_size, GROUP)
     seen = labelled.see_people(labelled.unknown_people(0, labelled.guess_camera(*size)), size, Draw(), rules)
     return Sample("", np.zeros((height, width, 3), np.uint8), seen)
 
 
 def collate_samples(items: Sequence[Item]) -> TrainBatch:
-    """Images and people one after the other; what was skipped is named. At least one item is a sample."""
+    """Samples joined to one batch, with the reasons of skipped images. At least one item is a sample."""
     samples = [item for item in items if isinstance(item, Sample)]
-    told = [sample.seen.targets for sample in samples]
-    counts, cells = ([len(one[name]) for one in told] for name in ("boxes", "scale_map"))
-    joined = {name: [one[name] for one in told] for name in told[0]}
+    parts = [sample.seen.targets for sample in samples]
+    counts, cells = ([len(one[name]) for one in parts] for name in ("boxes", "scale_map"))
+    joined = {name: [one[name] for one in parts] for name in parts[0]}
     joined["z_covariance"] = [
         np.pad(v, ((0, 0), (0, max(counts) - len(v))), constant_values=np.nan) for v in joined["z_covariance"]
     ]
-    numbers = np.arange(len(told))
+    numbers = np.arange(len(parts))
     joined |= {"image": [np.repeat(numbers, counts)], "cell_image": [np.repeat(numbers, cells)]}
     return TrainBatch(
         images=tuple(torch.from_numpy(sample.image).permute(2, 0, 1) for sample in samples),
@@ -109,10 +107,10 @@ def collate_samples(items: Sequence[Item]) -> TrainBatch:
 
 
 def epoch_order(counts: np.ndarray, weights: np.ndarray, seed: int, epoch: int, window: int) -> np.ndarray:
-    """(n,) int64 image numbers of an epoch in order, pieces end to end, drawn from (seed, epoch) alone.
+    """(n,) int64 image numbers of an epoch in order, drawn from (seed, epoch) alone.
 
     Pieces, of `counts` (k,) images, are shuffled, consecutive ones joined to windows of at least `window` images, and
-    the images of a window shuffled. With a weight (k,) of w an image is there floor(w) times, and once more with
+    the images of a window shuffled. With a weight (k,) of w an image comes floor(w) times, and once more with
     probability w - floor(w).
     """
     random = np.random.default_rng([_ORDER, seed, epoch])
@@ -134,7 +132,7 @@ def deal_batches(
     order: np.ndarray, batch: int, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[list[Turn]]:
     """One rank's batches of an epoch from step `start` on: step s takes the s-th `batch * world` images of the order.
-    Every rank has the same number of steps; in the last it may get fewer images than `batch`, or none."""
+    Every rank has the same number of steps; its last batch may be smaller or empty."""
     together = batch * world
     for first in range(start * together, len(order), together):
         positions = range(first, min(first + together, len(order)))[rank::world]
@@ -142,7 +140,7 @@ def deal_batches(
 
 
 class TrainingImages(Dataset[Item]):
-    """Images by their number in the index, seen as a `Turn` says; safe to use in forked or spawned processes."""
+    """Images by number, varied by their `Turn`; safe to use in forked or spawned processes."""
 
     def __init__(
         self, sets: Sequence[LabelSet], body: BodyModel, config: DataConfig, augment: AugmentConfig | None = None,
@@ -150,18 +148,18 @@ class TrainingImages(Dataset[Item]):
     ) -> None:  # fmt: skip
         """Index the labels of `sets`, in the order of `config.labels`, with their body model on the CPU.
 
-        `augment`: None = images as they are; `held_out`: those kept for evaluation instead of the others. Raises:
+        `augment`: None = no variation; `held_out`: the images kept for evaluation instead of the others. Raises:
         LabelsError: a label file cannot be read, or no image is left.
         """
         self.sets, self.config = tuple(sets), config
         self._rules = labelled.Rules(body, config, augment or without_augmentation(AugmentConfig()))
         self.pieces = index_pieces(sets, Part(config.select, config.holdout, held_out, config.limits))
         if not self.pieces:
-            said = f"{config.select!r} with people (data.select), within data.max_error (labels of solver.mode paper"
-            said += " tell none); loosen these"
+            advice = f"{config.select!r} with people (data.select), within data.max_error (labels of solver.mode paper "
+            advice += "have no error); loosen these"
             if held_out:
-                said = f"held out (data.holdout is {config.holdout}); raise data.holdout, or set it to 0"
-            raise LabelsError(f"{', '.join(one.name for one in sets)}: no image is {said}, or name more labels")
+                advice = f"held out (data.holdout is {config.holdout}); raise data.holdout, or set it to 0"
+            raise LabelsError(f"{', '.join(one.name for one in sets)}: no image is {advice}, or name more labels")
         self.counts = np.array([piece.rows.size for piece in self.pieces], np.int64)
         self.weights = np.array([(config.weights or [1.0] * len(sets))[piece.label_set] for piece in self.pieces])
         self._starts = np.cumsum([0, *self.counts])
@@ -177,14 +175,14 @@ class TrainingImages(Dataset[Item]):
         number = int(np.searchsorted(self._starts, image, side="right")) - 1
         columns, row = self._read(number), image - int(self._starts[number])
         label_set, config = self.pieces[number].label_set, self.config
-        image_id, *told = (columns.images[name][row] for name in ("image_id", "width", "height"))
+        image_id, *labelled_size = (columns.images[name][row] for name in ("image_id", "width", "height"))
         if label_set not in self._stores:
             self._stores[label_set] = self.sets[label_set].open_images()
         try:
             file = self._stores[label_set].read(columns.images[IMAGE_FILE][row], least_side=config.input_size)
-            if told[0] and tuple(told) != file.size:  # a label of size 0 never saw it
+            if labelled_size[0] and tuple(labelled_size) != file.size:  # a label of size 0 was made without the image
                 found = f"the image has {file.size[0]} x {file.size[1]} pixels"
-                raise UnusableImage(f"{found}, its labels {told[0]} x {told[1]}")
+                raise UnusableImage(f"{found}, its labels {labelled_size[0]} x {labelled_size[1]}")
             labels = labelled.build_labels(columns, row, *file.size, limits=config.limits)
             trusted = not config.trust or config.trust[label_set] == "3d"
             complete = labels.complete and (not config.complete or config.complete[label_set])
@@ -195,21 +193,21 @@ class TrainingImages(Dataset[Item]):
             return f"{image_id}: {error}"
 
     def __getitems__(self, turns: list[Turn]) -> list[Item]:
-        """A batch; where no image of it can be used, a black one stands in: every rank always has a step to do."""
+        """A batch; a black image replaces one without any usable image, because all ranks must take the same steps."""
         items = [self[turn] for turn in turns]
         return items if any(isinstance(item, Sample) for item in items) else [*items, blank_sample(self._rules)]
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs: open stores and labels that were read stay behind."""
+        """State for another process, without open stores and cached labels."""
         return {**self.__dict__, "_stores": {}, "_labels": OrderedDict()}
 
     @property
     def images_held(self) -> int:
-        """Images whose labels are in memory now."""
+        """Number of images whose labels are in memory."""
         return sum(columns.num_images for columns in self._labels.values())
 
     def _read(self, number: int) -> LabelColumns:
-        """The labels of a piece; those read last are kept."""
+        """The labels of a piece, through a cache of those read last."""
         if number not in self._labels:
             piece = self.pieces[number]
             while self._labels and self.images_held + piece.rows.size > self._most_held:
@@ -219,7 +217,7 @@ class TrainingImages(Dataset[Item]):
         return self._labels[number]
 
     def _vary(self, random: np.random.Generator, size: tuple[int, int], labels: labelled.ImageLabels) -> labelled.Seen:
-        """Vary an image until somebody is seen of everybody, then take it as it is, or (as published) leave it out."""
+        """Vary an image until every person is visible; otherwise keep it unvaried or (as published) leave it out."""
         config = self._rules.augment
         still = without_augmentation(config)
         if config.as_published and not labels.has_body.any():
@@ -230,7 +228,7 @@ class TrainingImages(Dataset[Item]):
                 break
         else:
             if config != still and config.as_published:
-                raise UnusableImage(f"nobody is left of it after {_TRIES} variations")
+                raise UnusableImage(f"no people are left in it after {_TRIES} variations")
             seen = labelled.see_people(labels, size, Draw(), self._rules)
         centre, half = seen.targets["boxes"][:, :2], seen.targets["boxes"][:, 2:] / 2
         corners = np.concatenate([centre - half, centre + half], axis=1) * self.config.input_size
@@ -238,10 +236,10 @@ class TrainingImages(Dataset[Item]):
 
 
 class TrainingData:
-    """One rank's stream of batches; `epoch` may be called again and again, and begins reading processes of its own."""
+    """One rank's stream of batches; each call of `epoch` starts its own reading processes."""
 
     def __init__(self, images: TrainingImages, rank: int = 0, world: int = 1, pin: bool = False) -> None:
-        """`rank` of `world` training processes; `pin`: batches come in memory from which a GPU copies by itself."""
+        """`rank` of `world` training processes; `pin`: batches in pinned memory."""
         self.images, self._share, self._pin = images, (rank, world), pin
         # clients of object stores do not survive a fork
         self.start_method = "spawn" if any(label_set.is_remote for label_set in images.sets) else None
@@ -250,7 +248,7 @@ class TrainingData:
         return self.epoch(0)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[TrainBatch]:
-        """The batches of an epoch from a step on, as they would have come without an interruption. Raises: LabelsError,
+        """The batches of an epoch from a step on, the same as without an interruption. Raises: LabelsError,
         ManifestError: label files changed meanwhile. TrainError: a reading process is lost."""
         images, config = self.images, self.images.config
         order = epoch_order(images.counts, images.weights, config.seed, epoch, config.shuffle_images)
@@ -268,24 +266,24 @@ class TrainingData:
                 for line in batch.skipped:
                     _LOG.warning("left out %s", line)
                 yield batch
-        except DtoError as error:  # a reading process sends its whole trace along; the sentence stands last
+        except DtoError as error:  # a reading process sends its whole trace; the message comes last
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except RuntimeError as error:
-            said = f"a process that reads images was killed ({str(error).splitlines()[0]}); where memory ran out, "
-            said += "lower data.workers or data.shuffle_images; then start again"
+            text = f"a process that reads images was killed ({str(error).splitlines()[0]}); if memory ran out, lower "
+            text += "data.workers or data.shuffle_images; then start again"
             if _TOO_LONG in str(error):
-                said = f"{config.workers} processes that read images gave nothing in {config.patience:g} s "
-                said += "(data.patience); look at their storage, then raise data.patience, or set data.workers=0"
+                text = f"{config.workers} processes that read images gave nothing in {config.patience:g} s "
+                text += "(data.patience); check their storage, then raise data.patience, or set data.workers=0"
             elif _PROCESS_LOST not in str(error):
                 raise
-            raise TrainError(said) from error
+            raise TrainError(text) from error
 
 
 def open_stream(
     sets: tuple[LabelSet, ...], config: TrainConfig, rank: int, world: int, held_out: bool
 ) -> TrainingData | None:
-    """A process's share of label sets: the images that are not held out, varied anew in every epoch, or those that are,
-    as they are; None where `data.holdout` is 0. Raises: LabelsError: no image is left."""
+    """A process's share of label sets: the training images, varied in every epoch, or the held-out ones as they are;
+    None where `data.holdout` is 0. Raises: LabelsError: no image is left."""
     data, augment = config.data, config.augment
     if held_out:
         data, augment = replace(data, weights=()), without_augmentation(augment)
@@ -297,7 +295,7 @@ def open_stream(
 
 def batches_from(stream: Any, position: Position) -> Iterator[tuple[TrainBatch, Position]]:
     """Endless batches of a stream (see `TrainingData.epoch`) from a position on, each with the position after it.
-    Raises: LabelsError: an epoch has no image that can be used, or shows nobody."""
+    Raises: LabelsError: an epoch has no usable image, or no people."""
     while True:
         is_whole, images, people, skipped = position.batch == 0, 0, 0, list[str]()
         for batch in stream.epoch(position.epoch, position.batch):
@@ -308,9 +306,13 @@ def batches_from(stream: Any, position: Position) -> Iterator[tuple[TrainBatch, 
             position = Position(position.step + 1, position.epoch, position.batch + 1)
             yield batch, position
         if not images and skipped and (is_whole or len(skipped) >= _BLIND):
-            said = f"none of {len(skipped)} images could be used, the first: {skipped[0]}; is data.images where the "
-            raise LabelsError(f"{said}photographs of data.labels are?")
+            raise LabelsError(
+                f"none of {len(skipped)} images could be used, the first: {skipped[0]}; is data.images the folder of "
+                "the photographs of data.labels?"
+            )
         if is_whole and not people and (images or not skipped):
-            said = f"a whole epoch of {images} images showed nobody; look at data.labels, select and weights, "
-            raise LabelsError(f"{said}or loosen augment and data.min_joints")
+            raise LabelsError(
+                f"a whole epoch of {images} images had no people; check data.labels, select and weights, or loosen "
+                "augment and data.min_joints"
+            )
         position = Position(position.step, position.epoch + 1, 0)

@@ -1,6 +1,6 @@
-"""One step of learning, a batch in, changed weights and the losses out, and how good the network is on held-out labels.
+"""One training step, and evaluation on held-out labels.
 
-Where torch.distributed is up, gradients and counts are averaged over all processes. Knows no Ray. Metres, radians.
+Where torch.distributed is initialised, gradients and counts are averaged over all processes. Metres, radians.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ MEASURES = {
     "mpjpe": "MPJPE [m]",
     "recall": "recall",
     "precision": "precision",
-}  # keys of `evaluate` with what tables call them
+}  # keys of `evaluate` and their titles in tables
 _REACH = 1.0  # `near_pair_depth_error` is over pairs whose true z differ by at most this [m]
-_SAME = 0.2  # people nearer to each other than this in z are in one order of depth [m]
+_SAME = 0.2  # people nearer to each other than this in z have the same ordinal depth [m]
 _MOST_SKIPPED = 10  # steps in a row without a finite gradient, after which training stops
 _HEAD_TOP, _NECK = 3, 2  # rows of J_regressor_extra
 Predict = Callable[[TrainBatch], Predictions]  # with joints
@@ -44,13 +44,13 @@ Predict = Callable[[TrainBatch], Predictions]  # with joints
 
 @dataclass
 class Learner:
-    """Network, optimiser and how many steps in a row were skipped."""
+    """Network and optimiser."""
 
     config: TrainConfig
     network: MeshNetwork  # the plain one, for checkpoints and predictions
     body: BodyModel
     device: torch.device
-    init: dict[str, Any] = field(default_factory=dict)  # what the network began with, for checkpoints
+    init: dict[str, Any] = field(default_factory=dict)  # record of the first weights, for checkpoints
 
     def __post_init__(self) -> None:
         self.network.to(self.device)
@@ -59,7 +59,7 @@ class Learner:
         self._shared: nn.Module = self.network
         if distributed.is_initialized():
             devices = [self.device] if self.device.type == "cuda" else None
-            # where no image has small tokens, their weights learn nothing
+            # weights of small tokens are unused where no image has any
             self._shared = DistributedDataParallel(self.network, device_ids=devices, find_unused_parameters=True)
         self._skipped_in_a_row = 0
         self._regressor: Tensor | None = None  # (2, V) head top and neck
@@ -68,11 +68,11 @@ class Learner:
             self._regressor = torch.from_numpy(rows).float().to(self.device)
 
     def step(self, batch: TrainBatch, number: int) -> dict[str, float]:
-        """Learn from one batch; the `number` of the step, from 0, sets the learning rate.
+        """Train on one batch; the `number` of the step, from 0, sets the learning rate.
 
         Returns: the loss, each unweighted loss of the last layer, the gradient's norm before clipping, the rate,
         `skipped_images`: how many could not be read, in all processes, and `skipped_step`: 1 if the gradient was not
-        finite and the weights were left alone. Raises: TrainError: no finite gradient in many steps.
+        finite and the weights were not changed. Raises: TrainError: no finite gradient in many steps.
         """
         self.network.train()
         rate, config = learning_rate(number, self.config.loop), self.config
@@ -80,7 +80,7 @@ class Learner:
             group["lr"] = rate * group["factor"]
         batch = batch.to(self.device)
         targets, known = batch.targets, None
-        if config.model.denoising and len(targets.image):  # what is no label is 0 there, unless as published
+        if config.model.denoising and len(targets.image):  # missing bodies are 0 there, unless as published
             people = torch.cat([targets.poses, targets.betas[:, :10]], dim=-1)
             if not config.loss.as_published:
                 people = torch.where(targets.has_body[:, None], people, 0.0)
@@ -96,20 +96,22 @@ class Learner:
         # times the processes: the mean below is then the sum
         values["skipped_images"] = norm.new_full((), len(batch.skipped) * count_processes())
         means = mean_over_processes(torch.stack([value.detach() for value in values.values()])).tolist()
-        told = dict(zip(values, means, strict=True)) | {"rate": rate, "skipped_step": 0.0}
-        if math.isfinite(told["gradient_norm"]) and math.isfinite(told["loss"]):
+        row = dict(zip(values, means, strict=True)) | {"rate": rate}
+        if math.isfinite(row["gradient_norm"]) and math.isfinite(row["loss"]):
             self.optimizer.step()
             self._skipped_in_a_row = 0
-            return told
+            return row | {"skipped_step": 0.0}
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= _MOST_SKIPPED:
-            said = f"gradients were not finite in {_MOST_SKIPPED} steps in a row"
-            raise TrainError(f"{said}; lower loop.rate, or use loop.precision=float32")
-        return told | {"skipped_step": 1.0}
+            raise TrainError(
+                f"gradients were not finite in {_MOST_SKIPPED} steps in a row; lower loop.rate, or use "
+                "loop.precision=float32"
+            )
+        return row | {"skipped_step": 1.0}
 
     @torch.no_grad()
     def predict(self, batch: TrainBatch) -> Predictions:
-        """What the network says of a batch, without learning."""
+        """The network's output for a batch, without training."""
         self.network.eval()
         return self._forward(self.network, batch.to(self.device))
 
@@ -121,8 +123,12 @@ class Learner:
 
 
 def build_optimizer(network: MeshNetwork, config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW; the encoder's weights learn `encoder_rate` times as fast, and are left as they are where that is 0."""
-    names = ("encoder.blocks.", "encoder.norm.", "encoder_")  # what a DINOv2 begins; additional blocks always learn
+    """AdamW; the rate of the encoder's weights is multiplied by `encoder_rate`, and 0 freezes them."""
+    names = (
+        "encoder.blocks.",
+        "encoder.norm.",
+        "encoder_",
+    )  # weights that come from a DINOv2, without additional blocks
     encoder = [weight for name, weight in network.named_parameters() if name.startswith(names)]
     others = [weight for name, weight in network.named_parameters() if not name.startswith(names)]
     for weight in encoder:
@@ -141,9 +147,9 @@ def learning_rate(step: int, config: LoopConfig) -> float:
 
 
 def evaluate(predict: Predict, batches: Iterable[TrainBatch], body: BodyModel) -> dict[str, float]:
-    """Means of held-out batches over all processes: `MEASURES`, and how many `images`, `skipped_images`, `persons` and
-    `pairs` there are; `body` where predictions are. Every labelled body is answered by the query that matching assigns
-    to it, however sure the network is of it, so that networks are compared over the same people."""
+    """Means of held-out batches over all processes: `MEASURES`, and numbers of `images`, `skipped_images`, `persons`
+    and `pairs`; `body` on the device of predictions. Every labelled body is compared with the query that matching
+    assigns to it, whatever its confidence, so that networks are compared over the same people."""
     sums = torch.zeros(2 + len(MEASURES), 2, dtype=torch.float64, device=body.faces.device)
     for there in batches:
         batch = there.to(sums.device)
@@ -151,12 +157,12 @@ def evaluate(predict: Predict, batches: Iterable[TrainBatch], body: BodyModel) -
         sums[2:] += torch.stack([torch.stack([one.double().sum(), sums.new_tensor(len(one))]) for one in found])
         sums[:2, 0] += sums.new_tensor([sum(key != "" for key in batch.image_ids), len(batch.skipped)])
     (images, _), (skipped, _), *pairs = (mean_over_processes(sums) * count_processes()).tolist()
-    told = {"images": images, "skipped_images": skipped}
+    row = {"images": images, "skipped_images": skipped}
     if not images:
-        return told
+        return row
     means = dict(zip(MEASURES, pairs, strict=True))
-    told |= {"persons": means["mpjpe"][1], "pairs": means["ordinal"][1]}
-    return told | {name: total / count if count else math.nan for name, (total, count) in means.items()}
+    row |= {"persons": means["mpjpe"][1], "pairs": means["ordinal"][1]}
+    return row | {name: total / count if count else math.nan for name, (total, count) in means.items()}
 
 
 def _measure(batch: TrainBatch, predictions: Predictions, body: BodyModel) -> dict[str, Tensor]:
@@ -201,18 +207,18 @@ def mean_over_processes(numbers: Tensor) -> Tensor:
 
 
 def count_processes() -> int:
-    """How many share a step."""
+    """Number of processes that share a step."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def own_rank() -> int:
-    """Which of them this one is."""
+    """Rank of this process."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def broadcast_from_rank_0(value: Any) -> Any:
-    """What rank 0 says, in all processes."""
-    said: list[Any] = [value]
+    """The value of rank 0, in all processes."""
+    values: list[Any] = [value]
     if distributed.is_initialized():
-        distributed.broadcast_object_list(said, 0)
-    return said[0]
+        distributed.broadcast_object_list(values, 0)
+    return values[0]

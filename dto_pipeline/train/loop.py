@@ -1,7 +1,7 @@
-"""The training loop, and its two ways to run: in this process, or as workers of Ray Train. The only door to Ray here.
+"""The training loop, in this process or in workers of Ray Train (Ray is used only here).
 
-Whoever starts, at first, after a crash or as a replacement for a lost worker, goes on from the newest checkpoint that
-can be read. docs/training.md lists what lies in a training's folder.
+Every start, also after a crash or of a replaced worker, goes on from the newest checkpoint that can be read.
+docs/training.md lists the files of a training's folder.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ TRAINING, HELD_OUT, LOCK_FILE = "metrics.csv", "evaluation.csv", "train.lock"
 FREE_OPTIONS = (
     *(f"loop.{key}" for key in ("steps", "log_every", "evaluate_every", "checkpoint_every", "gpu", "torch_threads")),
     *("loop.max_failures", "data.workers", "data.patience"),
-)  # may change between starts of one training (steps: be raised); another number of loop.workers would change the batch
+)  # may change between starts of one training (steps may be raised only); loop.workers would change the batch
 _MOST_BYTES = 1 << 30  # of a metrics file: ten million rows
 _LOG = logging.getLogger(__name__)
-# rank, world -> its share of the data: a stream, or (held out) batches to be walked through again and again, or None
+# rank, world, held out -> its share of the data: a stream, or held-out batches to iterate repeatedly, or None
 Source = Callable[[int, int, bool], Any]
 
 
 def train_network(config: TrainConfig, source: Source, folder: Path, progress: bool = True) -> dict[str, float]:
-    """Train, or do what is left of a training, in a folder that all machines share -> the last row of the evaluation.
+    """Start or continue a training in a folder that all machines share -> the last row of the evaluation.
 
-    `loop.workers` decides where it runs; Ray, if asked for, must be connected already, and `source` is pickled. Raises:
-    TrainError: another process trains in the folder, it holds another training, or workers failed too often.
-    CheckpointError: the folder holds checkpoints, and none can be read.
+    With `loop.workers` it runs in Ray, which must be connected already, and `source` is pickled. Raises: TrainError:
+    another process trains in the folder, it holds another training, or workers failed too often. CheckpointError: the
+    folder holds checkpoints, and none can be read.
     """
     with hold_folder(folder), show_progress(folder / TRAINING, config.loop.steps) if progress else nullcontext():
         if config.loop.workers:
@@ -62,19 +62,19 @@ def train_network(config: TrainConfig, source: Source, folder: Path, progress: b
 
 
 def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.device, report: Any) -> None:
-    """What each process does from the newest checkpoint to the last step; all of them call `report` at every
-    checkpoint: a barrier under Ray."""
+    """Train in one of the processes, from the newest checkpoint to the last step; `report` is called in all of them at
+    every checkpoint: a barrier under Ray."""
     loop, rank, world = config.loop, own_rank(), count_processes()
     learner, position = start_learner(config, folder, device)
-    held_out = source(rank, world, True)  # before the first step: what is wrong with it is said now
+    held_out = source(rank, world, True)  # before the first step, so that its faults are found now
     if rank == 0:
-        told = {"config": config.to_dict(), "versions": files.VERSIONS, "init": learner.init}
-        write_json_atomic(folder / "train.json", told)
+        record = {"config": config.to_dict(), "versions": files.VERSIONS, "init": learner.init}
+        write_json_atomic(folder / "train.json", record)
         for name in (TRAINING, HELD_OUT):
             drop_rows(folder / name, position.step)
 
     def evaluate_now(step: int) -> None:
-        """All processes at once, each its share: else the others would wait longer than a process group lets them."""
+        """In all processes at once, each its share: waiting for one of them could exceed a process group's limit."""
         measures = evaluate(learner.predict, held_out or (), learner.body)
         if rank == 0 and measures["images"]:
             add_row(folder / HELD_OUT, step, measures)
@@ -97,7 +97,7 @@ def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.de
                 add_row(folder / TRAINING, position.step, means | {"rate": window[-1]["rate"]})
             window.clear()
         saves = is_due(position.step, loop.checkpoint_every, loop.steps)
-        if saves and rank == 0:  # before an evaluation: whatever befalls it, this is kept
+        if saves and rank == 0:  # before an evaluation, which may fail
             state = (learner.network.state_dict(), learner.optimizer.state_dict(), position)
             files.save_checkpoint(folder, Checkpoint(config, learner.init, *state, files.VERSIONS, learner.body.sha256))
         if is_due(position.step, loop.evaluate_every, loop.steps):
@@ -112,22 +112,20 @@ def is_due(step: int, every: int, last: int) -> bool:
 
 
 def start_learner(config: TrainConfig, folder: Path, device: torch.device) -> tuple[Learner, Position]:
-    """Network and optimiser from the newest checkpoint that can be read, which rank 0 chooses for all, or new ones from
-    `loop.seed`. Raises: CheckpointError: there are some, none can be used. TrainError: of other options, or body."""
+    """Network and optimiser from the newest checkpoint that rank 0 can read, or new ones from `loop.seed`. Raises:
+    CheckpointError: there are checkpoints, but none can be used. TrainError: other options, or another body."""
     if device.type == "cpu":
         torch.set_num_threads(config.loop.torch_threads)
     torch.manual_seed(config.loop.seed)
-    body = load_body(config.body.model_path, config.body.kid_axis)
     newest = files.read_checkpoint(folder) if own_rank() == 0 and files.list_checkpoints(folder) else None
     step = broadcast_from_rank_0(newest.position.step if newest else None)
     if step is None:
         network, init = files.begin_network(config)
+        body = load_body(config.body.model_path, config.body.kid_axis)
         return Learner(config, network, body, device, init), Position()
     newest = newest or files.read_checkpoint(files.checkpoint_file(folder, step))
     _compare(newest.config, config, folder)
-    if body.sha256 != newest.body_sha256:
-        found = f"sha256 {body.sha256[:16]}, this training began with {newest.body_sha256[:16]}"
-        raise TrainError(f"the body model (body.model_path) has {found}; put the right one back")
+    body = newest.load_body(config.body.model_path)
     learner = Learner(config, files.restore_network(newest), body, device, newest.init)
     learner.optimizer.load_state_dict(newest.optimizer)
     _LOG.info("resumed at step %d", step)
@@ -138,27 +136,27 @@ def _compare(before: TrainConfig, now: TrainConfig, folder: Path) -> None:
     """Raises: TrainError: the training in the folder has other options."""
     differing = describe_difference(before.to_dict(), now.to_dict())
     free = (*FREE_OPTIONS, *(["loop.workers"] if max(before.loop.workers, now.loop.workers) < 2 else []))
-    if told := "; ".join(line for line in differing if line.partition(":")[0] not in free):
-        raise TrainError(f"{folder} holds another training ({told}); choose another folder")
+    if other := "; ".join(line for line in differing if line.partition(":")[0] not in free):
+        raise TrainError(f"{folder} holds another training ({other}); choose another folder")
     if now.loop.steps < before.loop.steps:
-        found = f"loop.steps is {now.loop.steps}, this training was to take {before.loop.steps}"
-        raise TrainError(f"{folder}: {found}; more may be asked for, fewer not: choose another folder")
+        found = f"loop.steps is {now.loop.steps}, this training began with {before.loop.steps}"
+        raise TrainError(f"{folder}: {found}; it may be raised, not lowered: choose another folder")
 
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of a folder, which is made if missing, by the file system's locks, which do not
-    everywhere reach other machines. Raises: TrainError: somebody else is at work in it, named."""
+    """Lock a folder, made if missing, against other trainings; some file systems' locks do not reach other machines.
+    Raises: TrainError: another process, named, holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("a+") as stream:
         try:
             locked = take_lock(stream)
         except BlockingIOError as error:
             stream.seek(0)
-            said = f"{folder} is being trained by {stream.read().strip() or 'another process'}"
-            raise TrainError(f"{said}; wait for it, end it, or choose another") from error
+            other = stream.read().strip() or "another process"
+            raise TrainError(f"{folder} is in use by {other}; wait for it, end it, or choose another") from error
         if not locked:
-            _LOG.warning("%s: no file locks here; see to it that only one training runs in this folder", folder)
+            _LOG.warning("%s: no file locks here; make sure that only one training runs in this folder", folder)
         stream.truncate(0)
         stream.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
         stream.flush()
@@ -166,7 +164,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 
 def drop_rows(path: Path, done: int) -> None:
-    """Drop the rows of steps after `done`, so that a step that is taken again has one row."""
+    """Drop the rows of steps after `done`, so that a repeated step has one row."""
     kept = [row for row in read_rows(path) if row["step"] <= done]
     if kept:
         write_bytes_atomic(path, "".join([_line(kept[0]), *(_line(row.values()) for row in kept)]).encode())
@@ -175,7 +173,7 @@ def drop_rows(path: Path, done: int) -> None:
 
 
 def add_row(path: Path, step: int, values: Mapping[str, float]) -> None:
-    """One row more; the first row of a file decides its columns, what it lacks is NaN. One process only may write."""
+    """Append a row; the first row sets the columns, missing values are NaN. Only one process may write."""
     row = {"step": step, **values}
     with path.open("a+") as stream:
         stream.seek(0)
@@ -185,14 +183,14 @@ def add_row(path: Path, step: int, values: Mapping[str, float]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics file, none where there is no file; what is half written or damaged is left out."""
+    """The rows of a metrics file, without half-written or damaged ones; [] where there is no file."""
     try:
         whole = read_regular(path, _MOST_BYTES).decode(errors="replace").rpartition("\n")[0]
-    except FileNotFoundError:  # not yet, or dropped in this moment
+    except FileNotFoundError:
         return []
     rows = []
     for row in csv.DictReader(whole.splitlines()):
-        with suppress(ValueError, TypeError):  # of numbers that are none, too few or too many
+        with suppress(ValueError, TypeError):  # no numbers, too few or too many
             rows.append({name: float(value) for name, value in row.items()})
     return rows
 
@@ -203,11 +201,11 @@ def _line(values: Iterable[str | float]) -> str:
 
 @contextmanager
 def show_progress(metrics: Path, steps: int) -> Iterator[None]:
-    """A bar of the steps written down, by this process or by workers; it goes back where a worker was lost."""
+    """A progress bar that follows the metrics file, which this process or a worker writes."""
     ended, begun = threading.Event(), [0, *(int(row["step"]) for row in read_rows(metrics))][-1]
 
     def follow() -> None:
-        with tqdm(total=steps, initial=begun, unit="step", mininterval=5.0) as bar:  # a look reads all rows
+        with tqdm(total=steps, initial=begun, unit="step", mininterval=5.0) as bar:  # each update reads all rows
             is_last = False
             while not is_last:
                 is_last = ended.wait(bar.mininterval)
@@ -225,12 +223,12 @@ def show_progress(metrics: Path, steps: int) -> Iterator[None]:
 
 
 def _run_on_ray(config: TrainConfig, source: Source, folder: Path) -> None:
-    """`run_rank` in `loop.workers` workers of Ray Train, started again when one is lost."""
+    """`run_rank` in `loop.workers` workers of Ray Train, which restarts them when one is lost."""
     import ray.train.torch
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.base_trainer import TrainingFailedError
 
-    if files.list_checkpoints(folder):  # what is wrong with them is seen here; workers' words stay in Ray's logs
+    if files.list_checkpoints(folder):  # errors are raised here: those of workers stay in Ray's logs
         _compare(files.read_checkpoint(folder).config, config, folder)
     loop, threads = config.loop, str(config.loop.torch_threads)
     trainer = ray.train.torch.TorchTrainer(
@@ -247,6 +245,8 @@ def _run_on_ray(config: TrainConfig, source: Source, folder: Path) -> None:
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        said = f"training failed more than {loop.max_failures} times (loop.max_failures): {said}"
-        raise TrainError(f"{said}; what the newest checkpoint holds is kept, start again to go on") from error
+        last = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise TrainError(
+            f"training failed more than {loop.max_failures} times (loop.max_failures): {last}; the newest checkpoint "
+            "is kept, start again to go on"
+        ) from error

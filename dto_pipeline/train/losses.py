@@ -1,4 +1,4 @@
-"""Who of the queries is who of the people, and what a network is told it did wrong (MA-HMR), formulas beside the code.
+"""Matching of queries to people, and losses (MA-HMR), with their formulas.
 
 Every term is (L,), one number per decoder layer; matched predictions and their people are (L, M, ...). S is the input
 size. Metres, radians, pixels.
@@ -23,12 +23,12 @@ from dto_pipeline.train.model import Predictions
 from dto_pipeline.train.targets import SMPL_JOINTS, Targets
 
 COST_CONFIDENCE, COST_BOXES, COST_GIOU, COST_JOINTS = 1.0, 1.0, 1.0, 20.0
-BODY_JOINTS = 22  # matched are the first of smplx's joints, and those behind them that only annotated people have
+BODY_JOINTS = 22  # the first of smplx's joints are matched, and those after all of them, of annotated people
 _EPS = 1e-6
-_WORST = 1e9  # cost of what is not finite: taken only where nothing else is left
+_WORST = 1e9  # cost instead of one that is not finite
 BETA_FACTORS = (2.56, 1.28, 0.64, 0.64, *[0.32] * 6, 10.0)  # large directions change the body most; kid axis last
 FOV_OVER = 3.0  # factor on a field of view that is estimated too large
-SAME_LAYER = 0.3  # people are of another layer of depth from this gap on, where nothing else says so [m]
+SAME_LAYER = 0.3  # gap between layers of depth where they are not labelled [m]
 WEIGHTS = {
     "confs": "confidence", "poses": "pose", "betas": "betas", "boxes": "boxes", "giou": "giou", "j3ds": "joints",
     "j2ds": "image_joints", "depths": "inverse_depth", "depths_mt": "relative_metric", "depths_re": "relative_layer",
@@ -40,8 +40,8 @@ _SMALLEST = 1e-44  # its logarithm is below -100
 
 
 class Matches(NamedTuple):
-    """M pairs in each of L layers, every person unless an image has more people than queries; the first three are the
-    index of (L, B, Q, ...) predictions."""
+    """M pairs in each of L layers: all people, unless an image has more of them than queries. The first three index
+    (L, B, Q, ...) predictions."""
 
     layer: torch.Tensor  # (L, 1) int64
     image: torch.Tensor  # (L, M) int64
@@ -94,15 +94,15 @@ def generalised_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 class Mean(NamedTuple):
-    """A sum and what it is divided by: (L,) or () each."""
+    """A sum and its divisor, (L,) or () each."""
 
     top: torch.Tensor
     number: torch.Tensor
-    least: float = _TINY  # what the count is at least
+    least: float = _TINY  # lower bound of the divisor
 
 
 class Losses(NamedTuple):
-    """The total, and the unweighted terms it is made of: ``confs`` of the last layer, ``confs.0`` of the first ..."""
+    """The total and its unweighted terms: ``confs`` of the last layer, ``confs.0`` of the first ..."""
 
     total: torch.Tensor
     terms: dict[str, torch.Tensor]
@@ -113,9 +113,9 @@ def compute_losses(
     predictions: Predictions, targets: Targets, matches: Matches, config: LossConfig,
     share: Callable[[torch.Tensor], torch.Tensor] = lambda count: count, known: Known | None = None,
 ) -> Losses:  # fmt: skip
-    """Sum of weight * loss over all terms and layers, those of weight 0 left out; predictions come with joints.
+    """Sum of weight * loss over all terms and layers, without those of weight 0; predictions come with joints.
 
-    `share` averages counts over the processes that share a step; `known`: who stands in the denoising slots.
+    `share` averages counts over the processes that share a step; `known`: the people in the denoising slots.
     """
     # confs: focal loss, 1 for matched queries; over all queries of completely labelled images, else matched ones
     matched = _marked(predictions.confs, matches[:3])
@@ -146,7 +146,7 @@ def compute_losses(
 
 
 def _body_terms(found: Predictions, matches: Matches, true: Targets, config: LossConfig) -> Terms:
-    """All that is a sum over people / N, N = people of the batch who have it, at least 1."""
+    """Sums over people / N, N = people of the batch with such a label, at least 1."""
     assert found.j3ds is not None
     assert found.j2ds is not None
     index, person = matches[:3], matches.person
@@ -188,7 +188,7 @@ def _body_terms(found: Predictions, matches: Matches, true: Targets, config: Los
 
 
 def _true_depth(true: Targets, config: LossConfig) -> torch.Tensor:
-    """(N,) what T_z is compared with: the pelvis as published, or (ours) what the network says, SMPL's transl."""
+    """(N,) target of T_z: the pelvis as published, or (ours) SMPL's transl, which the network predicts."""
     return true.pelvis_z if config.as_published else true.transl[:, 2]
 
 
@@ -219,7 +219,7 @@ def _pair_terms(found: Predictions, matches: Matches, scene: torch.Tensor, true:
 
 
 def _depth_layers(true: Targets, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N,) layers of depth and whether they are known: labelled ones, else a new one where sorted z leap by 0.3 m."""
+    """(N,) layers of depth and whether they are known: labelled ones, else a new one at each gap of 0.3 m in z."""
     labelled = true.depth_layer >= 0
     order = torch.argsort(z, stable=True)
     order = order[torch.argsort(true.image[order], stable=True)]
@@ -253,7 +253,7 @@ def _image_terms(found: Predictions, true: Targets, config: LossConfig) -> Terms
 def _known_terms(found: Predictions, known: Known, true: Targets, config: LossConfig) -> Terms:
     """Denoising: positive slots against their people, N times G; confidence over all slots and, as published, / G.
 
-    Ours: confidence over the slots in which somebody stands.
+    Ours: confidence over the occupied slots.
     """
     layers, people, device = len(found.confs), len(known.image), known.image.device
     person = torch.arange(people, device=device).repeat(known.groups).expand(layers, -1)
@@ -274,8 +274,8 @@ def _known_terms(found: Predictions, known: Known, true: Targets, config: LossCo
 
 
 def _marked(like: torch.Tensor, places: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    nobody = torch.zeros_like(like, dtype=torch.bool)
-    return nobody.index_put(places, nobody.new_ones(()))
+    empty = torch.zeros_like(like, dtype=torch.bool)
+    return empty.index_put(places, empty.new_ones(()))
 
 
 def focal_loss(p: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:

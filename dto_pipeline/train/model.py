@@ -1,7 +1,7 @@
 """The network of Metric-Aware HMR (arXiv 2511.13282), compatible with the published weights: images in, people out.
 
-Knows no labels, losses or files. S input size (the long side), B images, Q queries, L decoder layers, C and D widths;
-pixels are those of the image resized to S, without its padding.
+S input size (the long side), B images, Q queries, L decoder layers, C and D widths; pixels are those of the image
+resized to S, without its padding.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from torch.nn import functional
 from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.rotation import matrix_from_6d, matrix_to_axis_angle
 from dto_pipeline.models.body import BodyModel
+from dto_pipeline.models.network_input import IMAGENET_MEAN, IMAGENET_STD
 from dto_pipeline.train import blocks
 from dto_pipeline.train.blocks import QUARTERS, Known, Mlp, Noise, inverse_sigmoid, pad_rows, sine_code
 from dto_pipeline.train.config import CELL, GROUP, PATCH, EncoderConfig, ModelConfig
 
 LEAST_FOV = 0.08  # [rad]
 STAGE_ONE_FOV = math.pi / 3  # 60 degrees over S, where there is no camera branch [rad]
-LARGEST_FOV = 3.0  # [rad]; beyond pi there is no camera (ours: the original knows no upper limit)
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB in [0, 1], as DINOv2 was trained
+LARGEST_FOV = 3.0  # [rad]; beyond pi there is no camera (ours: the original has no upper limit)
 _FIRST_CONFIDENCE = 0.01  # before training
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Q people of each of B images as every decoder layer saw them; the last layer is the answer."""
+    """Q people of each of B images from every decoder layer; the last layer is the result."""
 
     confs: Tensor  # (L, B, Q) 0 .. 1
     boxes: Tensor  # (L, B, Q, 4) cx, cy, w, h as shares of S
@@ -39,25 +39,25 @@ class Predictions:
     betas: Tensor  # (L, B, Q, 10 or 11)
     transl: Tensor  # (L, B, Q, 3) SMPL's transl [m]
     depths: Tensor  # (L, B, Q, 2) its distance T_z and T_z / f [m, m / px]
-    intrinsics: Tensor  # (B, 3, 3) the camera the people are seen with
+    intrinsics: Tensor  # (B, 3, 3) camera
     scale_map: Tensor  # (T, 2) confidence and scale of the 28 px cells of all images
-    cells: tuple[Tensor, Tensor, list[int]] | None  # their rows and columns (T,), and how many each image has
+    cells: tuple[Tensor, Tensor, list[int]] | None  # their rows and columns (T,), and their number in each image
     input_size: int  # S
     j3ds: Tensor | None = None  # (L, B, Q, J, 3) joints before the camera [m], see `with_joints`
     j2ds: Tensor | None = None  # (L, B, Q, J, 2) their places
     known: Predictions | None = None  # of the denoising queries, in training
-    tokens: dict[str, Any] = field(default_factory=dict)  # these and below: what lies between, see `_encode`
+    tokens: dict[str, Any] = field(default_factory=dict)  # from here on intermediate results, see `_encode`
     states: Tensor | None = None  # (L, B, Q, D) h
     references: Tensor | None = None  # (L, B, Q, 4) r
     fov: Tensor | None = None  # (B,) before its bounds
 
 
 class MeshNetwork(nn.Module):
-    """All weights under their published names; `forward` reads top to bottom."""
+    """All weights under their published names."""
 
     mean_pose: Tensor
     mean_shape: Tensor
-    encoder: Any  # what is reached by names of its parts
+    encoder: Any  # its parts are accessed by name
     decoder: Any
     bbox_embed: Any
 
@@ -112,8 +112,8 @@ class MeshNetwork(nn.Module):
         """B images (3, h, w) uint8 RGB, each of its own size, the longer side S -> Q people of each.
 
         `centres`: (B, 2) principal points of the images [px], None = the middle, as published always; `known`: people
-        for denoising queries, with their noise (None = drawn); `given_map`: (T, 2) tokens are chosen by it, not by the
-        predicted scale map.
+        for denoising queries, with their noise (None = random); `given_map`: (T, 2) scale map that chooses the tokens
+        instead of the predicted one.
         """
         size = torch.tensor([image.shape[:0:-1] for image in images])  # (B, 2) w, h
         size = size.to(self.level_embed.device, non_blocking=True)
@@ -134,19 +134,19 @@ class MeshNetwork(nn.Module):
             focal = size[:, 1] / (2 * torch.tan(fov.clamp(LEAST_FOV, LARGEST_FOV) / 2))
         camera = torch.diag_embed(torch.stack([focal, focal, torch.ones_like(focal)], dim=-1))
         camera[:, :2, 2] = size / 2 if centres is None or self.sizes.as_published else centres
-        said: dict[str, Any] = self._read_heads(states, references, camera, size / 2)
-        said |= {"states": states, "references": references}
+        heads: dict[str, Any] = self._read_heads(states, references, camera, size / 2)
+        heads |= {"states": states, "references": references}
         found = Predictions(
-            **{name: value[:, :, slots:] for name, value in said.items()}, intrinsics=camera, scale_map=scale_map,
+            **{name: value[:, :, slots:] for name, value in heads.items()}, intrinsics=camera, scale_map=scale_map,
             cells=cells, tokens=tokens, fov=fov, input_size=self.side,
         )  # fmt: skip
         if not slots:
             return found
-        return replace(found, known=replace(found, **{name: value[:, :, :slots] for name, value in said.items()}))
+        return replace(found, known=replace(found, **{name: value[:, :, :slots] for name, value in heads.items()}))
 
     def _encode(self, images: Sequence[Tensor], given_map: Tensor | None) -> tuple[Any, Tensor, Tensor, Any]:
         """Images -> T tokens, levels of each image in order: image, level (T,), place (T, 2) x, y in tokens of it,
-        memory, code (T, D), how many the longest has; class tokens (B, C), scale map (cells, 2), cells."""
+        memory, code (T, D), the most of an image; class tokens (B, C), scale map (cells, 2), cells."""
         count, device = len(images), self.level_embed.device
         grids = [blocks.z_order(*(-(-side // GROUP) * 2 for side in image.shape[1:]), device) for image in images]
         lengths = [len(y) for y, _ in grids]
@@ -163,7 +163,7 @@ class MeshNetwork(nn.Module):
         tokens, classes = _run(more, tokens, cell_image, first, max(lengths))
         scale_map = self.scale_head(self.enc_inter_norm(tokens)).float().sigmoid()
 
-        # 3 what becomes of the cells
+        # 3 levels of the cells
         chosen_by = (scale_map if given_map is None else given_map).detach()
         levels = blocks.choose_tokens(chosen_by, not self.sizes.as_published, self.limits)
         (chosen, kept, empty), most_small, longest = blocks.list_by_level(levels, lengths)
@@ -177,7 +177,7 @@ class MeshNetwork(nn.Module):
         if len(small):
             small, _ = _run(own[: self.additional], small, small_image, first, most_small)
 
-        # 5 groups without anybody: the largest of four;  6 all of them through the other blocks
+        # 5 groups without people: the largest of four;  6 all of them through the other blocks
         merged = tokens.unflatten(0, (-1, 4)).amax(1)[empty // 4]
         image = torch.cat([small_image, cell_image[kept], cell_image[empty]])
         level = blocks.image_numbers([len(small), len(kept), len(empty)], device)
@@ -189,13 +189,13 @@ class MeshNetwork(nn.Module):
         memory = self.feature_proj(self.encoder["norm"](tokens))
         step = PATCH * 2.0 ** level[:, None] / self.side
         code = (sine_code((place + 0.5) * step, self.sizes.width) + self.level_embed[level]).to(memory.dtype)
-        told = {"image": image, "level": level, "place": place, "memory": memory, "code": code, "longest": longest}
-        return told, classes, scale_map, (cell_y, cell_x, lengths)
+        found = {"image": image, "level": level, "place": place, "memory": memory, "code": code, "longest": longest}
+        return found, classes, scale_map, (cell_y, cell_x, lengths)
 
     def _decode(
         self, content: Tensor, box: Tensor, tokens: dict[str, Any], count: int, may_see: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Content t (B, Q, D), box b (B, Q, 4) -> h (L, B, Q, D), r (L, B, Q, 4): the boxes layers start from."""
+        """Content t (B, Q, D), box b (B, Q, 4) -> h (L, B, Q, D), r (L, B, Q, 4): the first boxes of each layer."""
         decoder, width = self.decoder["decoder"], self.sizes.width
         of_images = (tokens["image"], count, tokens["longest"])
         (memory, real), (memory_place, _) = (pad_rows(tokens[name], *of_images) for name in ("memory", "code"))
@@ -210,7 +210,7 @@ class MeshNetwork(nn.Module):
             content = layer(content, decoder["ref_point_head"](code), sine, memory, memory_place, real, may_see)
             states.append(decoder["norm"](content))
             refined = (self.bbox_embed[number](states[-1]).float() + inverse_sigmoid(box)).sigmoid()
-            references.append(refined)  # with gradient: the next layer's box looks forward twice
+            references.append(refined)  # with gradient, as in look forward twice (DINO)
             box = refined.detach()
         return torch.stack(states), torch.stack(references[:-1])
 
@@ -243,7 +243,7 @@ class MeshNetwork(nn.Module):
         return functional.linear(patches.flatten(1), projection.weight.flatten(1), projection.bias)
 
     def _start(self) -> None:
-        """Before training, as published: boxes stay, nobody is likely, about 30 degrees."""
+        """First values, as published: boxes stay, confidences are low, about 30 degrees."""
         for name, weight in self.decoder["decoder"].named_parameters():
             if weight.dim() > 1 and not name.startswith("bbox_embed"):
                 nn.init.xavier_uniform_(weight)
@@ -259,9 +259,9 @@ class MeshNetwork(nn.Module):
 def with_joints(
     predictions: Predictions, body: BodyModel, regressor: Tensor | None = None, with_all: bool = False
 ) -> Predictions:
-    """The predictions with the joints of their bodies and where the camera sees them.
+    """The predictions with the joints of their bodies and their places in the image.
 
-    smplx's 45; with a regressor (2, V) of head top and neck RelativeHuman's 14, or (`with_all`) the two behind the 45.
+    smplx's 45; with a regressor (2, V) of head top and neck RelativeHuman's 14, or (`with_all`) the two after the 45.
     """
     betas = functional.pad(predictions.betas, (0, 11 - predictions.betas.shape[-1]))
     people = (predictions.poses, betas, predictions.transl)
@@ -282,7 +282,7 @@ def shrink_positions(grid: Tensor) -> Tensor:
 def metric_translation(weak: Tensor, focal: Tensor, off_centre: Tensor, side: int) -> Tensor:
     """Metres from weak perspective: sigma = 2 sigmoid(s) + 1e-6, T = (tx / sigma, ty / sigma, 2 f / (sigma S)).
 
-    `weak`: (..., 3) tx, ty, s: a metre at the person is sigma S / 2 px, (tx, ty) is where the body's origin is seen;
+    `weak`: (..., 3) tx, ty, s: a metre at the person is sigma S / 2 px, (tx, ty) is the place of the body's origin;
     `focal`: (...) f [px]; `off_centre`: (..., 2) of the principal point from the image's middle, in S / 2.
     """
     sigma = 2 * weak[..., 2:].sigmoid() + 1e-6
@@ -298,14 +298,14 @@ def axis_angle_of_6d(six: Tensor) -> Tensor:
 def _cells_of(image: Tensor) -> Tensor:
     """(3, h, w) uint8, black at the right and bottom up to multiples of 56 px, normalised -> (n, 3, 28, 28) cells."""
     down, right = (-side % GROUP for side in image.shape[1:])
-    mean, scale = (constant(of, image.device, torch.float32).view(3, 1, 1) for of in (_MEAN, _STD))
+    mean, scale = (constant(of, image.device, torch.float32).view(3, 1, 1) for of in (IMAGENET_MEAN, IMAGENET_STD))
     pixels = (functional.pad(image, (0, right, 0, down)).float() / 255 - mean) / scale
     grid = pixels.unflatten(-1, (-1, CELL)).unflatten(-3, (-1, CELL)).permute(1, 3, 0, 2, 4)
     return grid[blocks.z_order(*grid.shape[:2], image.device)]
 
 
 def _run(stack: nn.ModuleList, tokens: Tensor, image: Tensor, classes: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    """Tokens (T, C) of images and their class tokens (B, C) through blocks; no image sees another."""
+    """Tokens (T, C) of images and their class tokens (B, C) through blocks, each image by itself."""
     rows, real = pad_rows(tokens, image, len(classes), longest)
     rows = torch.cat([classes[:, None].to(rows.dtype), rows], dim=1)
     real = torch.cat([real.new_ones(len(classes), 1), real], dim=1)

@@ -1,7 +1,7 @@
-"""A trained network on photographs: people in front of the camera of the photograph, shard by shard of a manifest.
+"""Prediction: people of photographs by a trained network, shard by shard of a manifest.
 
-The input shows the whole photograph, its longer side made S, seen from the same point, so `transl` holds in either.
-Knows image stores, manifests and label files; knows no run. Metres, radians, pixels.
+The input is the whole photograph, its longer side made S, so `transl` holds in both. Depends on image stores, manifests
+and label files, not on runs. Metres, radians, pixels.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dto_pipeline.data.storage import STORAGE_ERRORS, Location, absolute, list_n
 from dto_pipeline.data.tars import carry_tar_index, open_images
 from dto_pipeline.errors import DtoError
 from dto_pipeline.maths.person_matching import carry_to_camera
-from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
+from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.paths import SUBSET_NAME, name_subset
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus, PersonStatus, UnusableImage
@@ -46,7 +46,7 @@ from dto_pipeline.train.checkpoint import hash_weights, read_checkpoint, restore
 from dto_pipeline.train.model import Predictions
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-PARTS, MANIFEST_FILE = "parts", "manifest.parquet"  # in the folder of a prediction; the former until it is finished
+PARTS, MANIFEST_FILE = "parts", "manifest.parquet"  # in the folder of a prediction; the parts until it is finished
 _READ_THREADS = 4  # images decoded at the same time
 _PERSON_ARRAYS = {"pose": (72,), "betas": (NUM_BETAS,), "transl": (3,), "bbox_xyxy": (4,), "det_score": ()}
 _UNKNOWN = {"age_years": np.float32(np.nan), "male_prob": np.float32(np.nan), "source_row": np.int64(-1)}
@@ -54,7 +54,7 @@ _UNKNOWN = {"age_years": np.float32(np.nan), "male_prob": np.float32(np.nan), "s
 
 @dataclass(frozen=True)
 class Trained:
-    """A network ready to predict, and what a record of its predictions names."""
+    """A network ready to predict, and what is recorded with its predictions."""
 
     network: Callable[..., Predictions]  # a `MeshNetwork` in evaluation mode
     body: BodyModel  # of the training, on the CPU
@@ -62,7 +62,7 @@ class Trained:
     input_size: int  # S [px]
     sha256: str  # of the weights
     device: torch.device
-    origin: str = ""  # where the weights are from, to be told
+    origin: str = ""  # of the weights, for messages
 
 
 class Picture(NamedTuple):
@@ -72,12 +72,12 @@ class Picture(NamedTuple):
     subset: str
     image_path: str
     image_file: str  # its name in the store
-    camera: tuple[float, ...] | None = None  # fx, fy, cx, cy [px]; None = the network says
-    fov: float | None = None  # vertical field of view [rad] where it is all that is known
+    camera: tuple[float, ...] | None = None  # fx, fy, cx, cy [px]; None = estimated by the network
+    fov: float | None = None  # vertical field of view [rad] where only that is known
 
 
 class _Photo(NamedTuple):
-    """A photograph laid out for the network."""
+    """A photograph resized for the network."""
 
     image: np.ndarray  # (h, w, 3) uint8, the longer side S
     size: tuple[int, int]  # width and height of the photograph [px]
@@ -88,21 +88,18 @@ class _Photo(NamedTuple):
 def load_trained(
     path: str | Path, device: torch.device, body_path: str | Path | None = None, encoder_heads: int | None = None
 ) -> Trained:
-    """The network of a checkpoint, of the newest one of a training's folder that can be read, or of a released file.
+    """The network of a checkpoint, of the newest readable one of a training's folder, or of a released file.
 
-    `body_path`: the training's body model where it lies now, None = as in its config (a released file names none);
-    `encoder_heads`: of a released file, None = one per 64 features. Raises: CheckpointError, TorchFileError: there are
-    no weights, or they cannot be used. BodyModelError: no body model, or another one than that of the training.
+    `body_path`: the training's body model, None = as in its config (needed with a released file); `encoder_heads`: of a
+    released file, None = one per 64 features. Raises: CheckpointError, TorchFileError: the weights cannot be used.
+    BodyModelError: no body model, or another one than that of the training.
     """
     checkpoint = read_checkpoint(path, encoder_heads)
     config, is_released = checkpoint.config, not checkpoint.body_sha256
     if is_released and body_path is None:
         raise BodyModelError(f"{path} is a released file, which names no body model; name its own with --body")
     options = dataclasses.replace(config.body, model_path=str(body_path or config.body.model_path))
-    body = load_body(options.model_path, options.kid_axis)
-    if not is_released and body.sha256 != checkpoint.body_sha256:
-        found = f"sha256 {body.sha256[:16]}, the network was trained with {checkpoint.body_sha256[:16]}"
-        raise BodyModelError(f"the body model has {found}; name the right one with --body")
+    body = checkpoint.load_body(options.model_path)
     encoder, model, side = config.encoder, config.model, config.data.input_size
     origin = f"{checkpoint.path}, step {checkpoint.position.step}"
     if is_released:
@@ -117,17 +114,17 @@ def predict_scenes(
 ) -> Iterator[Scene]:
     """One scene per picture, in order; a few batches are in memory at a time.
 
-    A picture that cannot be read, or whose answer is not finite, has a `problem` and nobody. A person whose numbers
-    cannot be used stays, with its problem; where that is everybody, the picture has one too. `det_score` is the
-    confidence; people below the least one are left out.
+    A picture that cannot be read, or whose output is not finite, has a `problem` and no people. A person with unusable
+    numbers stays, with a problem; if all people have one, the picture has one too. `det_score` is the confidence;
+    people below `min_confidence` are left out.
     """
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        reading = ((_nobody(one), pool.submit(_lay_out, store, one, trained.input_size)) for one in pictures)
+        reading = ((_empty_scene(one), pool.submit(_read, store, one, trained.input_size)) for one in pictures)
         coming = list(islice(reading, batch))
         while coming:
-            some, coming = coming, list(islice(reading, batch))  # read while the network sees this one
+            some, coming = coming, list(islice(reading, batch))  # read while the network computes
             photos = [(scene, future.result()) for scene, future in some]
-            answers = iter(_ask(trained, [photo for _, photo in photos if isinstance(photo, _Photo)]))
+            answers = iter(_compute(trained, [photo for _, photo in photos if isinstance(photo, _Photo)]))
             for scene, photo in photos:
                 if isinstance(photo, _Photo):
                     _fill(scene, photo, *next(answers), trained.body, min_confidence)
@@ -136,32 +133,32 @@ def predict_scenes(
                 yield scene
 
 
-def _nobody(picture: Picture) -> Scene:
-    """A picture without people, and without a camera unless it was told."""
-    nobody: Any = {name: np.zeros((0, *shape), np.float32) for name, shape in _PERSON_ARRAYS.items()}
-    nobody |= {name: np.full(0, value) for name, value in _UNKNOWN.items()} | {"person_problem": []}
+def _empty_scene(picture: Picture) -> Scene:
+    """A picture without people, and without a camera unless it is given."""
+    empty: Any = {name: np.zeros((0, *shape), np.float32) for name, shape in _PERSON_ARRAYS.items()}
+    empty |= {name: np.full(0, value) for name, value in _UNKNOWN.items()} | {"person_problem": []}
     camera = camera_matrices(np.array(picture.camera or [np.nan] * 4, np.float64))
-    return Scene(picture.image_id, picture.subset, picture.image_path, 0, 0, camera, **nobody)
+    return Scene(picture.image_id, picture.subset, picture.image_path, 0, 0, camera, **empty)
 
 
-def _lay_out(store: ImageStore, picture: Picture, side: int) -> _Photo | tuple[ImageStatus, str]:
+def _read(store: ImageStore, picture: Picture, side: int) -> _Photo | tuple[ImageStatus, str]:
     try:
         file = store.read(picture.image_file)
     except UnusableImage as error:
         return error.status, str(error)
-    (height, width), told = file.rgb.shape[:2], picture.camera
-    if told is None and picture.fov is not None:
+    (height, width), given = file.rgb.shape[:2], picture.camera
+    if given is None and picture.fov is not None:
         focal = height / 2 / np.tan(picture.fov / 2)
-        told = (focal, focal, width / 2, height / 2)
-    camera = None if told is None else camera_matrices(np.array(told, np.float64))
+        given = (focal, focal, width / 2, height / 2)
+    camera = None if given is None else camera_matrices(np.array(given, np.float64))
     if camera is not None and (problem := camera_problem(camera, width, height)):
         return ImageStatus.LABEL_INVALID, problem
     return _Photo(resize(file.rgb, fit_size(width, height, side)[0]), (width, height), file.sha256, camera)
 
 
 @torch.inference_mode()
-def _ask(trained: Trained, photos: list[_Photo]) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-    """What the network says of each photograph: `_PERSON_ARRAYS` of all queries and the camera (3, 3), in its input."""
+def _compute(trained: Trained, photos: list[_Photo]) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """The network's output for each photograph: `_PERSON_ARRAYS` of all queries and the camera (3, 3) of the input."""
     if not photos:
         return iter(())
     images = [torch.from_numpy(one.image.transpose(2, 0, 1).copy()).to(trained.device) for one in photos]
@@ -177,11 +174,11 @@ def _ask(trained: Trained, photos: list[_Photo]) -> Iterator[tuple[dict[str, np.
 def _fill(
     scene: Scene, photo: _Photo, people: dict[str, np.ndarray], camera: np.ndarray, body: BodyModel, least: float
 ) -> None:
-    """Put the people who are sure enough, best first, and the camera into a scene, as the photograph shows them."""
+    """Put the confident people, best first, and the camera into a scene, in the photograph's frame."""
     (scene.width, scene.height), scene.image_sha256, score = photo.size, photo.sha256, people["det_score"]
-    for said, numbers in (("confidences are", score), ("camera is", camera)):
-        if not np.isfinite(numbers).all():  # nobody knows who would be sure enough, or where
-            scene.problem = ImageStatus.PREDICTION_INVALID, f"the network's {said} not finite"
+    for what, numbers in (("confidences are", score), ("camera is", camera)):
+        if not np.isfinite(numbers).all():
+            scene.problem = ImageStatus.PREDICTION_INVALID, f"the network's {what} not finite"
             return
     order = np.argsort(-score, kind="stable")
     order = order[score[order] >= least]
@@ -194,24 +191,24 @@ def _fill(
     scene.bbox_xyxy = np.clip(boxes / grow, 0, photo.size).reshape(-1, 4).astype(np.float32)
     scene.intrinsics = np.diag([*(1 / grow), 1]) @ camera
     if photo.camera is not None:
-        if len(order):  # each pelvis keeps its place in the picture, its distance follows the focal length
+        if len(order):  # each pelvis keeps its place in the picture, its distance scales with the focal length
             pose, betas, transl = map(torch.from_numpy, (scene.pose, scene.betas, scene.transl))
             pelvis = body.joints(pose, betas, transl)[:, 0]
             own, wanted = (torch.from_numpy(k).expand(len(order), 3, 3) for k in (scene.intrinsics, photo.camera))
             scene.transl = carry_to_camera(transl.double(), pelvis.double(), own, wanted).float().numpy()
         scene.intrinsics = photo.camera
-    told = [ROW_PROBLEMS[code] for code in find_row_problems(scene.pose, scene.betas, scene.transl)]
-    texts = [text or "its box is not finite" * (not has) for text, has in zip(told, finite.tolist(), strict=True)]
+    problems = [ROW_PROBLEMS[code] for code in find_row_problems(scene.pose, scene.betas, scene.transl)]
+    texts = [text or "its box is not finite" * (not has) for text, has in zip(problems, finite.tolist(), strict=True)]
     scene.person_problem = [(PersonStatus.INVALID_LABEL, text) if text else None for text in texts]
     if texts and all(texts):
         scene.problem = ImageStatus.PREDICTION_INVALID, f"nobody can be used: {texts[0]}"
 
 
 def list_pictures(folder: str, out: Path, subset: str = "", depth: str = "", shard_images: int = 4096) -> Manifest:
-    """The manifest of every image file in or below a folder or URI, by name, without people, beside the parts in `out`.
+    """A manifest, in the parts of `out`, of all image files in or below a folder or URI, by name, without people.
 
     `subset`: name of their set, "" = that of the folder; `depth`: folder of depth maps named like the images with
-    ``.npy``. Raises: DtoError: no such folder, no image in it, or no name of a set.
+    ``.npy``. Raises: DtoError: no such folder, no image in it, or an unusable name of the set.
     """
     root = absolute(folder)
     try:
@@ -225,7 +222,7 @@ def list_pictures(folder: str, out: Path, subset: str = "", depth: str = "", sha
     label = subset or name_subset(str(root).rstrip("/").rpartition("/")[2])
     maps = [str(Path(name).with_suffix(".npy")) if depth else None for name in names]
 
-    scenes = (_nobody(Picture(f"{label}/{name}", label, name, name)) for name in names)
+    scenes = (_empty_scene(Picture(f"{label}/{name}", label, name, name)) for name in names)
     shards = (
         (build_label_table([keep_labels(one) for one in islice(scenes, shard_images)]), names[part], maps[part])
         for part in (slice(first, first + shard_images) for first in range(0, len(names), shard_images))
@@ -237,11 +234,11 @@ def list_pictures(folder: str, out: Path, subset: str = "", depth: str = "", sha
 
 
 def read_pictures(manifest: Manifest, shard: int, keep_camera: bool = False, fov: float | None = None) -> list[Picture]:
-    """The images of a shard, whatever its labels say of people; `keep_camera`: with its cameras, otherwise with `fov`
-    [rad], or the network says. Raises: ManifestError."""
-    told = CAMERA_COLUMNS if keep_camera else ()
-    rows = manifest.read_shard(shard, [*Picture._fields[:4], *told]).to_pylist()
-    cameras = [tuple(row.pop(name) for name in told) or None for row in rows]
+    """The images of a shard; `keep_camera`: with its cameras, otherwise with `fov` [rad] or no camera. Raises:
+    ManifestError."""
+    columns = CAMERA_COLUMNS if keep_camera else ()
+    rows = manifest.read_shard(shard, [*Picture._fields[:4], *columns]).to_pylist()
+    cameras = [tuple(row.pop(name) for name in columns) or None for row in rows]
     return [Picture(**row, camera=camera, fov=fov) for row, camera in zip(rows, cameras, strict=True)]
 
 
@@ -249,9 +246,9 @@ def predict_shards(
     trained: Trained, pictures: Manifest, folder: Path, min_confidence: float = 0.3, batch: int = 4,
     keep_camera: bool = False, fov: float | None = None, progress: bool = True,
 ) -> None:  # fmt: skip
-    """Predict what is not there yet, one label file per shard below `folder`; see `predict_scenes`, `read_pictures`.
+    """Write a label file per shard below `folder`, see `predict_scenes` and `read_pictures`.
 
-    What was made by another network, with other options or of other pictures, is made again.
+    Files that exist are kept, unless they were made by another network, with other options or from other pictures.
     """
     store = open_images(pictures.images_root, pictures.path)
     made_by = [trained.sha256, min_confidence, str(pictures.images_root)]
@@ -267,7 +264,7 @@ def predict_shards(
             placed = []
             for scene in predict_scenes(trained, store, some, min_confidence, batch):
                 own = keep_labels(scene)
-                if scene.problem is None and scene.num_people:  # as the network says, with the heights of their shapes
+                if scene.problem is None and scene.num_people:
                     height = trained.body.rest_height(torch.from_numpy(scene.betas)).numpy().astype(np.float32)
                     own.status, own.height_init_m, own.height_m = ImageStatus.PREDICTED, height, height
                 placed.append(own)
@@ -276,12 +273,12 @@ def predict_shards(
 
 
 def part_file(folder: Path, shard: int) -> Path:
-    """Where the labels of one predicted shard are until all are predicted."""
+    """Path of a predicted shard's labels until all are predicted."""
     return folder / PARTS / f"shard-{shard:05d}.parquet"
 
 
 def write_manifest(pictures: Manifest, folder: Path) -> Manifest:
-    """The manifest of the predicted people, beside the parts: what `dto run` needs to place them."""
+    """Write the manifest of the predicted people, which `dto run` needs to place them."""
     out, depth = folder / MANIFEST_FILE, pictures.depth_root
     carry_tar_index(pictures.path, out)
     rows = (pictures.read_shard(shard, ["image_file", "depth_file"]) for shard in range(pictures.num_shards))

@@ -1,5 +1,7 @@
-"""The people of an image: as labels tell them (a source is anything that makes `ImageLabels`), and as targets once the
-image is varied. Knows no network and no file. Metres before the camera, radians, pixels, shares of the input size S."""
+"""The people of an image: as labels (`ImageLabels`, from any source), and as training targets of the varied image.
+
+Metres before the camera, radians, pixels, shares of the input size S.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +16,28 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.label_files import NO_LIMITS, LabelColumns, Limits
 from dto_pipeline.data.labels import unpack_covariance
 from dto_pipeline.models.body import BodyModel
+from dto_pipeline.scene import Tensors
 from dto_pipeline.status import UNUSED, PersonStatus, UnusableImage
 from dto_pipeline.train import augment
 from dto_pipeline.train.blocks import z_order
 from dto_pipeline.train.config import CELL, AugmentConfig, DataConfig
 
-SMPL_JOINTS, TREE_JOINTS, ANNOTATED_JOINTS = 45, 24, 26  # of smplx, of SMPL's tree; behind the tree head top and neck
+SMPL_JOINTS, TREE_JOINTS, ANNOTATED_JOINTS = 45, 24, 26  # of smplx, of SMPL's tree, of the tree with head top and neck
 RH_JOINTS = 14  # that RelativeHuman annotates, with head top and neck
 BOX_GROWTH = 1.2  # of a box about its centre, to hold skin and clothes around the joints
 _HIPS, _BODY = [1, 2], ("pose", "betas", "transl")
-_FIRST_JOINTS = 22  # a person of whom none of these is seen spoils a variation
+_FIRST_JOINTS = 22  # a variation is rejected if a person shows none of these
 _LEAST_SIDE = 1e-6  # of a box, share of S
 _LEAST_SEEN = 2  # joints that make a box
 _SQUARE = 1e-3  # fx / fy may differ by this before an image is stretched to square pixels
-_ABSURD = 1e4  # of angles [rad], shape coefficients and places [m]: nobody is there, and sums stay finite
+_ABSURD = 1e4  # of angles [rad], shape coefficients and places [m]: such labels are not used
 
 
 @dataclass(frozen=True)
-class Targets:
-    """The N people of B images, image after image; a missing label is a mask that is False, 0 or -1, never made up."""
+class Targets(Tensors):
+    """The N people of B images, image after image; a missing label is marked by False, 0 or -1, never invented."""
 
-    image: torch.Tensor  # (N,) int64 ascending, which image a person is of
+    image: torch.Tensor  # (N,) int64 ascending, the image of each person
     has_body: torch.Tensor  # (N,) bool, pose, shape and place are labels; False for people known in the picture only
     boxes: torch.Tensor  # (N, 4) cx, cy, w, h
     poses: torch.Tensor  # (N, 72) axis-angle
@@ -48,7 +51,7 @@ class Targets:
     focals: torch.Tensor  # (N,) [px], 0 = unknown
     depth_layer: torch.Tensor  # (N,) int64 ordinal layer of depth, 0 nearest, -1 = unknown
     z_covariance: torch.Tensor  # (N, P) of z with the k-th person of the image [m2], NaN = unknown; or empty
-    scale_map: torch.Tensor  # (T, 2) of the 28 px cells: 1 where somebody is, and how large
+    scale_map: torch.Tensor  # (T, 2) of the 28 px cells: 1 where a person is, and its size
     cell_image: torch.Tensor  # (T,) int64
     complete: torch.Tensor  # (B,) bool, everybody in the image is labelled
     mapped: torch.Tensor  # (B,) bool, and everybody's cells are known
@@ -71,12 +74,12 @@ class ImageLabels:
     keypoints: np.ndarray  # (P, 26, 2) float32 of people without a body [px], NaN = unknown
     z_covariance: np.ndarray  # (P, P) float32 [m2], NaN = unknown
     depth_layer: np.ndarray  # (P,) int64, -1 = unknown
-    trusted: bool = True  # poses, shapes and distances are labels; False: only what is seen in the picture
-    complete: bool = True  # everybody in the image is there
+    trusted: bool = True  # poses, shapes and distances are labels; False: only places in the picture are
+    complete: bool = True  # all people in the image are labelled
 
 
 def unknown_people(count: int, intrinsics: np.ndarray) -> ImageLabels:
-    """People of whom nothing is known, before a camera (3, 3) that is guessed."""
+    """People with unknown labels, before a guessed camera (3, 3)."""
     nothing = {"pose": (72,), "betas": (NUM_BETAS,), "transl": (3,)}
     unknown = {"boxes": (4,), "keypoints": (ANNOTATED_JOINTS, 2), "z_covariance": (count,)}
     arrays: dict[str, Any] = {name: np.zeros((count, *shape), np.float32) for name, shape in nothing.items()}
@@ -85,14 +88,14 @@ def unknown_people(count: int, intrinsics: np.ndarray) -> ImageLabels:
 
 
 def guess_camera(width: int, height: int) -> np.ndarray:
-    """(3, 3) of a photograph whose camera nobody tells, its longer side the focal length; never learnt from."""
+    """(3, 3) of a photograph with an unknown camera, its longer side as focal length; never trained on."""
     return np.array([[max(width, height), 0, width / 2], [0, max(width, height), height / 2], [0, 0, 1]])
 
 
 def build_labels(columns: LabelColumns, row: int, width: int, height: int, limits: Limits = NO_LIMITS) -> ImageLabels:
-    """The people of image `row` of a piece, a photograph of `width` x `height` px; of bodies beyond the limits only the
-    place in the picture is known, those of whom neither body nor place is known are left out. Raises: UnusableImage:
-    its camera cannot be that of the photograph, or its covariance is not of its people."""
+    """The people of image `row` of a piece, a photograph of `width` x `height` px. Of bodies beyond the limits only the
+    place in the picture is used; people without body and place are left out. Raises: UnusableImage: the camera cannot
+    belong to the photograph, or the covariance has another number of people."""
     part = slice(int(columns.starts[row]), int(columns.starts[row + 1]))
     own = {name: values[part] for name, values in columns.people.items()}
     body = np.concatenate([own[name] for name in _BODY], axis=1)
@@ -104,7 +107,7 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, limit
     has_body &= (own["transl"][:, 2] > 0) & ~np.isin(own["status"], UNUSED)
     packed, sigma = columns.images["z_covariance"][row], own.get("z_sigma_m")
     if packed is not None and len(packed) != people * (people + 1) // 2:
-        raise UnusableImage(f"its z_covariance has {len(packed)} numbers, which is no half matrix of {people} people")
+        raise UnusableImage(f"its z_covariance has {len(packed)} numbers; expected the triangle of {people} people")
     if sigma is not None:
         has_body &= limits.people(sigma)
     alone = np.full(people, np.nan) if sigma is None else np.square(sigma.astype(np.float64))
@@ -129,8 +132,8 @@ def build_labels(columns: LabelColumns, row: int, width: int, height: int, limit
 
 
 def square_pixels(size: tuple[int, int], labels: ImageLabels) -> tuple[tuple[int, int], ImageLabels]:
-    """Width and height of a photograph and its labels stretched sideways where fx and fy differ: the network knows one
-    focal length. Pixels follow when the photograph is resized."""
+    """Size of a photograph and its labels, stretched sideways where fx and fy differ, because the network has one focal
+    length. The pixels follow when the photograph is resized."""
     fx, fy = labels.intrinsics[0, 0], labels.intrinsics[1, 1]
     if abs(fx / fy - 1) <= _SQUARE:
         return size, labels
@@ -145,7 +148,7 @@ def square_pixels(size: tuple[int, int], labels: ImageLabels) -> tuple[tuple[int
 
 
 class Rules(NamedTuple):
-    """How labels become targets."""
+    """Settings that turn labels into targets."""
 
     body: BodyModel  # of the labels, on the CPU
     data: DataConfig
@@ -153,11 +156,11 @@ class Rules(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a varied image shows."""
+    """Targets of a varied image."""
 
     targets: dict[str, np.ndarray]  # by name of `Targets`, of this image: (P, ...), (T, 2), (1, ...)
     frame: augment.Frame
-    good: bool  # somebody is there, and of everybody something
+    good: bool  # there are people, and each of them is visible
 
 
 def see_people(labels: ImageLabels, size: tuple[int, int], draw: augment.Draw, rules: Rules) -> Seen:
@@ -166,7 +169,7 @@ def see_people(labels: ImageLabels, size: tuple[int, int], draw: augment.Draw, r
     people = (labels.pose, labels.betas, labels.transl, labels.intrinsics[None])
     varied = augment.vary(*people, size, side, draw, rules.body, config.as_published)
     points, inside, boxes = _find_in_image(labels, draw, varied, rules)
-    # a body shows enough of its joints; somebody who is only annotated shows one, or a box that is wider than a pixel
+    # a body shows enough joints; a person that is only annotated shows one, or a box wider than a pixel
     enough = np.where(shaped, inside.sum(1) >= rules.data.min_joints, inside.any(1) | (boxes[:, 2:] > 1 / side).all(1))
     enough &= np.isfinite(boxes).all(1) & (boxes[:, 2:] > _LEAST_SIDE).all(1)
     kept, pelvis_z = np.flatnonzero(enough), varied.joints[:, 0, 2]
@@ -212,8 +215,8 @@ def see_people(labels: ImageLabels, size: tuple[int, int], draw: augment.Draw, r
 def _find_in_image(
     labels: ImageLabels, draw: augment.Draw, varied: augment.Varied, rules: Rules
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where people are in the varied image: joints (P, J, 2) [px], projected ones of bodies, annotated ones of others;
-    (P, J) whether they are known and inside; boxes (P, 4) around them, of others joined with the labelled box."""
+    """Places in the varied image: joints (P, J, 2) [px], projected for bodies and annotated for others; (P, J) whether
+    they are known and inside; boxes (P, 4) around them, for others joined with the labelled box."""
     side, shaped, frame = rules.data.input_size, labels.has_body, varied.frame
     names = [*(augment.MIRROR_JOINTS if draw.flip else range(TREE_JOINTS)), *range(TREE_JOINTS, ANNOTATED_JOINTS)]
     annotated = augment.move_points(labels.keypoints[:, names], frame)
@@ -242,8 +245,8 @@ def _find_in_image(
 
 
 def person_boxes(points: np.ndarray, seen: np.ndarray, size: tuple[int, int], side: int) -> np.ndarray:
-    """Joints (P, J, 2) [px] that count (P, J), size w, h [px], S -> boxes (P, 4) around them, 1.2 times as large, cut
-    to the image: cx, cy, w, h as shares of S; NaN of no joint."""
+    """Joints (P, J, 2) [px], which of them count (P, J), size w, h [px], S -> boxes (P, 4) around them, 1.2 times as
+    large, cut to the image: cx, cy, w, h as shares of S; NaN without joints."""
     low = np.where(seen[..., None], points, np.inf).min(1, initial=np.inf) / side
     high = np.where(seen[..., None], points, -np.inf).max(1, initial=-np.inf) / side
     known = seen.any(1, keepdims=True)
@@ -261,7 +264,7 @@ def cut_boxes(centre: np.ndarray, extent: np.ndarray, size: tuple[int, int], sid
 def mark_cells(
     points: np.ndarray, distance: np.ndarray, scale: np.ndarray, size: tuple[int, int], edges: np.ndarray, clamp: bool
 ) -> np.ndarray:
-    """The scale map of an image, (n, 2) float32 in Z-order of its 28 px cells: 1 where somebody is, and the scale.
+    """The scale map of an image, (n, 2) float32 in Z-order of its 28 px cells: 1 where a person is, and its scale.
 
     `points`, `distance`, `scale`: (P, V, 2) vertices [px], NaN behind the camera, (P,) depth by focal, (P,) size;
     `size`, `edges`: w, h of the image without padding, (E, 2) vertices whose middle counts as well; `clamp`: vertices

@@ -126,7 +126,7 @@ def test_the_commonest_reason_comes_first(root: Path) -> None:
     report = build_manifest(small_dataset(root), root / "m.parquet", progress=False)
     lines = report.complaint(0.05).splitlines()
     assert lines[0].startswith("3 of 20 images, 3 of 20 label rows, 7 of 20 depth maps looked for cannot be used")
-    assert [line.split(":")[0].strip() for line in lines[1:3]] == ["depth maps missing", "image_missing"]
+    assert [line.split(":")[0].strip() for line in lines[1:3]] == ["depth_missing", "image_missing"]
 
 
 @pytest.mark.parametrize("share", ["1.5", "-1", "nan"])

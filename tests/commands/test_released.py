@@ -178,7 +178,7 @@ def test_a_training_that_sees_nobody_in_an_epoch_stops(root: Path, tmp_path: Pat
     named = [f"data.labels=[{tmp_path / 'far.npz'}]", f"data.images=[{root / 'images'}]", "body.model_path=demo"]
     options = [part for option in [*named, "loop.steps=5"] for part in ("--set", option)]
     assert main(["train", str(tmp_path / "train.yaml"), "-o", str(tmp_path / "out"), "--quiet", *options]) == 2
-    assert "a whole epoch of 6 images showed nobody" in capsys.readouterr().err
+    assert "a whole epoch of 6 images had no people" in capsys.readouterr().err
 
 
 def test_kinds_are_kept_apart_in_a_manifest(root: Path, capsys) -> None:

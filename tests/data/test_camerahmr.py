@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dto_pipeline.data.sources.camerahmr import open_camerahmr, write_camerahmr
-from dto_pipeline.data.sources.rows import LabelFileError, find_row_problems
+from dto_pipeline.data.sources.rows import find_row_problems
 from dto_pipeline.errors import DtoError
 from tests.data.small_set import label_arrays, write_labels_file
 
@@ -104,7 +104,7 @@ def test_image_names_may_be_bytes(tmp_path):
 )
 def test_a_wrong_array_is_refused_with_file_key_found_and_expected(tmp_path, key, array, found):
     path = write_labels_file(tmp_path, label_arrays(NAMES) | {key: array})
-    with pytest.raises(LabelFileError, match=found) as caught:
+    with pytest.raises(DtoError, match=found) as caught:
         open_camerahmr(path)
     assert key in str(caught.value)
     assert str(path) in str(caught.value)
@@ -114,7 +114,7 @@ def test_a_wrong_array_is_refused_with_file_key_found_and_expected(tmp_path, key
 def test_a_missing_key_is_named_with_what_there_is(tmp_path, key):
     arrays = label_arrays(NAMES)
     del arrays[key]
-    with pytest.raises(LabelFileError, match=f"{key}.*it holds"):
+    with pytest.raises(DtoError, match=f"{key}.*it holds"):
         open_camerahmr(write_labels_file(tmp_path, arrays))
 
 
@@ -125,7 +125,7 @@ def test_a_file_cut_anywhere_is_refused_or_read_right(tmp_path, compressed):
     data = path.read_bytes()
     for length in range(0, len(data), 97):
         path.write_bytes(data[:length])
-        with pytest.raises(LabelFileError, match=r"npz|array"):
+        with pytest.raises(DtoError, match=r"npz|array"):
             open_camerahmr(path)
 
 
@@ -139,7 +139,7 @@ def test_a_header_that_promises_more_than_the_member_holds_is_refused(tmp_path, 
     with zipfile.ZipFile(path, "w", method) as new:
         for name, data in (members | {"pose_cam.npy": short}).items():
             new.writestr(name, data)
-    with pytest.raises(LabelFileError, match="pose_cam"):
+    with pytest.raises(DtoError, match="pose_cam"):
         open_camerahmr(path)
 
 
@@ -211,5 +211,5 @@ def test_a_member_with_a_path_in_its_name_is_refused(tmp_path):
     path = write_labels_file(tmp_path, label_arrays(NAMES))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("../x.npy", b"")
-    with pytest.raises(LabelFileError, match="refuses the member"):
+    with pytest.raises(DtoError, match="refuses the member"):
         open_camerahmr(path)

@@ -17,7 +17,7 @@ from dto_pipeline.data.manifest_build.check import check_manifest
 from dto_pipeline.data.rle import decode_rle, encode_rle
 from dto_pipeline.data.scenes import load_scenes
 from dto_pipeline.data.sources.sidecar import write_sidecar
-from dto_pipeline.data.tars import TarIndexError, carry_tar_index, open_images
+from dto_pipeline.data.tars import TarIndexError, build_tar_index, carry_tar_index, open_images, tar_index_path
 from tests.data.small_set import (
     HEIGHT,
     WIDTH,
@@ -250,32 +250,25 @@ def test_masks_beside_images_in_a_folder_are_found_as_those_in_tars(tmp_path):
     assert [row["mask_origin"] for row in all_rows(manifest)] == ["detection", None]
 
 
-def test_a_tar_that_is_fetched_again_mends_its_images_without_a_new_manifest(tmp_path):
+def test_images_of_a_tar_that_is_fetched_again_are_mended_without_a_new_manifest(tmp_path):
+    """As docs/real_run.md says: an index built anew replaces the old one, missing images become plain files."""
     files = {"0.jpg": picture(10), "1.jpg": picture(20), "2.jpg": picture(30)}
     write_tar(tmp_path / "tars/t.tar", files)
     whole = (tmp_path / "tars/t.tar").read_bytes()
     (tmp_path / "tars/t.tar").write_bytes(whole[: whole.index(b"2.jpg") + 600])
     manifest, _ = build(tmp_path, ["0.jpg", "1.jpg", "2.jpg", "new.jpg"], key_parts=1)
-    bytes_before = (tmp_path / "m.parquet").read_bytes()
     assert check_manifest(manifest.path, progress=False).counts == {"fine": 2, "known": 2}
 
     (tmp_path / "tars/t.tar").write_bytes(whole)
-    write_tar(tmp_path / "tars/u.tar", {"new.jpg": picture(40)})
-    report = check_manifest(manifest.path, progress=False, reindex=True)
+    assert check_manifest(manifest.path, progress=False).counts == {"corrupt": 2, "known": 2}
+    for name, level in (("2.jpg", 30), ("new.jpg", 40)):
+        (tmp_path / "tars" / name).write_bytes(picture(level))
+    build_tar_index(tmp_path / "tars", tar_index_path(tmp_path / "other.parquet"))
+    (tmp_path / "other.tars.parquet").replace(tar_index_path(manifest.path))
+    report = check_manifest(manifest.path, progress=False)
     assert report.counts == {"fine": 2, "mended": 2}
-    assert "taken up by `dto run`" in report.as_table()
-    assert (tmp_path / "m.parquet").read_bytes() == bytes_before
+    assert "done by `dto run`" in report.as_table()
     store = open_images(manifest.images_root, manifest.path)
     scenes = load_scenes(manifest.read_shard(0), store, None, EvidenceConfig())
     assert [scene.problem for scene in scenes] == [None] * 4
     assert [int(scene.image.mean()) for scene in scenes if scene.image is not None] == [10, 20, 30, 40]
-    (tmp_path / "m.tars.found.json").write_text("[]")
-    with pytest.raises(TarIndexError, match=r"found\.json cannot be read .*--reindex"):
-        open_images(manifest.images_root, manifest.path)
-
-
-def test_a_manifest_of_plain_files_has_no_tars_to_look_at(tmp_path):
-    (tmp_path / "tars").mkdir()
-    manifest, _ = build(tmp_path, ["0.jpg"], images_in="folder", key_parts=1)
-    with pytest.raises(TarIndexError, match="its images are plain files"):
-        check_manifest(manifest.path, progress=False, reindex=True)

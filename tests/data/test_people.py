@@ -135,7 +135,7 @@ def test_what_is_no_file_of_people_says_what_is(tmp_path: Path) -> None:
         ("nowhere.npz", "does not exist"),
         ("text.npz", "begins with b'hell'"),
         ("cut.npz", r"cut\.npz"),
-        ("truth.npz", "for the truth of a synthetic data set it lacks pose"),
+        ("truth.npz", "lacks .'pose'"),
     ):
         with pytest.raises(LabelFileError, match=words):
             read_people(tmp_path / name)

@@ -9,7 +9,7 @@ import pytest
 
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.sources.predictions import KEYPOINT_ORDERS, open_predictions
-from dto_pipeline.data.sources.rows import LabelFileError
+from dto_pipeline.errors import DtoError
 from tests.data.prediction_files import predicted_people, write_npz, write_parquet
 
 COUNT = 7
@@ -129,7 +129,7 @@ def test_nulls_of_parquet_are_unknown_even_where_a_whole_row_group_has_none(tmp_
     ],
 )
 def test_columns_of_a_wrong_name_shape_or_type_are_refused(tmp_path, write, column, values, told):
-    with pytest.raises(LabelFileError, match=told):
+    with pytest.raises(DtoError, match=told):
         open_predictions(write(tmp_path / "p", {**predicted_people(COUNT), column: values}))
 
 
@@ -137,22 +137,22 @@ def test_columns_of_a_wrong_name_shape_or_type_are_refused(tmp_path, write, colu
 def test_a_missing_column_is_named(tmp_path, write):
     people = predicted_people(COUNT)
     del people["betas"]
-    with pytest.raises(LabelFileError, match=r"missing columns \['betas'\]"):
+    with pytest.raises(DtoError, match=r"missing columns \['betas'\]"):
         open_predictions(write(tmp_path / "p", people))
 
 
 def test_object_arrays_are_refused_unopened(tmp_path):
     people = {**predicted_people(COUNT), "mask_rle": np.array([b"", None] * 3 + [b""], dtype=object)}
-    with pytest.raises(LabelFileError, match="object array"):
+    with pytest.raises(DtoError, match="object array"):
         open_predictions(write_npz(tmp_path / "p.npz", people))
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PAR1 but no more", b"PK\x03\x04 cut"])
 def test_files_that_are_neither_npz_nor_parquet_are_refused(tmp_path, content):
     (tmp_path / "p").write_bytes(content)
-    with pytest.raises(LabelFileError, match="p"):
+    with pytest.raises(DtoError, match="p"):
         open_predictions(tmp_path / "p")
-    with pytest.raises(LabelFileError, match="cannot be opened"):
+    with pytest.raises(DtoError, match="cannot be opened"):
         open_predictions(tmp_path / "nowhere")
 
 
@@ -161,5 +161,5 @@ def test_rows_of_one_column_in_different_lengths_are_refused(tmp_path):
     table = pq.read_table(write_parquet(tmp_path / "p", people))
     uneven = pa.array([[0.0] * 10, [0.0] * 11, [0.0] * 10])
     pq.write_table(table.set_column(table.schema.get_field_index("betas"), "betas", uneven), tmp_path / "p")
-    with pytest.raises(LabelFileError, match="in every row"):
+    with pytest.raises(DtoError, match="in every row"):
         open_predictions(tmp_path / "p")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from dto_pipeline.commands.training_data import open_label_sets
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.manifest_build.builder import build_manifest
-from dto_pipeline.data.people import FileKind, UnknownFile, expect_kind, read_people, recognise
+from dto_pipeline.data.people import FileKind, UnknownFile, read_people, recognise
 from dto_pipeline.data.sources.relative_human import read_annotations
 from dto_pipeline.data.sources.rows import LabelFileError
 from dto_pipeline.data.training_labels import Part
@@ -34,20 +36,20 @@ def write_relative_human(path: Path) -> Path:
     return path
 
 
-FILES = {
-    FileKind.CAMERAHMR: write_release,
-    FileKind.MA_HMR: write_annots,
-    FileKind.RELATIVE_HUMAN: write_relative_human,
-    FileKind.PREDICTIONS: write_prediction_npz,
-    FileKind.SYNTHETIC_TRUTH: write_truth,
-}
+FILES = (
+    (FileKind.CAMERAHMR, write_release),
+    (FileKind.MA_HMR, write_annots),
+    (FileKind.RELATIVE_HUMAN, write_relative_human),
+    (FileKind.PREDICTIONS, write_prediction_npz),
+    (FileKind.PREDICTIONS, write_prediction_parquet),
+    (FileKind.SYNTHETIC_TRUTH, write_truth),
+)
 
 
-@pytest.mark.parametrize("kind", FILES)
-@pytest.mark.parametrize("name", ["val_annots.npz", "coco-release.npz", "file", "labels.parquet"])
-def test_the_name_of_a_file_decides_nothing(kind: FileKind, name: str, tmp_path: Path) -> None:
-    written = FILES[kind](tmp_path / "written.npz")
-    assert recognise(shutil.move(written, tmp_path / name)) is kind
+@pytest.mark.parametrize(("kind", "write"), FILES)
+@pytest.mark.parametrize("name", ["val_annots.npz", "file", "labels.parquet"])
+def test_the_name_of_a_file_decides_nothing(kind: FileKind, write: Any, name: str, tmp_path: Path) -> None:
+    assert recognise(shutil.move(write(tmp_path / "written.npz"), tmp_path / name)) is kind
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
@@ -56,18 +58,15 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         recognise(tmp_path / "pipe.npz")
 
 
-def test_predictions_in_parquet_are_predictions(tmp_path: Path) -> None:
-    assert recognise(write_prediction_parquet(tmp_path / "p.npz")) is FileKind.PREDICTIONS
-
-
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"imgname": ["a.jpg"], "pose_cam": [0], "shape": [0]}, "it lacks trans_cam or cam_t or trans, cam_int"),
-        ({"image": ["a.jpg"], "pose": [0]}, "for predictions it lacks betas, transl"),
-        ({"x": [0]}, r"holds the arrays \['x'\]. What is read: CameraHMR's labels need imgname"),
-        ({"annots": {"a.jpg": [{"height": 1.8}]}}, r"people with the keys \['height'\]"),
-        ({"annots": {}}, "0 people without a single key"),
+        ({"x": [0]}, r"holds \['x'\]; expected imgname \(CameraHMR's labels\), image \(predictions\)"),
+        (
+            {"annots": {"a.jpg": [{"height": 1.8}]}},
+            r"first 1 people .* have the keys \['height'\]; expected smpl_param",
+        ),
+        ({"annots": {}}, "first 0 people"),
         ({"annots": [1, 2]}, "expected one object"),
     ],
 )
@@ -86,17 +85,30 @@ def test_annotations_of_whom_nothing_can_be_used_are_refused_with_what_they_hold
         read_people(write_relative_human(tmp_path / "b.npz"))
 
 
-def test_training_takes_each_kind_for_what_it_is_and_refuses_others_with_the_next_step(tmp_path: Path) -> None:
-    def opened(path: Path) -> str:
-        (label_set,) = open_label_sets(DataConfig(labels=(str(path),), images=(str(tmp_path),)))
-        return type(label_set).__name__
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"imgname": ["a.jpg"], "pose_cam": [[0] * 72], "shape": [[0] * 10]}, "has none of the keys .'trans_cam'"),
+        ({"image": ["a.jpg"], "pose": [0]}, "missing columns .'betas', 'transl'"),
+        ({"image_name": ["a.jpg"]}, "lacks .'pose'"),
+    ],
+)
+def test_a_file_of_a_kind_that_lacks_something_says_what(arrays: dict, words: str, tmp_path: Path) -> None:
+    held: dict[str, Any] = {k: np.array(v, np.str_ if "im" in k else float) for k, v in arrays.items()}
+    np.savez(tmp_path / "a.npz", **held)
+    with pytest.raises(LabelFileError, match=words):
+        read_people(tmp_path / "a.npz")
 
-    assert opened(write_annots(tmp_path / "val_annots.npz")) == "AnnotsSet"
-    assert opened(write_relative_human(tmp_path / "COCO_CHMR_SMPL_OPT.npz")) == "AnnotationSet"
-    with pytest.raises(UnknownFile, match=r"CameraHMR's labels; training reads .* `dto manifest build` starts a run"):
-        opened(write_release(tmp_path / "train_annots.npz"))
-    with pytest.raises(UnknownFile, match="evaluation reads predictions"):
-        expect_kind(tmp_path / "train_annots.npz", [FileKind.PREDICTIONS], "evaluation")
+
+def test_training_takes_each_kind_by_its_content_and_refuses_others_with_the_next_step(tmp_path: Path) -> None:
+    def people(path: Path) -> int:
+        (label_set,) = open_label_sets(DataConfig(labels=(str(path),), images=(str(tmp_path),)))
+        return sum(label_set.read(piece).num_people for piece in label_set.index(0, Part("all")))
+
+    assert people(write_annots(tmp_path / "val_annots.npz")) == 3
+    assert people(write_relative_human(tmp_path / "COCO_CHMR_SMPL_OPT.npz")) == 1
+    with pytest.raises(UnknownFile, match=r"CameraHMR's labels; training reads .*`dto manifest build`"):
+        people(write_release(tmp_path / "train_annots.npz"))
 
 
 def test_every_person_of_a_released_file_is_trained_on(tmp_path: Path) -> None:
@@ -113,12 +125,13 @@ def test_every_person_of_a_released_file_is_trained_on(tmp_path: Path) -> None:
     assert columns.intrinsics[4].tolist() == [[60, 0, 32], [0, 60, 24], [0, 0, 1]]
 
 
-def test_another_process_finds_the_flat_arrays_or_reads_the_file_itself(tmp_path: Path) -> None:
+def test_another_process_reads_a_released_file_itself(tmp_path: Path) -> None:
     write_released(tmp_path / "a.npz", released_annots(3, 2))
     (label_set,) = open_label_sets(DataConfig(labels=(str(tmp_path / "a.npz"),), images=(str(tmp_path),)))
-    elsewhere = dataclasses.replace(label_set, folder=str(tmp_path / "gone"))  # type: ignore[call-arg]
-    (piece,) = elsewhere.index(0, Part("all"))
-    np.testing.assert_array_equal(elsewhere.read(piece).people["pose"], label_set.read(piece).people["pose"])
+    (piece,) = label_set.index(0, Part("all"))
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        elsewhere = pool.submit(label_set.read, piece).result()
+    np.testing.assert_array_equal(elsewhere.people["pose"], label_set.read(piece).people["pose"])
 
 
 def test_a_manifest_is_not_built_from_a_file_of_another_kind(tmp_path: Path) -> None:

@@ -34,10 +34,10 @@ def test_annotations_read_back_equal(tmp_path):
     first, second = found.images["1234567.jpg"]
     np.testing.assert_array_equal(first.kp2d, np.arange(42).reshape(14, 3))
     np.testing.assert_array_equal(second.kp2d, np.arange(57).reshape(19, 3))
-    assert (first.depth_id, first.age, first.gender, first.bbox_xyxy) == (2, 1, 1, (1.0, 2.0, 30.0, 40.0))
+    assert (first.depth_id, first.age, first.bbox_xyxy) == (2, 1, (1.0, 2.0, 30.0, 40.0))
     assert (second.depth_id, second.age) == (0, 3)
     (nobody,) = found.images["9.jpg"]
-    assert (nobody.kp2d, nobody.depth_id, nobody.age, nobody.gender) == (None, -1, -1, -1)
+    assert (nobody.kp2d, nobody.depth_id, nobody.age) == (None, -1, -1)
 
 
 def test_what_cannot_be_understood_is_unknown_and_told(tmp_path):
@@ -53,14 +53,13 @@ def test_what_cannot_be_understood_is_unknown_and_told(tmp_path):
         "person 0: kp2d",
         "person 1: depth_id",
         "person 1: age",
-        "person 1: gender",
         "person 1: bbox",
         "person 2: is str, expected a dict",
     ]
     assert len(found.images["a.jpg"]) == 4  # positions stay
     assert found.images["a.jpg"][0].kp2d is None
     assert found.images["a.jpg"][0].depth_id == 2
-    assert (found.images["a.jpg"][1].age, found.images["a.jpg"][1].gender) == (-1, -1)
+    assert found.images["a.jpg"][1].age == -1
     assert found.images["a.jpg"][3].kp2d is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,3 +35,11 @@ def make_people(places: Sequence[Sequence[tuple[float, float]]], focal: float = 
         "status": np.full(count, "", dtype=object),
     }
     return People(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def images_of(people: People, start: int, stop: int) -> People:
+    """The images of a range, with their people."""
+    first, last = np.searchsorted(people.owner, (start, stop))
+    some = people.take(np.arange(first, last))
+    images = {name: getattr(people, name)[start:stop] for name in ("images", "size", "accepted")}
+    return dataclasses.replace(some, owner=some.owner - start, **images)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dto_pipeline.data.people import People, read_people
 from dto_pipeline.evaluate.people_diff import PeopleDiff, Side, diff_people
 from dto_pipeline.models.body import BodyModel
+from tests.evaluate.people import images_of
 from tests.released_files import released_annots, write_released
 
 
@@ -131,7 +132,7 @@ def test_another_focal_length_is_a_difference(pair, tmp_path: Path) -> None:
 def test_acceptance_of_a_run_is_held_against_a_file_that_lists_accepted_images(pair, tmp_path: Path) -> None:
     people = people_of(pair[0], tmp_path / "a.npz")
     judged = dataclasses.replace(people, accepted=np.arange(20) >= 4)
-    listed = dataclasses.replace(people.part(5, 20))
+    listed = images_of(people, 5, 20)
     diff = compare(judged, listed)
     assert diff.accepted == {"both": 15, "before": 1, "after": 0}
     assert diff.images_only == {"before": 5, "after": 0}

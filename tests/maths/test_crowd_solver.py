@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm, t
 
 from dto_pipeline.config import CrowdConfig, PriorConfig
-from dto_pipeline.maths.crowd_solver import fit_crowds
+from dto_pipeline.maths.crowd_solver import fit_crowds, interval_halfwidth
 from dto_pipeline.maths.heights import (
     build_height_mixture,
     build_height_prior,
@@ -294,6 +295,16 @@ def test_intervals_hold_what_they_say_where_the_model_is_true() -> None:
     for normalised, within in ((miss / sigma, 0.03), (apart, 0.08)):  # pairs have the heavy tails of depth alone
         for reach, share in ((0.674, 0.5), (1.282, 0.8), (1.960, 0.95)):
             assert np.mean(np.abs(normalised) < reach) == pytest.approx(share, abs=within)
+
+
+def test_intervals_of_z_are_as_wide_as_a_normal_laws_in_the_middle_and_wider_for_high_levels() -> None:
+    levels = np.array([0.0, 0.2, 0.5, 0.8, 0.95, 0.99])
+    width = np.array([interval_halfwidth(level) for level in levels])
+    normal = norm.ppf((1 + levels) / 2)
+    assert width[0] == 0
+    assert width[2] == pytest.approx(normal[2], rel=0.01)
+    assert (np.diff(width[1:] / normal[1:]) > 0).all()
+    assert 2 * t.cdf(width / 0.94, 6) - 1 == pytest.approx(levels)
 
 
 def test_people_unlike_their_priors_are_less_sure_than_people_who_fit_them() -> None:

@@ -21,12 +21,12 @@ from dto_pipeline.models.body_pixels import (
 )
 from dto_pipeline.models.networks import ModelError, ModelMissing
 from dto_pipeline.models.seeing import Perception
-from dto_pipeline.models.segmentation import InstanceNetwork, check_family, person_classes
+from dto_pipeline.models.segmentation import InstanceNetwork, person_classes
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import PersonStatus
 from dto_pipeline.timing import StageClock
 from tests.crowds import Stander, make_scene
-from tests.tiny_models import save_mask2former
+from tests.tiny_models import save_classifier, save_mask2former
 
 
 def box(left: int, right: int) -> np.ndarray:
@@ -175,8 +175,8 @@ def test_a_network_of_random_weights_runs_from_its_folder_and_finds_nobody_it_is
 
 def test_a_network_that_knows_no_people_is_refused(tmp_path: Path) -> None:
     assert person_classes({0: "dog", 1: "Person"}) == [1]
-    with pytest.raises(ModelError, match="detr"):
-        check_family("detr")
+    with pytest.raises(ModelError, match=r"masks\.model is of the family 'vit'; expected mask2former or"):
+        InstanceNetwork(MaskConfig(model=str(save_classifier(tmp_path / "classifier", ("person", "dog")))))
     with pytest.raises(ModelError, match="no class 'person'"):
         InstanceNetwork(MaskConfig(model=str(save_mask2former(tmp_path / "zoo", ("cat", "dog")))))
 

@@ -46,7 +46,7 @@ def test_a_config_survives_being_written_down() -> None:
         ("data.input_size=100", "expected a multiple of 56"),
         ("encoder.layers=65", "expected 1 to 64"),
         ("data.trust=[2d]", "data.trust has 1 entries"),
-        ("loop.steps=0", "expected 1 to inf"),
+        ("loop.steps=0", "expected a finite number of at least 1"),
         ("loop.encoder_rate=0", "the encoder is untrained"),
         ("loop.rate=fast", "must be float"),
     ],

@@ -313,7 +313,7 @@ def test_nobody_is_taught_twice() -> None:
 def test_a_covariance_of_other_people_costs_its_image_only() -> None:
     columns = random_columns(3)
     columns.images["z_covariance"] = columns.images["z_covariance"][:, :5]
-    with pytest.raises(UnusableImage, match="5 numbers, which is no half matrix of 3 people"):
+    with pytest.raises(UnusableImage, match="5 numbers; expected the triangle of 3 people"):
         build_labels(columns, 0, 320, 240)
 
 

@@ -161,7 +161,7 @@ def test_a_dinov2_begins_the_encoder_under_both_of_its_names(old: bool, tmp_path
         "model.layers=1",
         "data.input_size=112",
     ]
-    with pytest.raises(ValueError, match="has shape"):  # the perceptron of this one is half as wide
+    with pytest.raises(ValueError, match=r"of another shape \(15\)"):  # the perceptron of this one is half as wide
         begin_network(load_train_config(None, [*sizes, f"encoder.model={tmp_path}"]))
 
 

@@ -128,7 +128,7 @@ def is_shape(name: str) -> bool:
     [
         (
             {"conf_head.weight": torch.zeros(2, 48)},
-            r"shapes \(1\): conf_head\.weight \(2, 48\), expected \(1, 48\)",
+            r"of another shape \(1\): conf_head\.weight \(2, 48\), expected \(1, 48\)",
         ),
         (
             {"conf_head.weight": torch.full((1, 48), float("nan"))},
@@ -137,10 +137,10 @@ def is_shape(name: str) -> bool:
         ({"conf_head.weight": "pickle"}, "the weight 'conf_head.weight' is no dense tensor"),
         (
             {"tgt_embed.weight": torch.zeros(1, 1).expand(9, 48)},
-            "tgt_embed.weight says it is larger than what is stored",
+            "tgt_embed.weight claims to be larger than what is stored",
         ),
         ({"encoder_pos_embeds": torch.zeros(21, 21, 40)}, "data.input_size is 294; expected a multiple of 56"),
-        ({"conf_head.weight": None}, r"Missing keys \(1\): conf_head\.weight"),
+        ({"conf_head.weight": None}, r"missing \(1\): conf_head\.weight"),
     ],
 )
 def test_what_is_no_such_network_is_refused_before_anything_is_built(
@@ -184,7 +184,7 @@ def test_each_published_stage_starts_and_begins_with_the_one_before(
     assert [one.config.model.betas for one in checkpoints] == [10, 10, 11]
     assert [one.config.model.denoising for one in checkpoints] == [10, 0, 0]
     assert all(name.startswith("fov_head.") for name in checkpoints[1].init["missing"])
-    assert "8 missing: fov_head" in caplog.text
+    assert "missing (8): fov_head" in caplog.text
     assert checkpoints[1].init["unexpected"] == ["dn_enc.weight", "dn_enc.bias"]
     assert checkpoints[2].init["missing"] == checkpoints[2].init["unexpected"] == []
 

@@ -81,7 +81,7 @@ def test_photographs_that_are_elsewhere_end_the_training(
     assert main([*command, *(part for option in options for part in ("--set", option))]) == 2
     said = capsys.readouterr().err
     assert "none of 9 images could be used" in said
-    assert "is data.images where the photographs of data.labels are?" in said
+    assert "is data.images the folder of the photographs of data.labels?" in said
 
 
 @pytest.mark.parametrize(

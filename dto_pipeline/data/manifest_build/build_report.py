@@ -1,14 +1,14 @@
-"""What a manifest build or a merge found: counts a person reads as a table and a script as JSON, and findings.
+"""The report of a manifest build or a merge: counts, as a table and as JSON, and findings.
 
-Findings are a Parquet file beside the manifest, one row each, so that nothing is lost without a reason; most keep
-something out of the run, those with `used` do not. More than a share of images or label rows that cannot be used is a
-complaint: the manifest is written all the same, and the build ends with exit code 1.
+Findings are a Parquet file next to the manifest, one row each, so that nothing is lost without a reason; most keep
+something out of the run, those with `used` do not. If more than a share of images or label rows cannot be used, the
+manifest is written all the same, and the build ends with exit code 1 and the reasons.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ from dto_pipeline.status import ImageStatus, PredictionStatus
 WITHOUT_LABELS, TAR, TAR_MEMBER = "image_without_labels", "tar_damaged", "tar_member_refused"
 REPEATED_KEY, MASKS, SOURCE = "repeated_key", "masks_unreadable", "source"
 PERSON, ALSO_IN = "person", "also_in"
-_DEPTH_LOOKS = 1000  # images whose depth map is looked for: a missing twentieth shows, and stores are not asked for all
+_DEPTH_CHECKS = 1000  # images whose depth map is checked: enough to see a missing twentieth, few requests to a store
 _THREADS = 16
 _ROWS_AT_ONCE = 1 << 15
 _ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
@@ -50,7 +50,7 @@ class Findings:
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
         self.counts: Counter[str] = Counter()  # kind -> how many
-        self.missing: list[str] = []  # images a label names and nobody found
+        self.missing: list[str] = []  # images that a label names and that do not exist
         self._writer = writer
         self._rows: list[tuple] = []
 
@@ -117,7 +117,7 @@ def note_unlabelled(findings: Findings, index: ImageIndex, root: Location, place
 
 
 def look_for_depth(index: ImageIndex, root: Location, suffix: str) -> tuple[int, int, str]:
-    """How many depth maps were looked for, of images spread over all, how many are missing, and about the first."""
+    """How many depth maps were checked, of images spread over all, how many are missing, and a text on the first."""
 
     def is_there(name: str) -> bool:
         try:
@@ -126,13 +126,17 @@ def look_for_depth(index: ImageIndex, root: Location, suffix: str) -> tuple[int,
             return False
 
     images = [image for image in range(index.num_images) if image not in index.problem]
-    images = images[:: -(-len(images) // _DEPTH_LOOKS) or 1]
+    images = images[:: -(-len(images) // _DEPTH_CHECKS) or 1]
     names = [splitext(index.image_name[image])[0] + suffix for image in images]
     with ThreadPoolExecutor(_THREADS) as pool:
         missing = [name for name, there in zip(names, pool.map(is_there, names), strict=True) if not there]
+    if not missing:
+        return len(names), 0, ""
+    found = f"depth map {missing[0]} does not exist below {root}"
     if isinstance(root, Path) and not root.is_dir():
-        return len(names), len(missing), f"there is no depth folder {root}"
-    return len(names), len(missing), f"depth map {missing[0]} does not exist below {root}" if missing else ""
+        found = f"there is no depth folder {root}"
+    advice = "write the maps, name their folder (--depth) and ending (depth_suffix), or build with --depth '' where a "
+    return len(names), len(missing), f"{found}; {advice}network makes them (depth.source=model)"
 
 
 def note_shared_images(findings: Findings, index: ImageIndex, others: Sequence[Location]) -> Counter[str]:
@@ -149,29 +153,8 @@ def note_shared_images(findings: Findings, index: ImageIndex, others: Sequence[L
     return shared
 
 
-_WORDS = {  # of counts in tables, where their names are no words for people
-    "persons": "persons (label rows)",
-    "rows_without_image": "label rows without image file",
-    "rows_unusable": "label rows that cannot be used",
-    "depth_looked": "depth maps looked for",
-    "depth_missing": "depth maps missing, of these",
-    "off_centre": "images with an off-centre camera",
-    "turned": "images turned by an EXIF note, taken as stored",
-    "masks_given": "persons with mask",
-    "masks_missing": "persons without mask",
-    "masks_empty": "persons with an empty mask",
-    "age_known": "persons of known age",
-    "male_prob_known": "persons of known gender",
-    "also_in": "images also in",
-    "released": "persons before",
-    "by_keypoints": "predictions compared by keypoints",
-    "by_overlap": "predictions compared by overlap of boxes",
-    "carried": "predictions of another camera, moved to the label's",
-}
-
-
 class _Counts:
-    """What both reports are besides their counts: JSON, and lines for people that name the same things."""
+    """What both reports are: counts as JSON, and the same as lines for people."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain nested dict, keys in order and text, equal for equal input."""
@@ -181,20 +164,18 @@ class _Counts:
         }
 
     def count_lines(self, title: str) -> str:
-        lines = list[tuple[str, int]]()
+        counts = dict[str, int]()
         for name, value in self.to_json().items():
-            words = _WORDS.get(name) or name.replace("_", " ")
-            if isinstance(value, int):
-                lines.append((words, value))
-            elif isinstance(value, dict) and name not in ("persons_per_image", "examples"):
-                lines += [(f"{words}: {key}", count) for key, count in value.items()]
-        width = max(len(words) for words, _ in lines)
-        return "\n".join([title, *(f"  {words:<{width}}  {count:>9}" for words, count in lines)])
+            several = value.items() if isinstance(value, dict) and name != "persons_per_image" else [("", value)]
+            words = name.replace("_", " ")
+            counts |= {f"{words}: {key}" if key else words: count for key, count in several if isinstance(count, int)}
+        width = max(map(len, counts))
+        return "\n".join([title, *(f"  {words:<{width}}  {count:>9}" for words, count in counts.items())])
 
 
 @dataclass
 class ManifestReport(_Counts):
-    """Counts of one build. Every image and label row that entered is in `images` and `persons`."""
+    """Counts of one build. Every image and label row of the input is in `images` and `persons`."""
 
     dataset: str = ""
     fingerprint: str = ""
@@ -206,7 +187,7 @@ class ManifestReport(_Counts):
     camera_faults: Counter[str] = field(default_factory=Counter)  # what is wrong with an image's camera -> images
     rows_without_image: int = 0  # label rows whose image file does not exist
     rows_unusable: int = 0  # label rows that cannot be used, or whose image cannot
-    depth_looked: int = 0  # images whose depth map was looked for: some, spread over all; 0 = none is named
+    depth_looked: int = 0  # images whose depth map was checked: some, spread over all; 0 = no depth folder
     depth_missing: int = 0  # of these, images without one
     off_centre: int = 0  # images whose size is not (2 cx, 2 cy) within a pixel, refused or not
     turned: int = 0  # images an EXIF note turns or mirrors for viewers; pixels are taken as stored
@@ -223,30 +204,25 @@ class ManifestReport(_Counts):
     examples: dict[str, str] = field(default_factory=dict)  # ImageStatus word -> the first message
 
     def complaint(self, share: float) -> str:
-        """Why the manifest is no good: counts per cause, the commonest first; "" = at most `share` cannot be used."""
+        """Why the manifest cannot be used: counts per cause, the commonest first; "" = at most `share` is lost."""
         if not self.images:
             return "the label file names no image: there is nothing to run"
-        lost = (
-            (self.image_problems.total(), self.images, "images"),
-            (self.rows_unusable, self.persons, "label rows"),
-            (self.depth_missing, self.depth_looked, "depth maps looked for"),
-        )
-        over = [f"{part} of {total} {what}" for part, total, what in lost if part > share * total]
+        parts: dict[str, tuple[int, int, Mapping[str, int]]] = {  # of what: lost, all, reason -> how many
+            "images": (self.image_problems.total(), self.images, self.image_problems),
+            "label rows": (self.rows_unusable, self.persons, self.person_problems),
+            "depth maps looked for": (self.depth_missing, self.depth_looked, {"depth_missing": self.depth_missing}),
+        }
+        over = [f"{lost} of {total} {what}" for what, (lost, total, _) in parts.items() if lost > share * total]
         if not over:
             return ""
-        causes = [  # how many, of how many, of what, the reason, the next step
-            (count, self.images, "images", word, self.examples.get(word) or ImageStatus(word).advice)
-            for word, count in self.image_problems.items()
-        ]
-        for reason, count in self.person_problems.items():
-            causes.append((count, self.persons, "label rows", reason, "the findings file names the rows"))
-        if self.depth_missing:
-            advice = f"{self.examples.get(ImageStatus.DEPTH_MISSING, '')}; write the maps, name their folder (--depth) "
-            advice += "and ending (depth_suffix), or build with --depth '' where a network looks (depth.source=model)"
-            causes.append((self.depth_missing, self.depth_looked, "looked for", "depth maps missing", advice))
+        causes = list[tuple[float, str]]()
+        for what, (_, total, reasons) in parts.items():
+            for reason, count in reasons.items():
+                if count:
+                    step = self.examples.get(reason, "the findings file names the rows")
+                    causes.append((-count / total, f"  {reason}: {count} of {total} {what}; {step}"))
         lines = [f"{', '.join(over)} cannot be used, more than {share:.3g} of all (--max-failed-images):"]
-        for count, total, what, word, step in sorted(causes, key=lambda cause: -cause[0] / cause[1]):
-            lines.append(f"  {word}: {count} of {total} {what}; {step}")
+        lines += [text for _, text in sorted(causes, key=lambda cause: cause[0])]
         if damaged := self.findings[TAR]:
             lines.append(f"  {damaged} tars are damaged: fetch them again; {self.findings_file} says where each breaks")
         return "\n".join([*lines, "mend the cause and build again before a run"])
@@ -273,13 +249,14 @@ class MergeReport(_Counts):
     images_with_added: int = 0
     notes: Counter[str] = field(default_factory=Counter)  # values taken as unknown -> how many
 
-    def count(self, status: PredictionStatus, message: str | None, predictions: int) -> None:
-        if not predictions:
-            return
-        self.predictions += predictions
-        self.outcomes[str(status)] += predictions
-        if status not in (PredictionStatus.ADDED, PredictionStatus.MATCHED, PredictionStatus.DUPLICATE):
-            self.refused[f"{status}: {message}" if message else str(status)] += predictions
+    def count(self, verdicts: Mapping[str, int]) -> None:
+        """Add predictions by what became of them: a PredictionStatus word, perhaps with ": reason"."""
+        for verdict, predictions in sorted(verdicts.items()):
+            status = verdict.partition(":")[0]
+            self.predictions += predictions
+            self.outcomes[status] += predictions
+            if status not in (PredictionStatus.ADDED, PredictionStatus.MATCHED, PredictionStatus.DUPLICATE):
+                self.refused[verdict] += predictions
 
     def as_table(self) -> str:
         return self.count_lines(f"merged manifest, fingerprint {self.fingerprint[:16]}")

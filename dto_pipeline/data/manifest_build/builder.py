@@ -1,13 +1,12 @@
-"""A manifest built: labels, sidecar and image headers joined shard by shard, faults found and counted on the way.
+"""Build a manifest: join labels, sidecar and image headers shard by shard, and count what cannot be used.
 
-Nothing is dropped: an image or person that cannot be used is a row with a problem. Report and findings lie beside the
+Nothing is dropped: an image or person that cannot be used is a row with a problem. Report and findings lie next to the
 manifest. Sizes and intrinsics in pixels, lengths in metres.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,7 +23,7 @@ from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.data.cameras import describe_off_centre, is_off_centre
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, struct_column
 from dto_pipeline.data.dataset import Dataset
-from dto_pipeline.data.duplicates import People, find_duplicates
+from dto_pipeline.data.duplicates import LabelledPeople, find_duplicates
 from dto_pipeline.data.files import json_bytes, sha256_file, sweep_abandoned
 from dto_pipeline.data.image_index import ImageIndex, index_images
 from dto_pipeline.data.images import ImageFolder, ImageHeader, ImageStore
@@ -44,7 +43,7 @@ from dto_pipeline.data.manifest_build.build_report import (
 )
 from dto_pipeline.data.manifest_build.seen_people import SeenPeople, join_seen
 from dto_pipeline.data.manifest_build.writer import describe_origin, open_manifest_writer
-from dto_pipeline.data.people import FileKind, UnknownFile, recognise
+from dto_pipeline.data.people import FileKind, recognise
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import (
     MASK_DAMAGED,
@@ -53,7 +52,6 @@ from dto_pipeline.data.sources.rows import (
     LabelFileError,
     LabelRows,
     LabelSource,
-    SeenRows,
     find_row_problems,
 )
 from dto_pipeline.data.sources.sidecar import Sidecar
@@ -81,7 +79,7 @@ Problem = tuple[ImageStatus, str]
 
 
 @dataclass(frozen=True)
-class ManifestInputs:
+class _Inputs:
     dataset: Dataset
     source: LabelSource
     sidecar: Sidecar
@@ -97,14 +95,15 @@ def build_manifest(
     against: Sequence[Location] = (),
     unlabelled: bool = True,
 ) -> ManifestReport:
-    """Join labels, sidecar and image headers into a manifest, shard by shard; its report and findings lie beside it.
+    """Join labels, sidecar and image headers into a manifest, shard by shard; its report and findings lie next to it.
 
     Args:
         against: other manifests whose images are compared with these (insta1 and insta2 overlap).
         unlabelled: list images that no label names, which walks through the whole images folder.
 
     Raises:
-        LabelFileError, TarIndexError, StorageError, ManifestError: a file is missing or cannot be used.
+        LabelFileError, LabelsError, PickleRefused, TarIndexError, StorageError, ManifestError: a file is missing or
+            cannot be used.
     """
     out = as_location(out)
     sweep_abandoned(out if isinstance(out, Path) else None)
@@ -115,6 +114,8 @@ def build_manifest(
         report.also_in = note_shared_images(findings, inputs.index, [as_location(other) for other in against])
         for finding in inputs.source.findings:
             findings.add(SOURCE, finding.image, finding.reason)
+        for image in inputs.source.empty_images:
+            findings.add(SOURCE, image, "listed without people")
         if inputs.placement is not None:
             note_tars(findings, inputs.placement)
         _write_manifest(inputs, out, report, findings, progress)
@@ -130,35 +131,29 @@ def build_manifest(
     return report
 
 
-def _open_inputs(dataset: Dataset, out: Location, stack: ExitStack, progress: bool) -> ManifestInputs:
+def _open_inputs(dataset: Dataset, out: Location, stack: ExitStack, progress: bool) -> _Inputs:
     """Open what a description names, wherever it lies; `stack` removes copies of what lies behind URIs."""
     places = (dataset.place("predictions"), dataset.sidecar_path)
     predictions, sidecar_file = (None if place is None else fetch(place, stack, LabelFileError) for place in places)
     labels = fetch(dataset.labels_path, stack, LabelFileError)
-    try:
-        kind = recognise(labels)
-    except UnknownFile:
-        kind = None  # its reader says more
+    kind = recognise(labels)
     found = "labels" if kind is FileKind.DTO_LABELS else str(kind)
-    if kind is not None and found != dataset.source:
+    if found != dataset.source:
         advice = f"set source: {found} (--source {found})" if found in SOURCES else "no source reads that"
         raise LabelFileError(
             f"{labels} holds {kind.words}, and the description says source: {dataset.source}; {advice}"
         )
-    options = dataclasses.replace(dataset.source_options, predictions=predictions)
-    source = SOURCES[dataset.source](labels, options)
+    source = SOURCES[found](labels, dataclasses.replace(dataset.source_options, predictions=predictions))
     sidecar = Sidecar(sidecar_file, source.num_rows)
     index = index_images(source, dataset.key_parts)
     if dataset.images_in == "folder":
         index = index.with_prefixes(dataset.image_prefixes)
-        return ManifestInputs(dataset, source, sidecar, ImageFolder(dataset.images_root), index)
+        return _Inputs(dataset, source, sidecar, ImageFolder(dataset.images_root), index)
     placed = place_in_tars(index, dataset.images_root, dataset.key_parts, tar_index_path(out), progress)
-    return ManifestInputs(dataset, source, sidecar, placed.images, placed.index, placed)
+    return _Inputs(dataset, source, sidecar, placed.images, placed.index, placed)
 
 
-def _write_manifest(
-    inputs: ManifestInputs, out: Location, report: ManifestReport, findings: Findings, progress: bool
-) -> None:
+def _write_manifest(inputs: _Inputs, out: Location, report: ManifestReport, findings: Findings, progress: bool) -> None:
     total, root = inputs.index.num_images, inputs.dataset.root
     with (
         open_manifest_writer(out) as writer,
@@ -179,9 +174,9 @@ def _write_manifest(
 
 @dataclass(frozen=True)
 class _Shards:
-    """Makes shards one after the other; what cannot be used is counted in the report and told in the findings."""
+    """Makes shards one after the other; what cannot be used is counted in the report and listed in the findings."""
 
-    inputs: ManifestInputs
+    inputs: _Inputs
     report: ManifestReport
     findings: Findings
     pool: Executor  # threads that read image headers, and masks in tars
@@ -195,6 +190,7 @@ class _Shards:
         labels = self.inputs.source.rows(rows)
         masks_beside = self.inputs.images if dataset.masks == "detection" else None
         seen = join_seen(labels, self.inputs.sidecar.rows(rows), counts, files, masks_beside, self.pool)
+        labels = dataclasses.replace(labels, seen=seen.rows)
         headers, problems = self._read_headers(images)
         sizes = np.array([(header.width, header.height) for header in headers], dtype=np.int64).reshape(-1, 2)
         camera, fault, centred = judge_cameras(labels.intrinsics, counts, sizes)
@@ -212,13 +208,12 @@ class _Shards:
                 text = describe_off_centre(files[image], headers[image], camera[image])
                 problems[image] = problems[image] or (ImageStatus.SIZE_MISMATCH, text)
         lost = np.array([problem is not None for problem in problems])
-        person_problem = judge_people(labels, seen.rows, np.repeat(np.where(lost[:, None], 0, sizes), counts, axis=0))
+        person_problem = judge_people(labels, np.repeat(np.where(lost[:, None], 0, sizes), counts, axis=0))
         report.rows_unusable += int((np.repeat(lost, counts) | (person_problem > 0)).sum())
         self._note_images(files, counts, problems, seen)
-        self._note_people(np.repeat(np.array(files, object), counts), rows, person_problem, labels, seen.rows, counts)
+        self._note_people(np.repeat(np.array(files, object), counts), rows, person_problem, labels, counts)
         place = np.arange(rows.size) - np.repeat(offsets[:-1] - offsets[0], counts)
-        words = pick_words(PERSON_PROBLEMS, person_problem)
-        people = person_columns(labels, seen.rows, np.arange(rows.size), place, rows, words)
+        people = person_columns(labels, np.arange(rows.size), place, rows, pick_words(PERSON_PROBLEMS, person_problem))
         kind = MANIFEST_SCHEMA.field("persons").type
         columns = _image_columns(self.inputs, images, camera, sizes, problems, seen)
         columns["num_persons"] = counts
@@ -261,25 +256,20 @@ class _Shards:
             self.findings.add(MASKS, files[image], reason, used=True)
 
     def _note_people(
-        self,
-        files: np.ndarray,
-        rows: np.ndarray,
-        problem: np.ndarray,
-        labels: LabelRows,
-        seen: SeenRows,
-        counts: np.ndarray,
+        self, files: np.ndarray, rows: np.ndarray, problem: np.ndarray, labels: LabelRows, counts: np.ndarray
     ) -> None:
         """Label rows that cannot be used, and those that repeat another of their image (the run says so again)."""
-        report, given = self.report, int(seen.has_mask.sum())
-        report.masks_given += given
-        report.masks_missing += len(seen.mask_rle) - given
+        report, seen, has_mask = self.report, labels.seen, labels.seen.has_mask
+        report.masks_given += int(has_mask.sum())
+        report.masks_missing += int((~has_mask).sum())
         report.masks_empty += int(seen.mask_empty.sum())
         report.age_known += int(np.isfinite(seen.age_years).sum())
         report.male_prob_known += int(np.isfinite(seen.male_prob).sum())
-        report.notes.update(Counter(seen.notes))
+        report.notes.update(seen.notes)
         places = {name: getattr(labels, name) for name in ("pose", "betas", "transl", "bbox_xyxy")}
-        people = People(**places, det_score=seen.det_score, has_mask=seen.has_mask, usable=problem == 0, counts=counts)
-        repeats = find_duplicates(people)
+        repeats = find_duplicates(
+            LabelledPeople(**places, det_score=seen.det_score, has_mask=has_mask, usable=problem == 0, counts=counts)
+        )
         for person in np.flatnonzero(problem).tolist():
             reason = str(PERSON_PROBLEMS[problem[person]])
             report.person_problems[reason] += 1
@@ -291,9 +281,9 @@ class _Shards:
 
 
 def judge_cameras(intrinsics: np.ndarray, counts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """One camera per image from the cameras its people tell.
+    """One camera per image from the cameras of its people.
 
-    Principal points of which neither coordinate is told, while the focal length is, are put into the image's centre.
+    A principal point without coordinates, next to a known focal length, is put into the image's centre.
 
     Args:
         intrinsics: (n, 3, 3) float64, people image by image; counts: (m,) int >= 1, people of each image.
@@ -333,9 +323,9 @@ def _camera_problem(file: str, camera: np.ndarray, fault: int, problem: Problem 
     return problem if problem[0] is ImageStatus.LABEL_INVALID else (ImageStatus.LABEL_INVALID, f"{text}; {problem[1]}")
 
 
-def judge_people(labels: LabelRows, seen: SeenRows, image_size: np.ndarray) -> np.ndarray:
+def judge_people(labels: LabelRows, image_size: np.ndarray) -> np.ndarray:
     """(n,) int index into `PERSON_PROBLEMS`; 0 = usable. `image_size` (n, 2): width, height, 0 = unknown."""
-    problem = find_row_problems(labels.pose, labels.betas, labels.transl)
+    problem, seen = find_row_problems(labels.pose, labels.betas, labels.transl), labels.seen
     compared = (seen.mask_width > 0) & (image_size[:, 0] > 0)
     other_size = compared & ((seen.mask_width != image_size[:, 0]) | (seen.mask_height != image_size[:, 1]))
     mask_problem = np.select((seen.mask_damaged, other_size), (len(ROW_PROBLEMS), len(ROW_PROBLEMS) + 1), default=0)
@@ -343,9 +333,10 @@ def judge_people(labels: LabelRows, seen: SeenRows, image_size: np.ndarray) -> n
 
 
 def person_columns(
-    labels: LabelRows, seen: SeenRows, some: np.ndarray, place: np.ndarray, source_row: np.ndarray, problem: pa.Array
+    labels: LabelRows, some: np.ndarray, place: np.ndarray, source_row: np.ndarray, problem: pa.Array
 ) -> dict[str, Any]:
     """Columns of `schema.MANIFEST_PERSON` for some people (m,) of n; `place` (m,) is theirs in the image."""
+    seen = labels.seen
     return {
         "person_index": place,
         "source_row": source_row,
@@ -357,7 +348,7 @@ def person_columns(
 
 
 def _image_columns(
-    inputs: ManifestInputs,
+    inputs: _Inputs,
     images: range,
     camera: np.ndarray,
     sizes: np.ndarray,

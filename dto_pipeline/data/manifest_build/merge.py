@@ -1,9 +1,9 @@
-"""Merging: a second source of predicted people fills the gaps of a manifest of released labels.
+"""Add predicted people to a manifest of released labels where the labels miss them.
 
-A prediction that is a released person already is dropped, the others are added; `maths.person_matching` says what the
-same person is. The manifest holds no keypoints, so released people are seen through their labels: the body's joints,
+A prediction that is a released person already is dropped, the others are added; `maths.person_matching` decides who is
+the same person. The manifest holds no keypoints, so released people are seen through their labels: the body's joints,
 projected with the label's camera. Released people keep their order and content; added ones follow, best score first,
-whatever the order of the predictions. Memory holds one shard and the names of the predicted images. Beside the new
+whatever the order of the predictions. Memory holds one shard and the names of the predicted images. Next to the new
 manifest lie a report and the outcome of every prediction. Metres in the camera frame, pixels.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +25,16 @@ import torch
 from tqdm import tqdm
 
 from dto_pipeline.data.cameras import read_cameras
-from dto_pipeline.data.columns import build_table, pick_words, ragged_column, read_numbers, single_array, struct_column
+from dto_pipeline.data.columns import build_table, ragged_column, read_numbers, single_array, struct_column
 from dto_pipeline.data.files import json_bytes, sha256_file
-from dto_pipeline.data.image_index import index_images
+from dto_pipeline.data.image_index import WHOLE_NAME, index_images
 from dto_pipeline.data.label_files import check_one_body
 from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
 from dto_pipeline.data.manifest_build.build_report import MergeReport
 from dto_pipeline.data.manifest_build.builder import PERSON_PROBLEMS, judge_cameras, judge_people, person_columns
 from dto_pipeline.data.manifest_build.writer import open_manifest_writer
 from dto_pipeline.data.parquet import writer_settings
-from dto_pipeline.data.people import schema_of
+from dto_pipeline.data.people import FileKind, recognise
 from dto_pipeline.data.sources.dto_labels import open_dto_labels
 from dto_pipeline.data.sources.predictions import NUM_KEYPOINTS, open_predictions
 from dto_pipeline.data.sources.rows import (
@@ -42,7 +43,6 @@ from dto_pipeline.data.sources.rows import (
     LabelFileError,
     LabelRows,
     LabelSource,
-    SeenRows,
     SourceOptions,
     find_row_problems,
 )
@@ -52,26 +52,17 @@ from dto_pipeline.maths import person_matching as matching
 from dto_pipeline.maths.person_matching import BodyViews, MatchRule
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.reading import parse_json
-from dto_pipeline.schema import LABELS_SCHEMA_NAME, MANIFEST_PERSON, MANIFEST_SCHEMA, MERGE_SCHEMA, MERGE_SCHEMA_NAME
+from dto_pipeline.schema import MANIFEST_PERSON, MANIFEST_SCHEMA, MERGE_SCHEMA, MERGE_SCHEMA_NAME
 from dto_pipeline.status import PredictionStatus as Status
 
 MIN_SCORE = 0.5  # predictions of a lower det_score are refused; 4D-Humans' detector threshold
 MAX_PREDICTIONS = 1000  # per image: all pairs of them are compared
-_WHOLE_NAME = 1 << 20  # parts of an image's name that make its key: all, predictions are not told apart by less
 _OUTCOMES_AT_ONCE = 1 << 16
 _IMAGE_NAMES = ("image_file", "image_path", "image_id")  # what a prediction may call its image
 _SAME_CAMERA = 1e-3  # largest difference between intrinsics that are the same camera [px]
 _ORIGIN = "predictions"
-_NOT_IN_FRONT = "no joint is in front of the camera"
-_BAD_LABELS = (*PERSON_PROBLEMS[1:], _NOT_IN_FRONT)
-_VERDICTS: tuple[tuple[Status, str | None], ...] = (
-    (Status.ADDED, None),
-    *((Status.INVALID_LABEL, reason) for reason in _BAD_LABELS),
-    *((Status.IMAGE_UNUSABLE, None), (Status.INVALID_CAMERA, None), (Status.INVALID_SCORE, None)),
-    *((Status.BELOW_MIN_SCORE, None), (Status.CROWD_TOO_LARGE, None), (Status.MATCHED, None), (Status.DUPLICATE, None)),
-)
-_CODE = {reason or status: code for code, (status, reason) in enumerate(_VERDICTS)}  # of what is told about it
-_UNDECIDED = 0  # = added, unless something is found
+_ADDED, _MATCHED, _DUPLICATE = map(str, (Status.ADDED, Status.MATCHED, Status.DUPLICATE))
+# The verdict on a prediction is its status, of an unusable label "status: reason"; _ADDED unless a check fails.
 
 
 def merge_predictions(
@@ -94,21 +85,25 @@ def merge_predictions(
 
     Raises:
         ManifestError: the manifest cannot be used, or `out` would replace it.
-        LabelFileError: the prediction file cannot be used as a whole, or is of another body model.
+        LabelFileError, LabelsError: the predictions cannot be used as a whole, or are of another body model.
     """
     manifest, predictions, out = (as_location(place) for place in (manifest, predictions, out))
     if out in (manifest, predictions) or (isinstance(out, Path) and out.resolve() == Path(manifest).resolve()):
         raise ManifestError(f"{out} is an input of the merge; choose another name for the new manifest (-o)")
     with ExitStack() as stack:
         source = Manifest.open(fetch(manifest, stack, ManifestError))
-        earlier = _earlier_merges(source)
-        people = _open_people(fetch(predictions, stack, LabelFileError), source, earlier, body)
+        try:
+            earlier = list(parse_json(source.metadata.get("merged", "[]")))
+            bodies = {f"the people merged into {source.path}": str(entry["body_sha256"]) for entry in earlier}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ManifestError(f"{source.path}: its footer lists merges wrongly ({error}); build it again") from error
+        people = _open_people(fetch(predictions, stack, LabelFileError), bodies, body)
         merge = _Merge(people, body, min_score)
         carry_tar_index(manifest, out)
         with (  # the outcomes get their name first, the manifest last
             open_manifest_writer(out) as writer,
-            written(outcomes_path(out)) as told,
-            pq.ParquetWriter(told, MERGE_SCHEMA, **writer_settings(MERGE_SCHEMA)) as outcomes,
+            written(outcomes_path(out)) as local,
+            pq.ParquetWriter(local, MERGE_SCHEMA, **writer_settings(MERGE_SCHEMA)) as outcomes,
         ):
             for shard in tqdm(range(source.num_shards), unit="shard", desc=source.subset, disable=not progress):
                 table, rows = merge.merge_shard(source.read_shard(shard))
@@ -130,27 +125,18 @@ def merge_predictions(
 
 
 def outcomes_path(manifest: Location) -> Location:
-    """Where the outcome of every prediction lies, beside the merged manifest."""
+    """Where the outcome of every prediction lies: next to the merged manifest."""
     return beside(as_location(manifest), ".predictions.parquet")
 
 
-def _earlier_merges(source: Manifest) -> list[Any]:
-    try:
-        return list(parse_json(source.metadata.get("merged", "[]")))
-    except (ValueError, TypeError) as error:
-        found = f"footer garbles what was merged before ({error})"
-        raise ManifestError(f"{source.path}: {found}; build it again") from error
-
-
-def _open_people(path: Path, source: Manifest, earlier: list[Any], body: BodyModel) -> LabelSource:
-    """Predicted people in either form; if they, or those of earlier merges, tell a body model, it must be `body`."""
-    told = {f"the people merged into {source.path}": entry["body_sha256"] for entry in earlier}
-    if path.is_dir() or schema_of(path) == LABELS_SCHEMA_NAME:
+def _open_people(path: Path, bodies: dict[str, str], body: BodyModel) -> LabelSource:
+    """Predicted people in either form; their body model, and `bodies` (whose -> sha256), must be `body` if known."""
+    if recognise(path) is FileKind.DTO_LABELS:
         people = open_dto_labels(path, SourceOptions())
-        told[f"{people.files[0]}"] = check_one_body(people.files)
+        bodies = {**bodies, f"{people.files[0]}": check_one_body(people.files)}
     else:
         people = open_predictions(path)
-    for what, sha in told.items():
+    for what, sha in bodies.items():
         if sha and sha != body.sha256:
             raise LabelFileError(
                 f"{what} belong to the body model of sha256 {sha}, body.model_path names that of {body.sha256}; name "
@@ -175,17 +161,16 @@ class _Shard:
     row: np.ndarray  # (n,) int64 row of the prediction file
     image: np.ndarray  # (n,) int64 row of the shard
     labels: LabelRows
-    seen: SeenRows
-    keypoints: np.ndarray  # (n, 45, 3) float32 u, v [px], confidence (0 = not told)
+    keypoints: np.ndarray  # (n, 45, 3) float32 u, v [px], confidence (0 = unknown)
 
 
 class _Merge:
-    """What predictions are merged from, and what became of them so far."""
+    """Merges predictions into shards, and counts their outcomes."""
 
     def __init__(self, people: LabelSource, body: BodyModel, min_score: float) -> None:
         self.report, self.rule = MergeReport(), MatchRule()
         self._people, self._body, self._min_score = people, body, min_score
-        self._index = index = index_images(people, _WHOLE_NAME)
+        self._index = index = index_images(people, WHOLE_NAME)
         self._image_of = {name: image for image, name in enumerate(index.image_name) if image not in index.problem}
         self._taken = np.zeros(index.num_images, dtype=bool)  # images of the predictions that a shard had
 
@@ -194,38 +179,39 @@ class _Merge:
         shard = self._load(table)
         own, verdict = self._judge(shard)
         chosen = _rank(shard, verdict)
-        transl, views, found = self._stand(shard, chosen, own)
-        shard.labels.transl[chosen], verdict[chosen] = transl, found  # from here on before the label's camera
-        chosen, views = chosen[found == _UNDECIDED], views[torch.from_numpy(found == _UNDECIDED)]
+        transl, views, found = self._move(shard, chosen, own)
+        shard.labels.transl[chosen], verdict[chosen] = transl, found  # from here on in the label's camera
+        chosen, views = chosen[found == _ADDED], views[torch.from_numpy(found == _ADDED)]
         same_released, same_predicted = (np.full(shard.row.size, -1, dtype=np.int64) for _ in range(2))
         verdict[chosen], same_released[chosen], original = self._compare(shard, chosen, views)
         same_predicted[chosen] = np.append(shard.row[chosen], -1)[original]
         self.report.images += table.num_rows
         self.report.released += int(table["num_persons"].to_numpy().sum())
-        self.report.images_with_added += np.unique(shard.image[verdict == _UNDECIDED]).size
-        self.report.notes.update(shard.seen.notes)
-        for code, predictions in enumerate(np.bincount(verdict).tolist()):
-            self.report.count(*_VERDICTS[code], predictions)
+        self.report.images_with_added += np.unique(shard.image[verdict == _ADDED]).size
+        self.report.notes.update(shard.labels.seen.notes)
+        self.report.count(Counter(verdict.tolist()))
         image_ids = single_array(table["image_id"]).take(pa.array(shard.image))
-        told = [pick_words([str(status) for status, _ in _VERDICTS], verdict)]
-        told.append(pick_words([reason for _, reason in _VERDICTS], verdict))
-        outcomes = _outcomes(shard.row, image_ids, *told, shard.seen.det_score, same_released, same_predicted)
-        return _append(shard, chosen[verdict[chosen] == _UNDECIDED]), outcomes.take(np.argsort(shard.row))
+        words = [text.partition(": ") for text in verdict.tolist()]
+        status, messages = [word for word, _, _ in words], [message or None for _, _, message in words]
+        outcomes = _outcomes(
+            shard.row, image_ids, status, messages, shard.labels.seen.det_score, same_released, same_predicted
+        )
+        return _append(shard, chosen[verdict[chosen] == _ADDED]), outcomes.take(np.argsort(shard.row))
 
     def write_unknown(self, outcomes: pq.ParquetWriter) -> None:
-        index = self._index
+        """The outcomes of predictions for images that the manifest has not."""
+        index, unknown = self._index, str(Status.IMAGE_UNKNOWN)
         owner = np.repeat(np.arange(index.num_images), np.diff(index.offsets))
         missing = np.flatnonzero(~self._taken[owner])
         for start in range(0, missing.size, _OUTCOMES_AT_ONCE):
             some = missing[start : start + _OUTCOMES_AT_ONCE]
             images, nobody = owner[some].tolist(), np.full(some.size, -1)
-            told = self._people.rows(index.rows[some]).seen
-            assert told is not None  # both kinds of prediction files always tell it
+            score = self._people.rows(index.rows[some]).seen.det_score
             names = [index.image_name[image] for image in images]
-            status = [str(Status.IMAGE_UNKNOWN)] * some.size
             messages = [index.problem.get(image) for image in images]
-            outcomes.write_table(_outcomes(index.rows[some], names, status, messages, told.det_score, nobody, nobody))
-        self.report.count(Status.IMAGE_UNKNOWN, None, missing.size)
+            rows = index.rows[some], names, [unknown] * some.size, messages, score, nobody, nobody
+            outcomes.write_table(_outcomes(*rows))
+        self.report.count({unknown: missing.size} if missing.size else {})
 
     def _load(self, table: pa.Table) -> _Shard:
         """The predictions for the images of a shard; an image of theirs is taken only once."""
@@ -238,34 +224,33 @@ class _Merge:
                     owners.append(np.full(parts[-1].size, shard_row))
         row, image_row = np.concatenate(parts), np.concatenate([parts[0], *owners])
         labels = self._people.rows(row)
-        assert labels.seen is not None
         keypoints = labels.keypoints
         if keypoints is None:
             keypoints = np.zeros((row.size, NUM_KEYPOINTS, 3), np.float32)
-        return _Shard(table, read_cameras(table), row, image_row, labels, labels.seen, keypoints)
+        return _Shard(table, read_cameras(table), row, image_row, labels, keypoints)
 
     def _judge(self, shard: _Shard) -> tuple[np.ndarray, np.ndarray]:
-        """Camera (n, 3, 3) each prediction was made for, and its verdict (n,), an index into `_VERDICTS`."""
-        table, labels, seen, image = shard.table, shard.labels, shard.seen, shard.image
+        """Camera (n, 3, 3) each prediction was made for, and its verdict (n,) object."""
+        table, labels, seen, image = shard.table, shard.labels, shard.labels.seen, shard.image
         size = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], axis=1)[image]
         own = labels.intrinsics.copy()
-        untold = np.isnan(own).all(axis=(1, 2))
-        own[untold] = shard.cameras[image[untold]]
+        unknown = np.isnan(own).all(axis=(1, 2))
+        own[unknown] = shard.cameras[image[unknown]]
         own, fault, _ = judge_cameras(own, np.ones(len(own), np.int64), size)
-        problem = judge_people(labels, seen, size)
-        found = {reason: problem == code for code, reason in enumerate(PERSON_PROBLEMS) if reason}
-        checks: dict[Any, np.ndarray] = {
-            Status.IMAGE_UNUSABLE: table["problem_status"].is_valid().to_numpy()[image],
-            Status.INVALID_SCORE: ~np.isfinite(seen.det_score),
-            Status.BELOW_MIN_SCORE: seen.det_score < self._min_score,
-            **{reason: found[reason] for reason in ROW_PROBLEMS if reason},
-            Status.INVALID_CAMERA: fault > 0,
+        problem = judge_people(labels, size)
+        found = {_invalid(reason): problem == code for code, reason in enumerate(PERSON_PROBLEMS) if reason}
+        checks = {
+            str(Status.IMAGE_UNUSABLE): table["problem_status"].is_valid().to_numpy()[image],
+            str(Status.INVALID_SCORE): ~np.isfinite(seen.det_score),
+            str(Status.BELOW_MIN_SCORE): seen.det_score < self._min_score,
+            **{_invalid(reason): found[_invalid(reason)] for reason in ROW_PROBLEMS if reason},
+            str(Status.INVALID_CAMERA): fault > 0,
             **found,
         }
-        return own, np.select(list(checks.values()), [_CODE[word] for word in checks], default=_UNDECIDED)
+        return own, _select(checks)
 
-    def _stand(self, shard: _Shard, chosen: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, BodyViews, np.ndarray]:
-        """The chosen predictions before the label's camera: transl (k, 3) float32, views, verdict (k,)."""
+    def _move(self, shard: _Shard, chosen: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, BodyViews, np.ndarray]:
+        """The chosen predictions in the label's camera: transl (k, 3) float32, views, verdict (k,)."""
         labels, cameras = shard.labels, shard.cameras[shard.image[chosen]]
         joints = self._joints(labels.pose[chosen], labels.betas[chosen], labels.transl[chosen])
         transl, camera = torch.from_numpy(labels.transl[chosen]), torch.from_numpy(cameras)
@@ -275,10 +260,10 @@ class _Merge:
         views = matching.view_bodies(joints + (moved.double() - transl.double())[:, None], camera)
         self.report.carried += int(other.sum())
         faults = {
-            BEHIND_CAMERA: ~(moved[:, 2] > 0).numpy() | ~moved.isfinite().all(dim=1).numpy(),
-            _NOT_IN_FRONT: views.box.isnan().any(dim=1).numpy(),
+            _invalid(BEHIND_CAMERA): ~(moved[:, 2] > 0).numpy() | ~moved.isfinite().all(dim=1).numpy(),
+            _invalid("no joint is in front of the camera"): views.box.isnan().any(dim=1).numpy(),
         }
-        return moved.numpy(), views, np.select([*faults.values()], [_CODE[word] for word in faults], _UNDECIDED)
+        return moved.numpy(), views, _select(faults)
 
     def _compare(
         self, shard: _Shard, chosen: np.ndarray, views: BodyViews
@@ -305,11 +290,11 @@ class _Merge:
         pairs = first[open_pairs], second[open_pairs]
         share, _ = matching.compare_people(queries, views, pairs, rule)
         original = matching.suppress_duplicates(share, pairs, place - (here.cumsum(0) - here)[owner], rule)
-        codes = (_CODE[Status.MATCHED], _CODE[Status.DUPLICATE])
-        verdict = np.select((matched.numpy(), (original >= 0).numpy()), codes, _UNDECIDED)
+        verdict = _select({_MATCHED: matched.numpy(), _DUPLICATE: (original >= 0).numpy()})
         return verdict, np.append(source_row, -1)[partner], original.numpy()
 
     def _view_released(self, shard: _Shard, images: np.ndarray) -> tuple[BodyViews, np.ndarray, torch.Tensor]:
+        """The usable released people of some images, their source rows, and how many (m,) each image has."""
         persons = single_array(shard.table["persons"])
         owner = np.repeat(np.arange(len(persons)), persons.value_lengths().to_numpy(zero_copy_only=False))
         asked = np.flatnonzero(np.isin(owner, images))
@@ -328,14 +313,24 @@ class _Merge:
         return self._body.joints(torch.from_numpy(pose), torch.from_numpy(betas), torch.from_numpy(transl)).double()
 
 
+def _invalid(reason: str) -> str:
+    return f"{Status.INVALID_LABEL}: {reason}"
+
+
+def _select(checks: dict[str, np.ndarray]) -> np.ndarray:
+    """(n,) object: the first verdict that holds for each prediction."""
+    codes = np.select(list(checks.values()), range(1, len(checks) + 1), default=0)
+    return np.array([_ADDED, *checks], dtype=object)[codes]
+
+
 def _outcomes(*columns: Any) -> pa.Table:
     return build_table(MERGE_SCHEMA, dict(zip(MERGE_SCHEMA.names, columns, strict=True)))
 
 
 def _rank(people: _Shard, verdict: np.ndarray) -> np.ndarray:
     """Positions (k,) of the sound predictions: by image, best score first, ties by content; marks what is too many."""
-    sound = np.flatnonzero(verdict == _UNDECIDED)
-    labels, seen = people.labels, people.seen
+    sound = np.flatnonzero(verdict == _ADDED)
+    labels, seen = people.labels, people.labels.seen
     numbers = (labels.transl, labels.pose, labels.betas, labels.bbox_xyxy, people.keypoints.reshape(-1, 135))
     content = np.concatenate([*numbers, seen.age_years[:, None], seen.male_prob[:, None]], axis=1)[sound]
     words = np.ascontiguousarray(content, dtype="<f4").view(np.dtype((np.void, content.shape[1] * 4))).ravel()
@@ -344,7 +339,7 @@ def _rank(people: _Shard, verdict: np.ndarray) -> np.ndarray:
     order = sound[np.lexsort((*ties, -seen.det_score[sound], people.image[sound]))]
     counts = np.bincount(people.image[order])
     place = np.arange(order.size) - (np.cumsum(counts) - counts)[people.image[order]]
-    verdict[order[place >= MAX_PREDICTIONS]] = _CODE[Status.CROWD_TOO_LARGE]
+    verdict[order[place >= MAX_PREDICTIONS]] = str(Status.CROWD_TOO_LARGE)
     return order[place < MAX_PREDICTIONS]
 
 
@@ -352,17 +347,17 @@ def _append(shard: _Shard, added: np.ndarray) -> pa.Table:
     """The shard with predictions (their positions, best first) after the released people of their images."""
     if added.size == 0:
         return shard.table
-    table, seen, image = shard.table, shard.seen, shard.image[added]
+    table, seen, image = shard.table, shard.labels.seen, shard.image[added]
     persons = single_array(table["persons"])
     released = persons.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
     new = np.bincount(image, minlength=released.size)
     place = released[image] + np.arange(added.size) - (np.cumsum(new) - new)[image]
     nothing = pa.nulls(added.size, pa.string())
-    columns = person_columns(shard.labels, seen, added, place, np.full(added.size, -1), nothing)
+    columns = person_columns(shard.labels, added, place, np.full(added.size, -1), nothing)
     owner = np.concatenate([np.repeat(np.arange(released.size), released), image])
     items = pa.concat_arrays([persons.flatten().cast(MANIFEST_PERSON), struct_column(MANIFEST_PERSON, columns)])
     joined = ragged_column(released + new, items.take(pa.array(np.argsort(owner, kind="stable"))), persons.type)
-    told: dict[str, Any] = {name: table[name] for name in table.column_names}
+    rows: dict[str, Any] = {name: table[name] for name in table.column_names}
     brings = {  # where masks and attributes of each image come from, now that some came with the predictions
         "mask_origin": seen.mask_height[added] > 0,
         "attribute_origin": np.isfinite(seen.age_years[added]) | np.isfinite(seen.male_prob[added]),
@@ -370,5 +365,5 @@ def _append(shard: _Shard, added: np.ndarray) -> pa.Table:
     for name, some in brings.items():
         before = single_array(table[name])
         longer = pc.coalesce(pc.binary_join_element_wise(before, _ORIGIN, "+"), _ORIGIN)
-        told[name] = pc.if_else(pa.array(np.isin(np.arange(len(before)), image[some])), longer, before)
-    return build_table(MANIFEST_SCHEMA, {**told, "num_persons": released + new, "persons": joined})
+        rows[name] = pc.if_else(pa.array(np.isin(np.arange(len(before)), image[some])), longer, before)
+    return build_table(MANIFEST_SCHEMA, {**rows, "num_persons": released + new, "persons": joined})

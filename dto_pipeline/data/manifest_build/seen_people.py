@@ -1,7 +1,7 @@
-"""What is known about people besides their labels: the sidecar first, then the label file itself, then masks in tars.
+"""Join what is known about people besides their labels: from the sidecar, else the label file, else masks in tars.
 
-Joins the three and remembers for each image where masks and attributes came from. Masks in tars belong to no label
-row: `sources.fourd_humans` says whose each is. Sizes in pixels.
+Each image gets the origins of its masks and attributes. Masks in tars belong to no label row: `sources.fourd_humans`
+decides whose each is. Sizes in pixels.
 """
 
 from __future__ import annotations
@@ -57,21 +57,21 @@ def join_seen(
 
     Args:
         files: m image files; addresses in tars where masks are looked for.
-        store: where the images and the masks beside them are read from; None = such masks are not looked for.
+        store: where the images and the masks next to them are read from; None = such masks are not looked for.
         pool: threads that read masks.
     """
-    starts, people = np.cumsum(counts) - counts, len(labels.pose)
-    seen = _judge_masks([(None, 0, 0)] * people)  # nothing
-    detections, unreadable = None, dict[int, str]()
+    starts = np.cumsum(counts) - counts
+    parts, unreadable = [sidecar, labels.seen], dict[int, str]()
     if store is not None:
         detections, unreadable = _read_detections(labels, starts, files, store, pool)
-    masked = known = np.zeros(people, np.int64)
-    for bit, told in enumerate((sidecar, labels.seen, detections)):
-        if told is not None:
-            masked = masked | (told.has_mask & ~seen.has_mask) << bit
-            for name in ("age_years", "male_prob"):
-                known = known | (np.isfinite(getattr(told, name)) & ~np.isfinite(getattr(seen, name))) << bit
-            seen = _fill_gaps(seen, told)
+        parts.append(detections)
+    seen = judge_seen({}, pa.nulls(len(labels.pose), pa.binary()))
+    masked = known = np.zeros(len(labels.pose), np.int64)
+    for bit, part in enumerate(parts):
+        masked = masked | (part.has_mask & ~seen.has_mask) << bit
+        for name in ("age_years", "male_prob"):
+            known = known | (np.isfinite(getattr(part, name)) & ~np.isfinite(getattr(seen, name))) << bit
+        seen = _fill_gaps(seen, part)
     words = ["+".join(word for bit, word in enumerate(_ORIGINS) if code >> bit & 1) or None for code in range(8)]
     origins = [np.bitwise_or.reduceat(code, starts) if starts.size else code for code in (masked, known)]
     return SeenPeople(seen, pick_words(words, origins[0]), pick_words(words, origins[1]), unreadable)
@@ -94,10 +94,8 @@ def _fill_gaps(first: SeenRows, second: SeenRows) -> SeenRows:
 
 def _judge_masks(masks: Sequence[Mask]) -> SeenRows:
     """People of whom nothing but their masks is known."""
-    columns = {name: np.full(len(masks), np.nan, np.float32) for name in SEEN_RANGES}
-    sides = np.array([mask[1:] for mask in masks], np.float32).reshape(-1, 2)
-    told = {**columns, "mask_height": sides[:, 0], "mask_width": sides[:, 1]}
-    return judge_seen(told, pa.array([mask[0] for mask in masks], pa.binary()))
+    height, width = np.array([mask[1:] for mask in masks], np.float32).reshape(-1, 2).T
+    return judge_seen({"mask_height": height, "mask_width": width}, pa.array([mask[0] for mask in masks], pa.binary()))
 
 
 def _read_detections(
@@ -135,7 +133,7 @@ def _masks_of_people(
         key = splitext(member)[0]
     sample = f"{tar}!{key}" if tar else key
     data = read(MASKS_EXTENSION)
-    if data is None:  # this image has no masks: everybody may own the whole picture
+    if data is None:  # this image has no masks
         return [(None, 0, 0)] * len(boxes), ""
     masks = parse_masks(data, f"{sample}.{MASKS_EXTENSION}")
     data = read(PEOPLE_EXTENSION)

@@ -1,7 +1,7 @@
-"""How a manifest's file comes into being: a row group per shard, then a footer with counts and fingerprint.
+"""Write a manifest: a row group per shard, then a footer with counts and fingerprint.
 
-Knows the schema and the footer's keys; knows nothing of where rows come from, but for labels that are to be run again:
-their rows and people in their order, masks unknown. Equal input gives identical bytes.
+`write_label_manifest` makes the manifest of labels that may be run again: their rows and people in their order, masks
+unknown. Equal input gives identical bytes.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class ManifestWriter:
         """Write the footer, in a fixed order.
 
         Args:
-            facts: JSON-ready, besides counts and shards; texts: as they are, those of another manifest to begin with.
+            facts: JSON-ready, without counts and shards; texts: written as they are, e.g. another manifest's footer.
         """
         images, people = (sum(size[i] for size in self._sizes) for i in range(2))
         counts = {"images": images, "persons": people, "shards": len(self._sizes)}
-        told = {**facts, "counts": counts, "shards": self._sizes}
-        footer = {**texts, **{key: json.dumps(value, sort_keys=True) for key, value in told.items()}}
+        values = {**facts, "counts": counts, "shards": self._sizes}
+        footer = {**texts, **{key: json.dumps(value, sort_keys=True) for key, value in values.items()}}
         footer.update(pipeline_version=__version__, fingerprint=self.fingerprint)
         self._writer.add_key_value_metadata(dict(sorted(footer.items())))
 
@@ -69,7 +69,7 @@ def open_manifest_writer(out: Location) -> Iterator[ManifestWriter]:
 
 
 def describe_origin(dataset: Dataset, label_files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a manifest says of the data set it was made from; `label_files`: file, bytes, sha256 of each."""
+    """The data set a manifest was made from, for its footer; `label_files`: file, bytes, sha256 of each."""
     depth = dataset.depth_root
     roots = {"images": str(absolute(dataset.images_root)), "depth": depth and str(absolute(depth))}
     return {"dataset": dataset.describe(), "label_files": list(label_files), "roots": roots}
@@ -83,11 +83,11 @@ _FAILURES = [str(status) for status in ImageStatus if status.is_failure]
 def write_label_manifest(
     shards: Iterable[tuple[pa.Table, Sequence[str], Sequence[str | None]]], dataset: Dataset, out: Location
 ) -> None:
-    """Write the manifest whose labels these are.
+    """Write the manifest that belongs to some labels.
 
     Args:
         shards: label rows (`schema.LABELS_SCHEMA`), the images' names in their store, and those of their depth maps.
-        dataset: what the manifest says of itself; its `images` and `depth` are the roots.
+        dataset: its description; its `images` and `depth` are the roots.
     """
     with open_manifest_writer(out) as writer:
         for shard, (labels, image_files, depth_files) in enumerate(shards):

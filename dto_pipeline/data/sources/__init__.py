@@ -1,6 +1,6 @@
-"""Where foreign names end: each source turns one public format into `LabelRows`.
+"""The sources of labels: each turns one public format into `LabelRows`.
 
-| `source:` of a YAML | `labels:` is                            | also looks at                           |
+| `source:` of a YAML | `labels:` is                            | also reads                              |
 |---------------------|-----------------------------------------|-----------------------------------------|
 | camerahmr           | a ``*-release.npz``                     |                                         |
 | ma_hmr              | released DTO-Humans, MA-HMR's layout    |                                         |
@@ -8,7 +8,7 @@
 | labels              | a run's folder, or our own label files  | `label_values`, `image_prefixes`        |
 | relative_human      | a ``*_annots.npz``                      | `predictions`, without which it refuses |
 
-A source is opened once per manifest build and asked for slices, so that a label file of any size fits in memory. To add
+A source is opened once per manifest build and read in slices, so that a label file of any size fits in memory. To add
 one, write a module with a function `(Path, SourceOptions) -> LabelSource` and name it in `SOURCES`.
 """
 

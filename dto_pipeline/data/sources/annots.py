@@ -3,10 +3,10 @@
     annots -> {image key: [{"smpl_param": {"shape": (10,) or (11,), "pose": (72,), "trans": (3,)},
                             "cam_param": {"focal": (2,), "princpt": (2,)}}, ...]}
 
-The dictionary is read item by item and laid down as flat columns in temporary files, which are mapped: memory is the
-image names and a few numbers per person, not the 1.3 kB per person of the dictionary itself. A person that is not as
-above is kept with NaN in the place of its numbers, and told with its reason, as images that list nobody are; a file in
-which nobody can be used is refused. The order of the people is the file's. Metres, radians, pixels.
+The dictionary is read item by item into flat columns in temporary files, which are mapped: memory is the image names
+and a few numbers per person, not the 1.3 kB per person of the dictionary itself. A person that is not as above keeps
+its row, with NaN as numbers and a finding with the reason; a file in which nobody can be used is refused. The order of
+the people is the file's. Metres, radians, pixels.
 
 As the start of a manifest, an image's name is its key in the file (`a/b/c.jpg` below `insta-train/` for INSTA, the base
 name for the others), so `images` is the folder these keys are relative to, or `image_prefixes` leads there.
@@ -14,8 +14,6 @@ name for the others), so `images` is the folder these keys are relative to, or `
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,86 +24,27 @@ from dto_pipeline.data.cameras import camera_matrices
 from dto_pipeline.data.inert_pickle import PickleRefused, Record
 from dto_pipeline.data.npz import ITEM_LIMITS, read_items
 from dto_pipeline.data.safe_pickle import build_values
-from dto_pipeline.data.scratch import FlatColumn, map_numbers
+from dto_pipeline.data.scratch import FlatColumn
 from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelRows, LabelSource, find_row_problems, take_rows
 
 ARRAY = "annots"
 BODY, CAMERA = "smpl_param", "cam_param"
 NEEDED = f"{BODY} with pose (72,), shape (10,) or (11,), trans (3,) and {CAMERA} with focal (2,), princpt (2,)"
-NOBODY = "listed without people"
-_TOLD = 1000  # people that are not as documented and are named one by one
+_NAMED = 1000  # people that are not as documented and are named one by one
 _COLUMNS = {"pose": (72, "<f4"), "betas": (NUM_BETAS, "<f4"), "transl": (3, "<f4"), "camera": (4, "<f8")}
-_INDEX = "index.json"
-_FLUSHED = 1 << 17  # bytes of cameras held before they are written: 4096 people
-
-
-@dataclass(frozen=True)
-class Annots:
-    """N images and their n people; the arrays of people are maps of files."""
-
-    names: np.ndarray  # (N,) object, image keys in file order, each once
-    starts: np.ndarray  # (N + 1,) int64: people of image i are starts[i] .. starts[i + 1]
-    pose: np.ndarray  # (n, 72) float32
-    betas: np.ndarray  # (n, 11) float32, kid axis last (0 where the file has ten)
-    transl: np.ndarray  # (n, 3) float32
-    camera: np.ndarray  # (n, 4) float64 fx, fy, cx, cy
-    findings: tuple[Finding, ...]  # people that are not as documented, images without people
-
-    @property
-    def owner(self) -> np.ndarray:
-        return np.repeat(np.arange(len(self.names)), np.diff(self.starts))
+_PEOPLE_HELD = 4096  # people read before their numbers are written
 
 
 def open_ma_hmr(path: Path) -> LabelSource:
-    """A ``*_CHMR_SMPL_OPT.npz`` as a source. Raises: LabelFileError, see `open_annots`."""
-    annots = open_annots(path)
-    owner = annots.owner
-
-    def rows(index: np.ndarray) -> LabelRows:
-        return take_rows(vars(annots), index, camera_matrices(np.asarray(annots.camera[index])))
-
-    def image_names(start: int, stop: int) -> np.ndarray:
-        return annots.names[owner[start:stop]].astype(str)
-
-    return LabelSource([path], owner.size, image_names, rows, annots.findings)
-
-
-def open_annots(path: str | Path, folder: Path | None = None) -> Annots:
-    """Read a whole file into mapped columns.
-
-    Args:
-        folder: where the columns lie, for other processes to `map_annots`; None = in files that go with the result.
+    """Open a ``*_CHMR_SMPL_OPT.npz`` and read it into mapped columns.
 
     Raises:
-        LabelFileError: the file is missing, not an npz, damaged, asks for something that is not allowed, or holds no
-            person that can be used; with what was found.
+        LabelFileError: it lists an image twice, or nobody that can be used; with its content.
+        FileNotFoundError, PickleRefused: no such file; not an npz, damaged, or with something that is not allowed.
     """
-    path = Path(path)
-    reader = _Reader(path, folder)
-    try:
-        read_items(path, ARRAY, lambda key, people: reader.add(str(key), people))
-    except FileNotFoundError as error:
-        raise LabelFileError(f"label file {path} does not exist; check the path") from error
-    except PickleRefused as error:
-        raise LabelFileError(f"{path} cannot be read: {error}") from error
+    reader = _Reader(path)
+    read_items(path, ARRAY, lambda key, people: reader.add(str(key), people))
     return reader.result()
-
-
-def map_annots(folder: Path) -> Annots:
-    """What `open_annots` left in a folder. Raises: FileNotFoundError: nothing lies there any more."""
-    index = json.loads((folder / _INDEX).read_text())
-    index["findings"] = [Finding(**finding) for finding in index["findings"]]
-    columns = {}
-    for name, (width, dtype) in _COLUMNS.items():
-        with (folder / name).open("rb") as stream:
-            columns[name] = map_numbers(stream, np.dtype(dtype), (sum(index["counts"]), width))
-    return _annots(**index, columns=columns)
-
-
-def _annots(names: list[str], counts: list[int], findings: list[Finding], columns: dict[str, np.ndarray]) -> Annots:
-    starts = np.concatenate([[0], np.cumsum(np.array(counts, np.int64))]).astype(np.int64)
-    keys = np.array([*names, None], dtype=object)[:-1]  # one more, or numpy looks into a single text
-    return Annots(keys, starts, **columns, findings=tuple(findings))
 
 
 def first_people(path: Path, most: int = 1000) -> list[Any]:
@@ -121,91 +60,50 @@ def first_people(path: Path, most: int = 1000) -> list[Any]:
 
 
 class _Reader:
-    def __init__(self, path: Path, folder: Path | None) -> None:
-        self._path, self._folder = path, folder
-        self._columns = {
-            name: FlatColumn(dtype, (width,), folder and folder / name) for name, (width, dtype) in _COLUMNS.items()
-        }
+    """Takes the images of a file one after the other, and keeps the numbers of their people in columns."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._columns = {name: FlatColumn(dtype, (width,)) for name, (width, dtype) in _COLUMNS.items()}
         self._counts: dict[str, int] = {}  # image -> people
         self._findings: list[Finding] = []
-        self._untold = self._usable = 0
-        self._sample: Any = None  # a person that is not as documented
-        self._held = {name: bytearray() for name in _COLUMNS}  # of people that are not written yet
-        self._dtypes: dict[int, tuple[bool, Any]] = {}
+        self._unnamed = self._usable = 0
+        self._held: list[tuple[np.ndarray, ...]] = []  # people that are not written yet
 
     def add(self, name: str, people: Any) -> None:
         if name in self._counts:
             raise LabelFileError(f"{self._path}: image {name} is listed twice; expected every image once")
         listed = _listed(people)
         self._counts[name] = len(listed)
-        if not listed:
-            self._tell(name, NOBODY)
-        for place, person in enumerate(listed):
-            numbers = self._quick(person) or self._slow(name, place, person)
-            for column, raw in zip(self._held.values(), numbers, strict=True):
-                column += raw
-        if len(self._held["camera"]) >= _FLUSHED:
+        self._held += [self._read_person(name, place, person) for place, person in enumerate(listed)]
+        if len(self._held) >= _PEOPLE_HELD:
             self._flush()
 
-    def result(self) -> Annots:
+    def result(self) -> LabelSource:
         self._flush()
         if not self._usable:
-            raise LabelFileError(f"{self._path} {self._describe_unusable()}")
-        if self._untold:
-            self._findings.append(Finding("", f"{self._untold} more people or images that are not as documented"))
-        index: dict[str, Any] = {
-            "names": [*self._counts],
-            "counts": [*self._counts.values()],
-            "findings": self._findings,
-        }
-        if self._folder:
-            (self._folder / _INDEX).write_text(json.dumps(index, default=vars))
-        return _annots(**index, columns={name: column.mapped() for name, column in self._columns.items()})
+            why = self._findings[0].reason if self._findings else "their numbers are not finite or behind the camera"
+            raise LabelFileError(
+                f"{self._path} lists {len(self._counts)} images with {sum(self._counts.values())} people, of whom none "
+                f"can be used ({why}); expected {NEEDED}"
+            )
+        if self._unnamed:
+            self._findings.append(Finding("", f"{self._unnamed} more people that are not as documented"))
+        names = np.array([*self._counts, None], dtype=object)[:-1]  # one more, or numpy takes a single text apart
+        image = np.repeat(np.arange(len(names)), list(self._counts.values()))
+        columns = {name: column.mapped() for name, column in self._columns.items()}
 
-    def _describe_unusable(self) -> str:
-        people, sample = sum(self._counts.values()), self._sample
-        if not people:
-            return f"lists {len(self._counts)} images and nobody in them; expected people with {NEEDED}"
-        held = "people with numbers that are not finite or behind the camera"
-        if sample is not None:
-            held = f"people with {sorted(map(str, sample))}" if isinstance(sample, dict) else f"{type(sample).__name__}"
-        return f"lists {people} people and none can be used: it holds {held}; expected {NEEDED}"
+        def rows(index: np.ndarray) -> LabelRows:
+            return take_rows(columns, index, camera_matrices(np.asarray(columns["camera"][index])))
 
-    def _tell(self, name: str, reason: str) -> None:
-        if len(self._findings) < _TOLD:
-            self._findings.append(Finding(name, reason))
-        else:
-            self._untold += 1
+        def image_names(start: int, stop: int) -> np.ndarray:
+            return names[image[start:stop]].astype(str)
 
-    def _quick(self, person: Any) -> tuple[bytes, ...] | None:
-        """A person all of whose arrays are float32 of the published shapes, without building an array."""
-        try:
-            body, camera = person[BODY], person[CAMERA]
-            pose, transl = self._bytes(body["pose"], 72), self._bytes(body["trans"], 3)
-            betas = self._bytes(body["shape"], NUM_BETAS) or self._bytes(body["shape"], NUM_BETAS - 1)
-            focal, princpt = self._bytes(camera["focal"], 2), self._bytes(camera["princpt"], 2)
-        except (AttributeError, IndexError, KeyError, TypeError):
-            return None
-        if not (pose and betas and transl and focal and princpt):
-            return None
-        camera = np.frombuffer(focal + princpt, "<f4").astype("<f8").tobytes()
-        return pose, betas.ljust(4 * NUM_BETAS, b"\0"), transl, camera
+        empty = [name for name, count in self._counts.items() if not count]
+        return LabelSource([self._path], image.size, image_names, rows, self._findings, empty)
 
-    def _bytes(self, array: Any, length: int) -> bytes | None:
-        """The bytes of a little-endian float32 vector; None for anything else."""
-        if type(array) is not Record or array.what.name != "_reconstruct":
-            return None
-        _, shape, dtype, fortran, raw = array.state
-        if shape != (length,) or fortran or type(raw) is not bytes or len(raw) != 4 * length:
-            return None
-        if id(dtype) not in self._dtypes:
-            plain = type(dtype) is Record and dtype.what.name == "dtype" and dtype.args[:1] == ("f4",)
-            plain = plain and dtype.state is not None and tuple(dtype.state[1:5]) == ("<", None, None, None)
-            self._dtypes[id(dtype)] = plain, dtype  # held, so that no other gets its id
-        return raw if self._dtypes[id(dtype)][0] else None
-
-    def _slow(self, name: str, place: int, person: Any) -> tuple[bytes, ...]:
-        """Any other person: numbers of other types and layouts are converted, anything else becomes NaN."""
+    def _read_person(self, name: str, place: int, person: Any) -> tuple[np.ndarray, ...]:
+        """Numbers for each of `_COLUMNS`; NaN, and a finding, where they are not as documented."""
         try:
             found = _built(person)
             body, camera = found[BODY], found[CAMERA]
@@ -214,23 +112,20 @@ class _Reader:
             pose, transl = _numbers(body, "pose", (72,)), _numbers(body, "trans", (3,))
         except (KeyError, IndexError, TypeError, ValueError, OverflowError, PickleRefused) as error:
             what = f"{error}" if isinstance(error, PickleRefused | ValueError) else f"{type(error).__name__}: {error}"
-            self._tell(name, f"person {place}: {what}; expected {NEEDED}")
-            self._sample = person if self._sample is None else self._sample
+            if len(self._findings) < _NAMED:
+                self._findings.append(Finding(name, f"person {place}: {what}; expected {NEEDED}"))
+            else:
+                self._unnamed += 1
             betas, lens, pose, transl = (np.full(width, np.nan) for width in (NUM_BETAS, 4, 72, 3))
-        numbers = (pose, np.pad(betas, (0, NUM_BETAS - betas.size)), transl, lens)
-        with np.errstate(over="ignore"):
-            types = [dtype for _, dtype in _COLUMNS.values()]
-            return tuple(values.astype(dtype).tobytes() for values, dtype in zip(numbers, types, strict=True))
+        return pose, np.pad(betas, (0, NUM_BETAS - betas.size)), transl, lens
 
     def _flush(self) -> None:
-        blocks = {
-            name: np.frombuffer(bytes(self._held[name]), dtype).reshape(-1, width)
-            for name, (width, dtype) in _COLUMNS.items()
-        }
-        self._usable += int((find_row_problems(blocks["pose"], blocks["betas"], blocks["transl"]) == 0).sum())
-        for name, values in blocks.items():
-            self._columns[name].append(values)
-            self._held[name].clear()
+        if self._held:
+            pose, betas, transl, lens = (np.stack(values) for values in zip(*self._held, strict=True))
+            self._usable += int((find_row_problems(pose, betas, transl) == 0).sum())
+            for column, values in zip(self._columns.values(), (pose, betas, transl, lens), strict=True):
+                column.append(values)
+            self._held.clear()
 
 
 def _listed(people: Any) -> list[Any]:

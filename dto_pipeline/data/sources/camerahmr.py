@@ -22,7 +22,6 @@ import numpy as np
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.files import write_bytes_atomic
-from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.npz import MappedNpz
 from dto_pipeline.data.sources.rows import (
     LabelFileError,
@@ -51,18 +50,11 @@ def open_camerahmr(path: Path, options: SourceOptions = SourceOptions()) -> Labe
     """Open a ``*-release.npz``.
 
     Raises:
-        LabelFileError: no such file, not an npz, or a key is missing, of a wrong shape or type, or an object array.
+        LabelFileError: a key is missing, or of a wrong shape or type. FileNotFoundError: no such file.
+        PickleRefused: not a whole npz, or an object array.
     """
-    try:
-        return _open(MappedNpz(path), options.keypoints)
-    except FileNotFoundError as error:
-        raise LabelFileError(f"label file {path} does not exist; check --data-root and the dataset YAML") from error
-    except PickleRefused as error:
-        raise LabelFileError(str(error)) from error
-
-
-def _open(npz: MappedNpz, with_keypoints: bool) -> LabelSource:
-    path, names, columns = npz.path, map_text(npz, "imgname", "US"), {}
+    npz = MappedNpz(path)
+    names, columns = map_text(npz, "imgname", "US"), {}
     for name, (keys, shapes) in _KEYS.items():
         key = next((key for key in keys if key in npz.keys), None)
         if key is not None:
@@ -70,7 +62,7 @@ def _open(npz: MappedNpz, with_keypoints: bool) -> LabelSource:
             check_shape(path, key, columns[name], names.size, shapes)
         elif name not in ("center", "scale"):
             raise LabelFileError(f"{path} has none of the keys {list(keys)}; it holds {npz.keys}")
-    points = npz.array("gtkps") if with_keypoints and "gtkps" in npz.keys else None
+    points = npz.array("gtkps") if options.keypoints and "gtkps" in npz.keys else None
     if points is not None:
         check_shape(path, "gtkps", points, names.size, [(*points.shape[1:2], 3)])
 

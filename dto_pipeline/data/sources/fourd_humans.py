@@ -1,4 +1,4 @@
-"""4D-Humans training tars (WebDataset layout): images, and where present the people and masks beside them.
+"""Read the people and masks that accompany the images of 4D-Humans' training tars (WebDataset layout).
 
 | member of a sample KEY     | becomes                                                                |
 |----------------------------|------------------------------------------------------------------------|
@@ -7,9 +7,9 @@
 | KEY.detection.npz          | instance masks (K, H, W)                                               |
 
 The tars hold no translation and no camera: they are sources of images (see `data.tars`) and masks, not of labels.
-A person says which mask is his (``extra_info['detection_npz_idx']``), so a label row takes the mask of whom it shows:
-equal keypoints, else the nearest box. Which mask the joints fall on decides only for people who name no mask: those of
-somebody hidden lie on whoever stands in front. Positions in pixels.
+A person names a mask (``extra_info['detection_npz_idx']``), and a label row takes the mask of the person it shows:
+equal keypoints, else the nearest box. The mask that covers the joints is taken only where a person names none, because
+the joints of a hidden person lie on the person in front. Positions in pixels.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ _EQUAL_PX = 0.5  # keypoints of a label and of a person that are the same ones, 
 _MIN_EQUAL = 4  # so many must be known on both sides and agree
 _SAME_BOX = 0.5  # overlap (intersection over union) from which the nearest box is one's own
 _EQUAL_OVERLAP = 0.05  # two rows whose boxes differ by less in overlap are as near
-_BORROWED_BOX = 0.9  # the same where keypoints are borrowed, which then have to find a mask
 
 
 class SampleError(ValueError):
@@ -53,7 +52,7 @@ class SamplePeople:
 
     keypoints: np.ndarray  # (n, 44, 3) float32 x, y [px], confidence
     bbox_xyxy: np.ndarray  # (n, 4) float32 [px]; of a scale of two sides the longer one, whose square holds them whole
-    mask: np.ndarray  # (n,) int64 which of the sample's masks is the person's, -1 = not told
+    mask: np.ndarray  # (n,) int64 which of the sample's masks is the person's, -1 = unknown
 
 
 def parse_people(data: bytes, where: str) -> SamplePeople:
@@ -79,8 +78,8 @@ def parse_people(data: bytes, where: str) -> SamplePeople:
         return rows
 
     def mask_number(person: Mapping[str, Any]) -> int:
-        told = _unwrapped(person.get("extra_info"))
-        number = _unwrapped(told.get(_MASK_NUMBER)) if isinstance(told, dict) else None
+        info = _unwrapped(person.get("extra_info"))
+        number = _unwrapped(info.get(_MASK_NUMBER)) if isinstance(info, dict) else None
         if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < 1 << 31:
             return -1
         return int(number) if number == int(number) else -1
@@ -124,29 +123,26 @@ def choose_masks(
     Args:
         keypoints: (n, J, 3) x, y [px], confidence of the label rows; None = they have none.
         boxes: (n, 4) of the label rows [px], NaN = unknown.
-        people: those stored beside the image; None = nobody is.
+        people: those stored with the image; None = the sample has no such file.
 
     Returns:
         (n,) int64 mask of each row, -1 = none; and what is wrong with the numbers that people name, "" = nothing.
     """
-    if people is None or (people.mask < 0).all():
-        if keypoints is None:  # those of the people with nearly the same box are borrowed
-            keypoints = np.full((len(boxes), NUM_KEYPOINTS, 3), np.nan, dtype=np.float32)
-            if people is not None:
-                overlap = _overlap(boxes, people.bbox_xyxy)
-                row, other = linear_sum_assignment(overlap, maximize=True)
-                same = overlap[row, other] >= _BORROWED_BOX
-                keypoints[row[same]] = people.keypoints[other[same]]
-        return match_masks(masks, keypoints), ""
+    chosen = np.full(len(boxes), -1, dtype=np.int64)
+    if people is None:
+        return (chosen if keypoints is None else match_masks(masks, keypoints)), ""
     person = link_people(keypoints, boxes, people)
-    chosen = np.where(person >= 0, people.mask[person], -1)
+    linked = person >= 0
+    chosen[linked] = people.mask[person[linked]]
     beyond = chosen >= len(masks)
-    chosen[beyond] = -1
-    untold = np.flatnonzero((person >= 0) & (people.mask[person] < 0))
-    free = np.setdiff1d(np.arange(len(masks)), people.mask)
-    found = match_masks(masks[free], people.keypoints[person[untold]])
-    chosen[untold] = np.where(found >= 0, np.append(free, -1)[found], -1)
     fault = f"a person names mask {people.mask.max()} of {len(masks)}" if beyond.any() else ""
+    if keypoints is None:
+        keypoints = np.full((len(boxes), NUM_KEYPOINTS, 3), np.nan, dtype=np.float32)
+        keypoints[linked] = people.keypoints[person[linked]]
+    unnamed = np.flatnonzero((chosen < 0) & (linked | (people.mask < 0).all()))
+    free = np.setdiff1d(np.arange(len(masks)), people.mask)
+    chosen[unnamed] = np.append(free, -1)[match_masks(masks[free], keypoints[unnamed])]
+    chosen[beyond] = -1
     return chosen, fault
 
 
@@ -182,8 +178,9 @@ def _equal_keypoints(own: np.ndarray | None, others: np.ndarray) -> np.ndarray |
 
 
 def match_masks(masks: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
-    """(n,) which of the masks (K, H, W) is whose, -1 = nobody's: the assignment that covers most keypoints (n, J, 3),
-    where a mask covers at least half of a person's; points of confidence 0 are unknown, those off the image uncovered.
+    """(n,) which of the masks (K, H, W) is each person's, -1 = none: the assignment that covers most keypoints
+    (n, J, 3), where a mask covers at least half of a person's; points of confidence 0 are unknown, those off the image
+    uncovered.
     """
     if not len(masks) or not len(keypoints):
         return np.full(len(keypoints), -1, dtype=np.int64)

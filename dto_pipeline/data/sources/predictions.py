@@ -1,11 +1,11 @@
-"""Any network's predicted people as one plain file, npz or Parquet, one row per person.
+"""Read any network's predicted people: one plain file, npz or Parquet, one row per person.
 
 | column (* required)     | shape in npz            | meaning                                                         |
 |-------------------------|-------------------------|-----------------------------------------------------------------|
 | image *                 | (N,) text               | image of the row, relative to the images folder                 |
 | pose *                  | (N, 72) or (N, 24, 3)   | axis-angle [rad], root first, camera frame                      |
 | betas *                 | (N, 10) or (N, 11)      | shape; the 11th (kid axis) is 0 if absent                       |
-| transl *                | (N, 3)                  | added after skinning [m], in front of the camera told here      |
+| transl *                | (N, 3)                  | added after skinning [m], for the camera of this row            |
 | intrinsics              | (N, 3, 3)               | camera transl was predicted for [px]                            |
 | focal                   | (N,) or (N, 2)          | instead: focal length [px], principal point in the image centre |
 | det_score               | (N,)                    | score of the detector, larger is surer                          |
@@ -31,7 +31,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dto_pipeline.axes import NUM_BETAS
-from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.npz import MappedNpz
 from dto_pipeline.data.sources.rows import (
     LabelFileError,
@@ -71,21 +70,16 @@ def open_predictions(path: str | Path) -> LabelSource:
     """Open a prediction file; the suffix does not matter. Its rows have `seen`.
 
     Raises:
-        LabelFileError: no such file, neither npz nor Parquet, no row, a column missing, unknown, of a wrong shape or
-            type, or an object array.
+        LabelFileError: no such file, no row, or a column that is missing, unknown, or of a wrong shape or type.
+        PickleRefused: neither Parquet nor a whole npz, or an object array.
     """
     path = Path(path)
     try:
         is_parquet = read_start(path, 4) == b"PAR1"
     except OSError as error:
         raise LabelFileError(f"prediction file {path} cannot be opened ({error.strerror}); check the path") from error
-    try:
-        return _open_parquet(path) if is_parquet else _open_npz(path)
-    except PickleRefused as error:
-        raise LabelFileError(f"{error}; expected an npz or a Parquet file of predictions") from error
-
-
-def _open_npz(path: Path) -> LabelSource:
+    if is_parquet:
+        return _open_parquet(path)
     npz = MappedNpz(path)
     _check_names(path, npz.keys)
 
@@ -109,8 +103,8 @@ def _open_parquet(path: Path) -> LabelSource:
     table = read_table(path, lambda schema: _check_names(path, schema.names), _SHAPES)
     if not table.num_rows:
         raise LabelFileError(f"{path} has no row; expected at least one person")
-    if silent := [name for name in _REQUIRED[1:] if name not in table.numbers]:
-        raise LabelFileError(f"{path}: columns {silent} hold nothing but nulls")
+    if missing := [name for name in _REQUIRED[1:] if name not in table.numbers]:
+        raise LabelFileError(f"{path}: columns {missing} hold nothing but nulls")
 
     def image_names(start: int, stop: int) -> np.ndarray:
         return np.array(table.images.slice(start, stop - start).to_pylist(), dtype=str)
@@ -145,7 +139,7 @@ def _cameras(numbers: dict[str, np.ndarray], index: np.ndarray) -> np.ndarray:
 
 
 def _keypoints(column: np.ndarray | None, index: np.ndarray) -> np.ndarray | None:
-    """(n, 45, 3) float32 u, v [px] and confidence, 0 where a keypoint is not told; None if the file has none."""
+    """(n, 45, 3) float32 u, v [px] and confidence, 0 where a keypoint is unknown; None if the file has none."""
     if column is None:
         return None
     joints = column[:1].size // 3

@@ -1,18 +1,18 @@
-"""RelativeHuman's annotation files ``{train,val,test}_annots.npz``: one object array, read without running it.
+"""Read RelativeHuman's annotation files ``{train,val,test}_annots.npz``: one object array, whose code never runs.
 
 | key of a person     | becomes                                                    |
 |---------------------|------------------------------------------------------------|
 | kp2d                | kp2d (14, 3) or (19, 3); flat lists are cut into triples   |
 | depth_id            | depth_id, the layer; -1 = unknown                          |
-| age, gender         | age, gender as codes; -1 = unknown                         |
+| age                 | age as a code; -1 = unknown                                |
 | bbox                | bbox_xyxy of the visible part [px]                         |
 
-Other keys are not read. What cannot be understood about a person becomes unknown and is told; nobody is dropped,
-because the metrics count by position. Three keypoint layouts (14 joints, 19 in "BK" order, 19 in OCHuman order, the
-last two told apart by the length of the file name) become the 14 joints of the metrics.
+Other keys are not read. Values that cannot be read become unknown and are reported; nobody is dropped, because the
+metrics count by position. Three keypoint layouts (14 joints, 19 in "BK" order, 19 in OCHuman order; the length of the
+file name decides between the last two) become the 14 joints of the metrics.
 
-They hold no body and no camera: as the start of a manifest the people come from a prediction file (see `predictions`)
-and nothing that is annotated flows in, because layers and ages are what results are evaluated against.
+They hold no body and no camera: a manifest takes its people from a prediction file (see `predictions`) and no
+annotated value, because layers and ages are what results are evaluated against.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.npz import safe_load_npz
 from dto_pipeline.data.sources.predictions import open_predictions
 from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelSource, SourceOptions
 
 AGES = ("adult", "teen", "kid", "baby")  # by code
-GENDERS = ("male", "female")  # by code
-UNKNOWN = -1  # code of an unknown layer, age or gender
+UNKNOWN = -1  # code of an unknown layer or age
 EVALUATED_JOINTS: tuple[str, ...] = (
     *("left_shoulder", "right_shoulder", "left_elbow", "right_elbow", "left_wrist", "right_wrist"),
     *("left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle"),
@@ -64,7 +62,6 @@ class Annotation:
     kp2d: np.ndarray | None  # (14, 3) or (19, 3) x, y [px], visible; None = without keypoints
     depth_id: int  # layer, 0 = nearest, -1 = unknown
     age: int  # index into AGES, -1 = unknown
-    gender: int = UNKNOWN  # index into GENDERS, -1 = unknown
     bbox_xyxy: tuple[float, float, float, float] | None = None  # of the visible part [px]; None = unknown
 
 
@@ -124,12 +121,12 @@ def read_annotations(path: str | Path) -> RelativeHumanAnnotations:
         str(name): tuple(_read_person(str(name), row, person, problems) for row, person in enumerate(people))
         for name, people in images.items()
     }
-    everybody = [person for people in annotations.values() for person in people]
-    if all(person.kp2d is None and person == Annotation(None, UNKNOWN, UNKNOWN) for person in everybody):
-        told = [person for people in images.values() for person in people if isinstance(person, Mapping)]
-        keys = sorted({str(key) for person in told for key in person})
+    everyone = [person for people in annotations.values() for person in people]
+    if all(person.kp2d is None and person == Annotation(None, UNKNOWN, UNKNOWN) for person in everyone):
+        mappings = [person for people in images.values() for person in people if isinstance(person, Mapping)]
+        keys = sorted({str(key) for person in mappings for key in person})
         raise LabelFileError(
-            f"{path} lists {len(everybody)} people of whom nothing can be used; they hold {keys[:12]}, "
+            f"{path} lists {len(everyone)} people of whom nothing can be used; they hold {keys[:12]}, "
             f"expected some of {[key for key, _, _ in _FIELDS.values()]}"
         )
     return RelativeHumanAnnotations(annotations, tuple(problems))
@@ -172,16 +169,18 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any], Any]] = {  # of `Annotation`
     "kp2d": ("kp2d", _keypoints, None),
     "depth_id": ("depth_id", lambda value: _code(value, _LAYERS), UNKNOWN),
     "age": ("age", lambda value: _code(value, len(AGES)), UNKNOWN),
-    "gender": ("gender", lambda value: _code(value, len(GENDERS)), UNKNOWN),
     "bbox_xyxy": ("bbox", _box, None),
 }
 
 
+PERSON_KEYS = frozenset(key for key, _, _ in _FIELDS.values())
+
+
 def open_relative_human(path: Path, options: SourceOptions) -> LabelSource:
-    """The predictions for the images of ``{train,val,test}_annots.npz``, and which images only one of both knows.
+    """The predictions for the images of ``{train,val,test}_annots.npz``, with the images that only one of both has.
 
     Raises:
-        LabelFileError: no predictions are named, or one of the files cannot be used.
+        LabelFileError, PickleRefused: no predictions are named, or one of the files cannot be used.
     """
     if options.predictions is None:
         raise LabelFileError(
@@ -189,12 +188,7 @@ def open_relative_human(path: Path, options: SourceOptions) -> LabelSource:
             "a file of predicted people under `predictions` in the dataset YAML (--predictions), or use them for "
             "evaluation only"
         )
-    try:
-        annotated = list(read_annotations(path).images)
-    except FileNotFoundError as error:
-        raise LabelFileError(f"label file {path} does not exist; check --data-root and the dataset YAML") from error
-    except (PickleRefused, OSError) as error:
-        raise LabelFileError(f"{path} cannot be read: {error}") from error
+    annotated = list(read_annotations(path).images)
     found = open_predictions(options.predictions)
     predicted: dict[str, str] = {}  # base name, as annotations have no folders -> name
     for start in range(0, found.num_rows, _ROWS_AT_ONCE):
@@ -204,7 +198,7 @@ def open_relative_human(path: Path, options: SourceOptions) -> LabelSource:
     missing = [name for name in annotated if name.rpartition("/")[2] not in predicted]
     extra = [name for base, name in sorted(predicted.items()) if base not in known]
     findings = [
-        *(Finding(name, "annotated, but nobody was predicted in it") for name in missing),
+        *(Finding(name, "annotated, but without a predicted person") for name in missing),
         *(Finding(name, "predicted, but not annotated: it cannot be evaluated") for name in extra),
     ]
     return dataclasses.replace(found, files=[path, *found.files], findings=findings)

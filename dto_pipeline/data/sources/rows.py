@@ -1,7 +1,7 @@
-"""What every source of labels delivers: rows of people in this project's own names, one per label row.
+"""The shape in which every source of labels gives its people: one row per label row, with this project's names.
 
-Knows what makes a label row usable, what is known of people besides their labels, and how columns of mapped files and
-Parquet tables become rows; knows no foreign name. Camera frame and units as in `dto_pipeline`.
+Also: what makes a label row usable, and how columns of mapped files and Parquet tables become rows. Camera frame and
+units as in `dto_pipeline`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ ROW_PROBLEMS = (
     *map(str, (POSE, BETAS, DISTANCE, ASIDE)),
 )
 SEEN_RANGES = {"age_years": (0.0, 130.0), "male_prob": (0.0, 1.0), "det_score": (-np.inf, np.inf)}  # others = unknown
+_SEEN = (*SEEN_RANGES, "mask_height", "mask_width")
 _MAX_SIDE = 1 << 24  # of a mask [px]: float32 counts so far
 Shapes = Mapping[str, tuple[tuple[int, ...], ...]]  # column of numbers -> shapes a row may have
 _BATCH_ROWS = 4096
@@ -68,14 +69,15 @@ class LabelRows:
     betas: np.ndarray  # (n, 11) float32, kid axis last (0 where the source has ten)
     transl: np.ndarray  # (n, 3) float32 [m]
     bbox_xyxy: np.ndarray  # (n, 4) float32 [px], NaN = unknown
-    intrinsics: np.ndarray  # (n, 3, 3) float64 [px], as told by each row; cx and cy both NaN = the image's centre
-    seen: SeenRows | None = field(default=None, kw_only=True)  # what the file itself tells of these; None = nothing
+    intrinsics: np.ndarray  # (n, 3, 3) float64 [px] of each row; cx and cy both NaN = the image's centre
+    seen: SeenRows = field(default_factory=lambda: judge_seen({}, pa.nulls(0, pa.binary())), kw_only=True)  # of each
     keypoints: np.ndarray | None = field(default=None, kw_only=True)  # (n, J, 3) u, v [px], confidence (0 = none)
+    more: Mapping[str, np.ndarray] = field(default_factory=dict, kw_only=True)  # name -> (n, ...): see the sources
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What a source is asked for besides its file; each looks at what concerns it."""
+    """What a source needs besides its file; each reads what concerns it."""
 
     values: str = "after"  # label files of this project: values after or before optimisation, see LABEL_VALUES
     predictions: Path | None = None  # RelativeHuman: predicted people, its own files hold no bodies
@@ -92,13 +94,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class LabelSource:
-    """An open label file; its numbers are mapped, so that a file of any size fits in memory and nothing is closed."""
+    """An open label file. Numbers of foreign files are mapped: a file of any size fits, and nothing is closed."""
 
     files: list[Path]  # read by this source; their sha256 go into the manifest
     num_rows: int
     image_names: Callable[[int, int], np.ndarray]  # (stop - start,) str of these rows, relative to the images folder
     rows: Callable[[np.ndarray], LabelRows]  # those named by (n,) int, in this order
     findings: Sequence[Finding] = ()
+    empty_images: Sequence[str] = ()  # names of images that are listed without people
 
 
 def pick(column: np.ndarray | None, index: np.ndarray, tail: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
@@ -117,23 +120,20 @@ def take_rows(
     boxes: np.ndarray | None = None,
     keypoints: np.ndarray | None = None,
 ) -> LabelRows:
-    """Rows of mapped columns in this project's names; with `masks` (null = none) all that such columns tell is `seen`.
+    """Rows of mapped columns in this project's names.
 
-    A kid axis that is absent becomes 0, any other column NaN.
+    A kid axis that is absent becomes 0, any other column NaN; `masks` None = none.
     """
     betas = np.zeros((index.size, NUM_BETAS), np.float32)
     betas[:, : columns["betas"].shape[1]] = pick(columns["betas"], index, columns["betas"].shape[1:])
-    seen = None
-    if masks is not None:
-        told = (*SEEN_RANGES, "mask_height", "mask_width")
-        seen = judge_seen({name: pick(columns.get(name), index, ()) for name in told}, masks)
+    seen = {name: pick(columns[name], index, ()) for name in _SEEN if name in columns}
     return LabelRows(
         pose=pick(columns["pose"], index, (72,)),
         betas=betas,
         transl=pick(columns["transl"], index, (3,)),
         bbox_xyxy=pick(columns.get("bbox_xyxy"), index, (4,)) if boxes is None else boxes,
         intrinsics=intrinsics,
-        seen=seen,
+        seen=judge_seen(seen, pa.nulls(index.size, pa.binary()) if masks is None else masks),
         keypoints=keypoints,
     )
 
@@ -181,29 +181,29 @@ def find_row_problems(pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -
 
 
 def judge_seen(columns: Mapping[str, np.ndarray], masks: pa.BinaryArray) -> SeenRows:
-    """Numbers out of range become unknown, damaged and empty masks are marked.
+    """Make numbers out of range unknown, and mark damaged and empty masks.
 
     Args:
-        columns: (n,) float32 of each of `SEEN_RANGES`, mask_height and mask_width; NaN = unknown.
+        columns: (n,) float32 of some of `SEEN_RANGES`, mask_height and mask_width; absent or NaN = unknown.
         masks: n counts strings, null = none.
     """
-    notes, told, given = {}, {}, masks.is_valid().to_numpy(zero_copy_only=False)
+    known, notes = {name: columns.get(name, np.full(len(masks), np.nan, np.float32)) for name in _SEEN}, {}
     for name, (low, high) in SEEN_RANGES.items():
-        bad = (columns[name] < low) | (columns[name] > high)
+        bad = (known[name] < low) | (known[name] > high)
         if bad.any():
             notes[f"{name} outside {low:g} .. {high:g}, taken as unknown"] = int(bad.sum())
-        told[name] = np.where(bad, np.float32(np.nan), columns[name])
-    sides = []
+            known[name] = np.where(bad, np.float32(np.nan), known[name])
+    given, sides = masks.is_valid().to_numpy(zero_copy_only=False), []
     for name in ("mask_height", "mask_width"):
-        sound = given & (columns[name] >= 0) & (columns[name] < _MAX_SIDE)
-        sides.append(np.where(sound, columns[name], 0).astype(np.int32))
+        sound = given & (known[name] >= 0) & (known[name] < _MAX_SIDE)
+        sides.append(np.where(sound, known[name], 0).astype(np.int32))
     _, offsets, data = masks.buffers()
     cuts = np.frombuffer(offsets, np.int32)[masks.offset : masks.offset + len(masks) + 1].astype(np.int64)
     letters = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
     foreground, total = measure_rles(letters, cuts)  # -1 where null or damaged
     fills = (sides[0] > 0) & (sides[1] > 0) & (total == sides[0].astype(np.int64) * sides[1])
     return SeenRows(
-        **told,
+        **{name: known[name] for name in SEEN_RANGES},
         mask_rle=masks,
         mask_height=sides[0],
         mask_width=sides[1],
@@ -245,7 +245,7 @@ def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes)
     """Read the columns ``image`` and ``mask_rle`` and those of `shapes`, as far as they are there.
 
     Args:
-        check: looks at the schema first, and raises where columns are missing or unknown.
+        check: called with the schema first; raises where columns are missing or unknown.
 
     Raises:
         LabelFileError: missing, damaged, or columns of other types than documented.
@@ -272,16 +272,16 @@ def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes)
                     lengths.append(np.full(len(batch), -1))
                 done, part = done + len(batch), ""
             names = single_array(pa.chunked_array(images))
-            names.validate(full=True)  # text that is not UTF-8 would be found when somebody reads it
+            names.validate(full=True)  # text that is not UTF-8 would be found by a later reader
         except READ_ERRORS as error:
             check_room(error)
             raise LabelFileError(f"{path}{part} is damaged or of other types than documented ({error})") from error
     if names.null_count:
         raise LabelFileError(f"{path}: column 'image' holds {names.null_count} nulls; expected none")
     numbers = {name: column.mapped() for name, column in columns.items()}
-    told = np.concatenate([*lengths, [-1]])
-    starts = np.cumsum(np.maximum(told, 0)) - np.maximum(told, 0)
-    return PeopleTable(done, numbers, names, told, starts, letters.mapped())
+    mask_lengths = np.concatenate([*lengths, [-1]])
+    starts = np.cumsum(np.maximum(mask_lengths, 0)) - np.maximum(mask_lengths, 0)
+    return PeopleTable(done, numbers, names, mask_lengths, starts, letters.mapped())
 
 
 def _append(
@@ -292,14 +292,14 @@ def _append(
     start: int,
     shapes: tuple[tuple[int, ...], ...],
 ) -> None:
-    told = column.drop_null()
-    if not len(told) and name not in columns:  # how many numbers a row holds shows in another batch, or never
+    known = column.drop_null()
+    if not len(known) and name not in columns:  # how many numbers a row holds shows in another batch, or never
         return
     kind, tail = column.type, tuple[int, ...]()
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        tail = tuple(np.unique(pc.list_value_length(told).to_numpy(zero_copy_only=False)).tolist())
-        told = told.flatten()
-    tail = tail if len(told) or name not in columns else columns[name].tail
+        tail = tuple(np.unique(pc.list_value_length(known).to_numpy(zero_copy_only=False)).tolist())
+        known = known.flatten()
+    tail = tail if len(known) or name not in columns else columns[name].tail
     if tail not in shapes:
         wanted = " or ".join(map(str, shapes))
         raise LabelFileError(f"{path}, column {name!r}: rows of {tail} numbers; expected {wanted} in every row")
@@ -311,6 +311,6 @@ def _append(
         found = f"rows from {start} hold {tail} numbers; before {columns[name].tail}"
         raise LabelFileError(f"{path}, column {name!r}: {found}; expected one shape in every row")
     values = np.full((len(column), *tail), np.nan)
-    given = told.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False).reshape(-1, *tail)
+    given = known.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False).reshape(-1, *tail)
     values[column.is_valid().to_numpy(zero_copy_only=False)] = given
     columns[name].append(values)

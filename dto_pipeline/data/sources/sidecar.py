@@ -62,13 +62,13 @@ class Sidecar:
     def rows(self, index: np.ndarray) -> SeenRows:
         """What is known about the label rows `index` (n,) int, in this order."""
         place = self._place[index]
-        columns = {name: np.full(place.size, np.nan, np.float32) for name in _NUMBERS}
-        masks = pa.nulls(place.size, pa.binary())
-        if self.path is not None:
-            for name in set(columns) & set(self._table.numbers):
-                columns[name][place >= 0] = self._table.numbers[name][place[place >= 0]]
-            masks = self._table.masks(place)
-        return judge_seen(columns, masks)
+        if self.path is None:
+            return judge_seen({}, pa.nulls(place.size, pa.binary()))
+        columns = {}
+        for name, values in self._table.numbers.items():
+            columns[name] = np.full(place.size, np.nan, np.float32)
+            columns[name][place >= 0] = values[place[place >= 0]]
+        return judge_seen(columns, self._table.masks(place))
 
     def _check_columns(self, found: pa.Schema) -> None:
         if not set(found.names) <= set(SIDECAR_SCHEMA.names) or "label_row" not in found.names:
