@@ -161,7 +161,7 @@ def test_broken_files_cost_one_message(made: Path, tmp_path: Path, capsys: pytes
     label = next((made / "run/labels").glob("*.parquet"))
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(label.read_bytes()[:-200])
-    assert main(["eval", "meshes", str(broken), truth]) == 2
+    assert main(["eval", "meshes", str(broken), truth, "--body", "demo"]) == 2
     assert "broken.parquet" in capsys.readouterr().err
     np.savez(tmp_path / "train_annots.npz", annots=np.zeros(3))
     assert main(["eval", "rh", str(label), "--annotations", str(tmp_path), "--split", "train", "--body", "demo"]) == 2
