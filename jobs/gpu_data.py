@@ -23,8 +23,8 @@ from dto_pipeline.data.scenes import load_scenes
 from dto_pipeline.lab.crowd_files import PersonRows, encode_picture
 from dto_pipeline.lab.demo_data import (
     BENCH_SEED,
+    DemoScene,
     bench_numbers,
-    build_scene,
     image_name,
     write_plain_data,
     write_scene,
@@ -113,7 +113,8 @@ def draw_pictures(place: Place) -> tuple[int, int, int]:
             link.parent.mkdir(parents=True, exist_ok=True)
             os.link((root / folder / image_name(new % distinct)).with_suffix(end), link)
         first = rows[new % distinct]
-        again = {"image_name": np.full(len(first), image_name(new)), "image_number": np.full(len(first), new)}
+        people = len(first.truth["height"])
+        again = {"image_name": np.full(people, image_name(new)), "image_number": np.full(people, new)}
         rows.append(dataclasses.replace(first, truth=first.truth | again))
     write_plain_data(root, rows)
     torch.manual_seed(0)
@@ -125,14 +126,13 @@ def draw_pictures(place: Place) -> tuple[int, int, int]:
 def _draw(job: tuple[Path, int, int, bool]) -> PersonRows:
     root, number, new, small = job
     torch.set_num_threads(1)
-    scene = build_scene(BENCH_SEED, number, load_body("demo"), 0.5 if small else 1.0)
-    return write_scene(root, dataclasses.replace(scene, number=new))
+    return write_scene(root, DemoScene(BENCH_SEED, number, load_body("demo"), 0.5 if small else 1.0), new)
 
 
 def _draw_tall(job: tuple[Path, int, bool]) -> None:
     folder, number, small = job
     torch.set_num_threads(1)
-    scene = build_scene(BENCH_SEED, number, load_body("demo"), 0.6 if small else LARGE_SCALE)
+    scene = DemoScene(BENCH_SEED, number, load_body("demo"), 0.6 if small else LARGE_SCALE)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{number}.jpg").write_bytes(encode_picture(scene.picture))
 

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 
 import dto_pipeline.optimizer
-from dto_pipeline.lab.bench import Meter
+from dto_pipeline.lab.bench_depth import Meter
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import OptimizedScenes, SceneBatch
 from tests.waits import waits_of

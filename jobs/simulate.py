@@ -28,8 +28,17 @@ from dto_pipeline.config import RunConfig
 from dto_pipeline.data.files import write_json_atomic
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
-from dto_pipeline.run.loop import Charge, RunAborted, Schedule, drive
-from dto_pipeline.run.pool import Crew, Event, ShardDone, WorkerLost, WorkerPlaced, WorkerReady
+from dto_pipeline.run.loop import RunAborted, Schedule, drive
+from dto_pipeline.run.pool import (
+    Event,
+    FailedAttempt,
+    ShardDone,
+    WorkerCounts,
+    WorkerLost,
+    WorkerPlaced,
+    WorkerPool,
+    WorkerReady,
+)
 from dto_pipeline.run.report import format_duration
 from dto_pipeline.tables import align
 
@@ -124,8 +133,8 @@ class Tally:
     events: int = 0  # what the driver was told
 
 
-class VirtualPool:
-    """A `WorkerPool` whose clock jumps from event to event, and the `Ledger` of its run, which counts only."""
+class VirtualPool(WorkerPool):
+    """A pool whose clock jumps from event to event, and the `Ledger` of its run, which counts only."""
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
@@ -184,9 +193,6 @@ class VirtualPool:
     def kill(self, worker: str) -> None:
         self._lose(worker)
 
-    def avoid_node(self, node: str) -> None:
-        """Virtual workers have no nodes."""
-
     def now(self) -> float:
         return self._time
 
@@ -201,16 +207,13 @@ class VirtualPool:
         self.tally.done += 1
         self.tally.images_done += receipt.images
 
-    def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
+    def attempt_failed(self, attempt: FailedAttempt, worker: str, error: str, detail: str) -> None:
         self.tally.retries += 1
 
     def worker_lost(self, worker: str, error: str, out_of_memory: bool = False) -> None:
         """Counted when it happens."""
 
-    def waiting(self, seconds: float, loading: int) -> None:
-        """Nobody reads it here."""
-
-    def tick(self, crew: Crew) -> None:
+    def tick(self, workers: WorkerCounts) -> None:
         """Nothing to show."""
 
     def _account(self, event: Event) -> None:

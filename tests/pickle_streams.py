@@ -135,18 +135,19 @@ def _other_ways_to_call() -> list[Stream]:
         "obj": (b"(" + name("os", "system") + command + b"o.", "os.system"),
         "newobj": (whole(name("subprocess", "Popen") + command + b"\x85\x81"), "subprocess.Popen"),
         "newobj-ex": (whole(name("subprocess", "Popen") + command + b"\x85}\x92"), "subprocess.Popen"),
+        "keyword-arguments": (whole(name("numpy", "ndarray") + b")}NNs\x92"), "instruction 0x92"),
         "protocol-0-text": (b"cos\nsystem\n(S'" + COMMAND.encode() + b"'\ntR.", "os.system"),
         "unused-name": (whole(name("os", "system") + b"0N"), "os.system"),
         "name-in-memo-only": (whole(name("os", "system") + b"q\x000N"), "os.system"),
         "name-with-escape-sequence": (whole(stack_name("os\x1b[2J", "system")), r"os\x1b[2J.system"),
         "class-as-argument": (whole(call("numpy.core.multiarray", "_reconstruct", name("os", "_Environ"))), "os._Env"),
-        "extension-1": (whole(b"\x82\x07"), "extension code 7"),
-        "extension-2": (whole(b"\x83\x07\x01"), "extension code 263"),
-        "extension-4": (whole(b"\x84\x07\x00\x00\x01"), "extension code 16777223"),
+        "extension-1": (whole(b"\x82\x07"), "instruction 0x82"),
+        "extension-2": (whole(b"\x83\x07\x01"), "instruction 0x83"),
+        "extension-4": (whole(b"\x84\x07\x00\x00\x01"), "instruction 0x84"),
         "persistent-id": (b"Pa secret file\n.", "a secret file"),
         "binary-persistent-id": (whole(text("id") + b"Q"), "persistent id"),
-        "next-buffer": (whole(b"\x97", 5), "NEXT_BUFFER"),
-        "read-only-buffer": (whole(b"C\x01a\x98", 5), "READONLY_BUFFER"),
+        "next-buffer": (whole(b"\x97", 5), "instruction 0x97"),
+        "read-only-buffer": (whole(b"C\x01a\x98", 5), "instruction 0x98"),
     }
     return [Stream(key, data, UnsafePickle, mentions) for key, (data, mentions) in unsafe.items()]
 
@@ -165,6 +166,7 @@ def _hostile_arrays() -> list[Stream]:
         "comma-dtype": (array(THREE, dtype(text("f8,f8")), raw), "f8,f8"),
         "dtype-from-object": (array(THREE, dtype(b"]"), raw), "a list"),
         "dtype-from-laughter": (array(THREE, dtype(_laughs(b"](", b"e")), raw), "a list"),
+        "buffer-of-objects": (call(*from_buffer, raw, dtype(text("O8"), "|"), THREE, text("C")), "object"),
         "object-scalar": (call("numpy.core.multiarray", "scalar", dtype(text("O8"), "|"), text("x")), "object"),
     }
     broken = {
@@ -194,10 +196,9 @@ def _hostile_arrays() -> list[Stream]:
         "bare-name": (name("numpy", "ndarray"), "numpy.ndarray"),
         "odd-encoding": (call("_codecs", "encode", text("x"), text("rot13")), "rot13"),
         "encoding-a-number": (call("_codecs", "encode", b"K\x01", text("latin1")), "latin1"),
-        "buffer-of-objects": (call(*from_buffer, raw, dtype(text("O8"), "|"), THREE, text("C")), "object"),
         "buffer-order": (call(*from_buffer, raw, F8, THREE, text("X")), "'X'"),
         "buffer-axes": (call(*from_buffer, raw, F8, THREE, text("K"), b"K\x07\x85"), "malformed"),
-        "big-bytes": (call("__builtin__", "bytes", integer(2**40)), "bytes()"),
+        "big-bytes": (call("__builtin__", "bytes", integer(2**40)), "malformed"),
     }
     body = [Stream(key, whole(data), UnsafePickle, mentions) for key, (data, mentions) in unsafe.items()]
     return body + [Stream(key, whole(data), BrokenPickle, mentions) for key, (data, mentions) in broken.items()]
@@ -228,7 +229,7 @@ def _malformed() -> list[Stream]:
         "memo-of-nothing": (whole(b"q\x00"), "malformed"),
         "endless-bytes": (whole(b"\x8e" + struct.pack("<Q", 2**62)), "truncated"),
         "endless-bytearray": (whole(b"\x96" + struct.pack("<Q", 2**40), 5), "truncated"),
-        "endless-text": (whole(b"\x8d" + struct.pack("<Q", 2**63)), "truncated"),
+        "endless-text": (whole(b"\x8d" + struct.pack("<Q", 2**63)), "maximum size"),
         "endless-frame": (whole(b"\x95" + struct.pack("<Q", 2**63)), "frame"),
         "negative-string": (b"T\xff\xff\xff\xff.", "negative byte count"),
         "negative-long": (whole(b"\x8b\xff\xff\xff\xff"), "negative byte count"),
@@ -251,20 +252,19 @@ def _misapplied() -> list[Stream]:
     record = name("numpy", "dtype") + text("f8") + b"\x85R"
     streams = {
         "append-to-dict": (whole(b"}Na"), "'dict' object has no"),
-        "append-to-name": (whole(ndarray + b"Na"), "'Global' object has no"),
+        "append-to-name": (whole(ndarray + b"Na"), "'Name' object has no"),
         "items-of-list": (whole(b"](NNu"), "a list"),
         "odd-items": (whole(b"}(Nu"), "1 keys and values"),
         "members-of-list": (whole(b"](N\x90"), "not a set"),
         "list-as-key": (whole(b"}]Ns"), "a list used as a key"),
-        "tuple-as-key": (whole(b"})Ns"), "a tuple used as a key"),
-        "tuple-as-member": (whole(b"\x8f()\x90"), "a tuple used as a key"),
-        "call-of-text": (whole(text("os") + b")R"), "a call of a str"),
-        "call-of-record": (whole(record + b")R"), "a call of a numpy.dtype object"),
+        "tuple-as-key": (whole(b"})Ns"), "() used as a key"),
+        "tuple-as-member": (whole(b"\x8f()\x90"), "() used as a key"),
+        "call-of-text": (whole(text("os") + b")R"), "a call of 'os'"),
+        "call-of-record": (whole(record + b")R"), "a call of a _Dtype"),
         "call-with-list": (whole(ndarray + b"]R"), "with a list"),
-        "keyword-arguments": (whole(ndarray + b")}NNs\x92"), "keyword"),
-        "state-of-a-class": (whole(ndarray + b"N}\x86b"), "the name numpy.ndarray"),
+        "state-of-a-class": (whole(ndarray + b"N}\x86b"), "a state (a tuple) set on 'numpy.ndarray'"),
         "state-of-a-dict": (whole(b"}" + attributes(a=b"N") + b"b"), "a dict"),
-        "state-twice": (whole(record + b"}b}b"), "a state"),
+        "state-twice": (whole(F8 + b"}b"), "a state (a dict) set on a _Dtype"),
         "name-of-number": (whole(b"K\x01K\x02\x93"), "STACK_GLOBAL requires str"),
         "pop-of-nothing": (whole(b"0"), "malformed"),
         "build-on-nothing": (whole(b"}b"), "malformed"),
@@ -292,11 +292,14 @@ def _hostile_bodies() -> list[Stream]:
     select = ("chumpy.reordering", "Select")
     broken = {
         "chumpy-without-values": (instance("chumpy.ch", "Ch", attributes(y=values)), "without x"),
-        "chumpy-with-arguments": (name("chumpy.ch", "Ch") + values + b"\x85\x81" + attributes(x=values) + b"b", "x"),
+        "chumpy-with-arguments": (
+            name("chumpy.ch", "Ch") + values + b"\x85\x81" + attributes(x=values) + b"b",
+            "malformed",
+        ),
         "chumpy-of-text": (instance("chumpy.ch", "Ch", attributes(x=text("boo"))), "array of numbers"),
         "chumpy-of-itself": (
             name("chumpy.ch", "Ch") + b")\x81q\x00" + attributes(x=b"h\x00") + b"b",
-            "inside each other",
+            "holds itself",
         ),
         "select-outside": (instance(*select, attributes(a=values, idxs=columns)), "malformed"),
         "select-by-floats": (instance(*select, attributes(a=values, idxs=values)), "malformed"),
@@ -306,7 +309,7 @@ def _hostile_bodies() -> list[Stream]:
         "sparse-columns": (instance(*csc, attributes(**{**good, "_shape": b"K\x03K\x02\x86"})), "malformed"),
         "sparse-rows": (instance(*csc, attributes(**{**good, "_shape": b"K\x02K\x01\x86"})), "malformed"),
         "sparse-without-data": (instance(*csc, attributes(indices=rows, indptr=columns)), "without"),
-        "set-of-lists": (call("__builtin__", "set", b"]]a"), "malformed"),
+        "set-of-lists": (call("__builtin__", "set", b"]]a"), "a list used as a key"),
         "set-of-text": (call("__builtin__", "set", text("ab")), "set"),
         "plain-object": (call("copy_reg", "_reconstructor", *[name("__builtin__", "object")] * 2, b"N"), "instance"),
         "object-called": (call("__builtin__", "object"), "object"),

@@ -1,4 +1,4 @@
-"""`dto bench`: where the time goes, and what batching is worth, on this machine."""
+"""`dto bench`: milliseconds per image of each stage on this machine."""
 
 from __future__ import annotations
 
@@ -22,21 +22,15 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         action="store_true",
         help="with a depth network (--set depth.model=...): images/s alone and end to end, share of peak, waits",
     )
-    parser.add_argument(
-        "--resume", type=positive, metavar="SHARDS", help="time the resume of a finished run of so many shards instead"
-    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_config_options(parser)
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.lab.bench import run_bench, run_depth_bench
-    from dto_pipeline.lab.bench_resume import run_resume_bench
+    from dto_pipeline.lab.bench import run_bench
+    from dto_pipeline.lab.bench_depth import run_depth_bench
 
-    if arguments.resume:
-        print_report(run_resume_bench(arguments.resume), arguments.json)
-    else:
-        run = run_depth_bench if arguments.depth else run_bench
-        print_report(run(arguments.images, arguments.repeats, read_config(arguments)), arguments.json)
+    run = run_depth_bench if arguments.depth else run_bench
+    print_report(run(arguments.images, arguments.repeats, read_config(arguments)), arguments.json)
     return 0

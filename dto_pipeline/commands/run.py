@@ -1,4 +1,4 @@
-"""`dto run`: do what is left of a run, or say what that would be."""
+"""`dto run`: do what is left of a run, or plan it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Licences of known networks (labels made with a non-commercial network are non-co
 
 Exit codes:
   0    every shard of the run is done (a few failed images are rows with a status)
-  1    shards were given up, or more images failed than run.max_failed_images: too many of either stop the run early;
-       or the labels contradict what any sound run shows, or labels/ holds a file of no shard (the lines WRONG)
+  1    shards were given up, or more images failed than run.max_failed_images (too many of either stop the run early),
+       or the labels contradict what sound runs show, or labels/ holds other files (lines WRONG)
   2    it could not begin or go on
   3    what was selected is done, the rest of the run is pending
   130  interrupted or terminated
@@ -36,10 +36,10 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "run",
         help="turn a manifest into label shards; resumes by itself",
-        description="Starts a run, or does what is left of it: a shard with a receipt is never touched again, unless "
-        "its failed images are asked for. Another config, manifest, body model or network than the run was started "
-        "with is refused with the difference named, once there are labels. Where files lie is no difference: --images, "
-        "--depth and --body name the places of today.",
+        description="Starts a run, or does what is left of it: shards with a valid receipt stay as they are, unless "
+        "their failed images are to be done again. Once there are labels, another config, manifest, body model or "
+        "network is refused with the difference named. Files may have moved: --images, --depth and --body name their "
+        "new places.",
         epilog=_EPILOG.format(licences="\n".join(f"  {line}" for line in licence_lines())),
         formatter_class=Paragraphs,
     )
@@ -57,25 +57,25 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--depth", metavar="DIR", help="depth folder in place of the manifest's")
     parser.add_argument("--body", metavar="NPZ", help="same as --set body.model_path=NPZ; demo = the free stand-in")
     _add_selection(parser)
-    _add_outlook(parser)
+    _add_output(parser)
     add_config_options(parser)
     parser.set_defaults(run=_run)
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what this launch works on (the rest of the run stays as it is)")
+    group = parser.add_argument_group("selection (the rest of the run stays as it is)")
     group.add_argument("--shards", default="", metavar="A-B,C", help="these shards only, e.g. 3-7,12")
     group.add_argument("--limit", type=positive, metavar="N", help="about N images: whole shards, at least one")
     group.add_argument("--subset", default="", metavar="NAME[,NAME]", help="these data sets only")
     group.add_argument(
         "--retry-failed",
         action="store_true",
-        help="take up shards that were given up, and failed images of finished shards (only these images)",
+        help="do shards again that were given up, and failed images of finished shards (only these images)",
     )
     group.add_argument(
         "--recheck",
         action="store_true",
-        help="read the label files of finished shards first, as dto verify does, and do again what is damaged",
+        help="check the label files of finished shards first, as dto verify does, and do damaged shards again",
     )
     group.add_argument(
         "--status",
@@ -85,9 +85,9 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_outlook(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what is shown")
-    group.add_argument("--dry-run", action="store_true", help="say what would be done and what it costs; write nothing")
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--dry-run", action="store_true", help="print the plan and its cost; write nothing")
     group.add_argument("--json", action="store_true", help="print plan or summary as JSON")
     group.add_argument("--quiet", action="store_true", help="no progress line")
     group.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="info: a line per shard")
@@ -119,7 +119,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "depth_root": arguments.depth,
     }
     if arguments.dry_run and arguments.recheck:
-        raise DtoError("--recheck takes damaged files away, --dry-run changes nothing; dto verify lists the damage")
+        raise DtoError("--recheck removes damaged files, --dry-run changes nothing; dto verify lists the damage")
     out = lasting_place(arguments.out)
     if arguments.dry_run:
         forecast = plan_pipeline(arguments.manifest, out, config, **start)
@@ -130,7 +130,7 @@ def _run(arguments: argparse.Namespace) -> int:
         summary = run_pipeline(arguments.manifest, out, config, **start, **more)
     print_report(summary, arguments.json)
     if summary.failed_images and not arguments.retry_failed and not arguments.json:
-        print(f"{summary.failed_images} images failed and have rows that say why; mend them, then use --retry-failed")
+        print(f"{summary.failed_images} images failed; their rows say why. Repair them, then use --retry-failed")
     return summary.exit_code
 
 
@@ -140,7 +140,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 @contextmanager
 def interrupt_on_sigterm() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does: Slurm, Kubernetes and spot nodes ask before they kill."""
+    """Make SIGTERM an interrupt like Ctrl-C: Slurm, Kubernetes and spot nodes send it before they kill."""
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield

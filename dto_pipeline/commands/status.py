@@ -1,4 +1,4 @@
-"""`dto status`: what a run's folder says, also while it runs or after its driver died."""
+"""`dto status`: the state of a run, also while it runs or after its driver died."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from dto_pipeline.errors import DtoError
 if TYPE_CHECKING:
     from dto_pipeline.run.report import RunStatus
 
-WATCH_S = 5.0  # between two looks, unless asked otherwise
-_SHARE = 10  # a look may take this part of the time at most: a big run far away is looked at less often
+WATCH_S = 5.0  # default of --watch
+_PAUSE = 10  # least pause, in durations of one reading: a big remote run is read less often
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "status",
         help="what is done, failed and pending in a run",
-        description="Reads the run's folder and nothing else: from any machine that sees it, while the driver works or "
-        "after it died. Exit code 0; with --watch 0 once every shard is done, 1 where shards were given up.",
+        description="Reads the run's folder only: from any machine that sees it, also after the driver died. "
+        "Exit code 0; with --watch 0 once every shard is done, 1 if shards were given up.",
     )
     parser.add_argument("run_dirs", metavar="RUN", nargs="+", help="folders or URIs of runs; of several, one table")
-    parser.add_argument("--json", action="store_true", help="print JSON; with --watch one line a look")
+    parser.add_argument("--json", action="store_true", help="print JSON; with --watch one line each time")
     parser.add_argument(
         "--watch",
         nargs="?",
         type=measure,
         const=WATCH_S,
         metavar="SECONDS",
-        help=f"look again every so often (default {WATCH_S:g}) until nothing is pending",
+        help=f"print again after so many seconds (default {WATCH_S:g}) until nothing is pending",
     )
     parser.set_defaults(run=_run)
 
@@ -45,7 +45,7 @@ def _run(arguments: argparse.Namespace) -> int:
     runs = arguments.run_dirs
     if len(runs) > 1:
         if arguments.watch is not None:
-            raise DtoError(f"--watch looks at one run, {len(runs)} are named")
+            raise DtoError(f"--watch takes one run, {len(runs)} are named")
         return show_several(runs, lambda number: read_status(runs[number]), status_facts, lambda _: 0, arguments.json)
     if arguments.watch is not None:
         return _watch(runs[0], arguments)
@@ -81,12 +81,8 @@ def _watch(run_dir: str, arguments: argparse.Namespace) -> int:
         started = time.monotonic()
         status = read_status(run_dir)
         seconds = time.monotonic() - started
-        if arguments.json:
-            print(json.dumps(status.to_json()), flush=True)
-        elif sys.stdout.isatty():
-            print(f"\033[H\033[2J{status.as_table()}", flush=True)  # from the top of a cleared screen
-        else:
-            print(status.as_line(), flush=True)
+        clear = "\033[H\033[2J" if sys.stdout.isatty() and not arguments.json else ""
+        print(clear + (json.dumps(status.to_json()) if arguments.json else status.as_table()), flush=True)
         if not status.shards[ShardStatus.PENDING]:
             return 1 if status.shards[ShardStatus.FAILED] else 0
-        time.sleep(max(arguments.watch, _SHARE * seconds))
+        time.sleep(max(arguments.watch, _PAUSE * seconds))

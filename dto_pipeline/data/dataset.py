@@ -19,7 +19,7 @@ from typing import Any, cast
 from dto_pipeline.config import STAND_IN_BODY
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import LABEL_VALUES, SourceOptions
-from dto_pipeline.data.storage import Location, as_location, is_there, join_location
+from dto_pipeline.data.storage import Location, as_location, is_there, join_location, read_bytes
 from dto_pipeline.errors import DtoError
 from dto_pipeline.paths import SUBSET_NAME, UnsafePath, check_relative
 from dto_pipeline.reading import parse_yaml, read_regular
@@ -120,7 +120,7 @@ def load_dataset(
     """Read a dataset YAML.
 
     Args:
-        path: the YAML file, or the name of one that ships (`shipped_datasets`).
+        path: path or URI of the YAML file, or the name of one that ships (`shipped_datasets`).
         data_root: folder or URI its paths are relative to.
         places: key of `PLACES` -> path or URI in place of what the YAML says.
         changes: keys of the YAML given another value.
@@ -129,13 +129,15 @@ def load_dataset(
     """
     try:
         named = None if Path(path).is_file() else shipped_datasets().get(str(path))
-        tree = parse_yaml(read_regular(named or path))
+        place = named or as_location(path)
+        tree = parse_yaml(read_regular(place) if isinstance(place, Path) else read_bytes(place))
         return dataset_from_dict({**tree, **changes} if isinstance(tree, dict) else tree, data_root, places)
     except FileNotFoundError as error:
         names = ", ".join(shipped_datasets())
         raise DatasetError(f"dataset file {path} does not exist; by name there are {names}") from error
     except OSError as error:
-        raise DatasetError(f"dataset file {path} cannot be read: {error.strerror}; expected a YAML file") from error
+        reason = error.strerror or error
+        raise DatasetError(f"dataset file {path} cannot be read: {reason}; expected a YAML file") from error
     except DatasetError as error:
         raise DatasetError(f"dataset file {path}: {error}") from error
     except ValueError as error:

@@ -1,9 +1,8 @@
-"""How a file comes into being: written under a temporary name beside its place, synced, then given its name at once.
+"""Write local files whole or not at all: under a temporary name beside the place, synced, then named in one step.
 
-Knows two ways of naming: `commit_new` (only if nobody was first; for anything that says "done") and `commit_over`
-(the last writer wins; for reports). A reader never sees half a file; a killed writer leaves a ``.<name>.tmp-<hex>``,
-whose name tells whose it is, so that the next one can take it away. Mounts that lack a step get another of the same
-meaning, or are named.
+`commit_new` names a file only if the name is free (for everything that means "done"), `commit_over` replaces (for
+reports). A killed writer leaves a ``.<name>.tmp-<hex>``; the name identifies its process, so that `sweep_abandoned`
+can remove it. Mounts that lack a step get another one of the same meaning, or an error that names them.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
-from dto_pipeline.errors import DtoError
+from dto_pipeline.errors import NO_ROOM, DtoError
 from dto_pipeline.reading import open_regular
 
-# What mounts without hard links say: FAT, CIFS, VirtualBox, FUSE of all kinds, unions of folders, Android.
+# Errors of mounts without hard links: FAT, CIFS, VirtualBox, FUSE of all kinds, unions of folders, Android.
 _NO_LINKS = {
     *(errno.EPERM, errno.EACCES, errno.EINVAL, errno.EIO, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS),
     *(errno.EMLINK, errno.EXDEV, errno.EPROTO, errno.ENOTTY),
 }
-# What mounts say that cannot sync a folder: VirtualBox, older CIFS, some FUSE. It protects against power cuts only.
-_NO_FOLDER_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-# What mounts say that can be read but not mapped: GlusterFS and other FUSE with direct I/O.
+# Errors of mounts that cannot sync a folder: VirtualBox, older CIFS, some FUSE. It protects against power cuts only.
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.EBADF, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+# Errors of mounts that can be read but not mapped: GlusterFS and other FUSE with direct I/O.
 NO_MAPS = {errno.ENODEV, errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of <fcntl.h> and <linux/fs.h>
@@ -48,12 +47,24 @@ _LOG = logging.getLogger(__name__)
 
 
 @contextmanager
+def naming_full_disk(place: str | Path) -> Iterator[None]:
+    """Name the place in errors of a full disk, which writing to an open file does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(place)) from error
+
+
+@contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """A temporary name in the folder of `path` (made if missing); what bears it at the end is removed."""
+    """A temporary name in the folder of `path` (made if missing); what has it at the end is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{_own_mark()}{uuid.uuid4().hex[:_MARK_DIGITS]}")
     try:
-        yield temporary
+        with naming_full_disk(path):
+            yield temporary
     finally:
         _remove(temporary)
 
@@ -85,12 +96,12 @@ def commit_new(temporary: Path, path: Path) -> bool:
                 f"({os.strerror(refused)}), one of which create-if-absent needs; write to another one"
             )
             raise OSError(error.errno, advice, str(path)) from error
-    _sync_folder(path.parent)
+    sync(path.parent)
     return True
 
 
 def _rename_new(temporary: Path, path: Path) -> int:
-    """Linux's renameat2 with RENAME_NOREPLACE, which Python does not offer; gives its errno, 0 = done."""
+    """Linux's renameat2 with RENAME_NOREPLACE, which Python does not offer; returns its errno, 0 = done."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return errno.ENOSYS
@@ -99,10 +110,10 @@ def _rename_new(temporary: Path, path: Path) -> int:
 
 
 def commit_over(temporary: Path, path: Path) -> None:
-    """Give a finished temporary file its name, replacing what bore it."""
+    """Give a finished temporary file its name, replacing an older file."""
     sync(temporary)
     os.replace(temporary, path)
-    _sync_folder(path.parent)
+    sync(path.parent)
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -118,7 +129,7 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """True for a name `staged` hands out: the leftover of a killed writer, unless one is alive."""
+    """True for a temporary name of `staged`: of a writer at work, or left by a killed one."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
@@ -137,51 +148,36 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def json_bytes(value: Any) -> bytes:
-    """JSON as this project writes it: keys in order, a line each."""
+    """JSON as this project writes it: sorted keys, one a line."""
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
 def sync(path: Path) -> None:
     """Make a file's bytes, or a folder's names, survive a power cut; folders as far as their file system can."""
-    if path.is_dir():
-        _sync_folder(path)
-        return
-    handle = os.open(path, os.O_RDONLY)
+    handle = None
     try:
+        handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
     except OSError as error:
-        advice = f"the file system does not sync the file ({error.strerror}), so nothing in it is safe; use another one"
-        raise OSError(error.errno, advice, str(path)) from error
+        if not path.is_dir() or error.errno not in _NO_FOLDER_SYNC:
+            advice = f"the file system cannot sync it ({error.strerror}), so it is not safe there; use another one"
+            raise OSError(error.errno, advice, str(path)) from error
+        _log_unsynced(path, error.strerror)
     finally:
-        os.close(handle)
-
-
-def _sync_folder(folder: Path) -> None:
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # one may write in it, but not list it: it cannot be opened either
-        _say_unsynced(folder, os.strerror(errno.EACCES))
-        return
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in _NO_FOLDER_SYNC:
-            raise OSError(error.errno, f"the folder cannot be synced ({error.strerror})", str(folder)) from error
-        _say_unsynced(folder, error.strerror)
-    finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
 def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
     """A folder for temporary files that `sweep_abandoned` knows; `prefix` is like ``dto-word-``. Raises: DtoError."""
     try:
         return tempfile.TemporaryDirectory(prefix=f"{prefix}{_own_mark()}-")
-    except OSError as error:  # where none of the usual places can be written, it is a FileNotFoundError of no file
+    except OSError as error:  # a FileNotFoundError without a name where no usual place can be written
         raise DtoError(f"no temporary folder can be made ({error.strerror}); set TMPDIR to one with room") from error
 
 
 @lru_cache(maxsize=256)  # once a folder
-def _say_unsynced(folder: Path, reason: str) -> None:
+def _log_unsynced(folder: Path, reason: str | None) -> None:
     after = "after a power cut the newest names in it may be gone; a run does their shards again"
     _LOG.info("%s: this file system syncs no folders (%s): %s", folder, reason, after)
 
@@ -225,18 +221,18 @@ def _own_mark() -> str:
 
 @lru_cache(maxsize=1)
 def _machine() -> str:
-    """Where this process's id means something: one boot of one machine, one space of process ids (containers)."""
-    told = [socket.gethostname()]
+    """Identify where this process's id is valid: one boot of one machine, one space of process ids (containers)."""
+    facts = [socket.gethostname()]
     for place in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         try:
-            told.append(os.readlink(place) if place.endswith("pid") else Path(place).read_text())
+            facts.append(os.readlink(place) if place.endswith("pid") else Path(place).read_text())
         except OSError:
-            told.append("")
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[: _MARK_DIGITS // 2]
+            facts.append("")
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[: _MARK_DIGITS // 2]
 
 
 def _is_dead(mark: str) -> bool:
-    """Whether the process a mark tells of was one of this machine and is gone."""
+    """Whether the process of a mark was one of this machine and is gone."""
     with suppress(OverflowError, OSError):
         try:
             os.kill(int(mark[: _MARK_DIGITS // 2], 16), 0)

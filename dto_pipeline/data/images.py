@@ -1,6 +1,6 @@
-"""Image files: their pixels, their size and the sha256 of their bytes, with bounds before anything is decoded.
+"""Image files: their pixels, size and sha256, with bounds before anything is decoded.
 
-Opens JPEG (MPO too, what phones store as .jpg), PNG, WebP and BMP. Others are refused before a decoder sees them:
+Opens JPEG (MPO too, what phones store as .jpg), PNG, WebP and BMP. Others are refused before a decoder gets them:
 Pillow would start Ghostscript for an EPS and read whole films for a GIF. Of several frames (MPO, animated PNG, WebP)
 the first is the image. Pixels stay as stored: labels refer to un-rotated ones. Sizes in pixels.
 """
@@ -28,13 +28,14 @@ from dto_pipeline.paths import UnsafePath
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 MAX_FILE_BYTES = 1 << 29  # of one image: 100 Mpx of RGBA without compression; nothing longer is read to its end
-_HEADER_BYTES = 1 << 16  # nearly every image tells its size in its first bytes; of others more is read
+_HEADER_BYTES = 1 << 16  # nearly every image has its size in its first bytes; of others more is read
 _USUAL_BYTES = 1 << 25  # files up to this are read by several threads at once, larger ones one after the other
 _LARGE_FILE = threading.Lock()
+TAR_MARK = ".tar!"  # in the address of an image in a tar, ``<tar>!<member>``, the end of the tar's part
 MAX_PIXELS = 1 << 27  # of one image; a hostile header stops here
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names; its JPEG opens MPO too
-# What decoding holds at once beside the file, measured with Pillow 13 [bytes a pixel]: JPEG the coefficients of four
-# components (progressive) and an RGB copy; WebP two canvases, the pixels handed over and an RGBA image; else the image.
+# Memory of decoding besides the file, measured with Pillow 13 [bytes a pixel]: for JPEG the coefficients of four
+# components (progressive) and an RGB copy; for WebP two canvases, decoded bytes and an RGBA image; else the image.
 # All but the first also hold the (H, W, 3) result.
 _BYTES_PER_PIXEL = {"JPEG": 13, "PNG": 7, "WEBP": 16, "BMP": 7}
 _COPIES = 3  # of the file's bytes, among them Pillow's and libwebp's own
@@ -45,12 +46,7 @@ _PNG, _JPEG, _JPEG_SCAN, _JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\x
 _JPEG_FAULTS = (ValueError, KeyError)  # of simplejpeg: no JPEG; one whose subsampling has no name
 _EXIF_ORIENTATION = 0x0112  # tag of the note that says how a viewer turns the picture
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # what ends a scan
-_REFUSED = {  # first bytes of formats that people try -> their names
-    **{b"GIF8": "GIF", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"II+\0": "TIFF", b"MM\0+": "TIFF", b"%!PS": "EPS"},
-    **{b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"8BPS": "Photoshop file", b"\0\0\0\x0cjP": "JPEG 2000"},
-    **{b"\xff\x4f\xff\x51": "JPEG 2000", b"<svg": "SVG", b"<?xml": "SVG", b"v/1\x01": "OpenEXR file"},
-}
-# Our own bound stands in place of Pillow's, which warns on the terminal for every photograph above 89 Mpx.
+# MAX_PIXELS replaces Pillow's bound, which warns on the terminal for every photograph above 89 Mpx.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -126,7 +122,10 @@ class ImageFolder(ImageStore):
         try:
             return read_head(self.root, image_file, MAX_FILE_BYTES + 1 if limit is None else limit)
         except FileNotFoundError as error:
-            raise ImageMissing(f"image {image_file} does not exist") from error
+            advice = "; it lies in a tar, whose index (*.tars.parquet) is not beside the manifest: copy it there"
+            raise ImageMissing(
+                f"image {image_file} does not exist{advice if TAR_MARK in image_file else ''}"
+            ) from error
         except UnsafePath as error:
             raise ImageCorrupt(str(error)) from error
         except STORAGE_ERRORS as error:
@@ -173,12 +172,12 @@ def decode_image(
 
 
 class Undecodable(ValueError):
-    """Bytes that are not decoded; the text goes on after the image's name, without paths or addresses."""
+    """Bytes that are not decoded; the text follows the image's name and holds no paths or addresses."""
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image file says of itself before its pixels."""
+    """What an image file holds before its pixels."""
 
     width: int  # [px] of the pixels as they are stored
     height: int  # [px]
@@ -197,7 +196,7 @@ class ImageHeader:
 
 
 class _Budget:
-    """Memory that the decoders of this process share: images wait until theirs is free."""
+    """Memory that the decoders of this process share: each waits until enough is free."""
 
     def __init__(self) -> None:
         self._used, self._freed = 0, threading.Condition()
@@ -220,7 +219,7 @@ _BUDGET = _Budget()
 
 
 def read_header(data: bytes) -> ImageHeader:
-    """Size and format from the first bytes of a file. Raises: Undecodable: they do not tell, or it is not opened."""
+    """Size and format from the first bytes of a file. Raises: Undecodable: not found there, or not opened."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         found = ImageHeader(*_webp_size(data), format="WEBP")  # Pillow would make the decoder, canvases and all
     else:
@@ -232,13 +231,12 @@ def read_header(data: bytes) -> ImageHeader:
 
 def _decode(data: bytes, header: ImageHeader, least_side: int) -> np.ndarray:
     if header.format == "JPEG":
-        try:  # Pillow, which read the header, and libjpeg, which sets memory aside, must see the same picture
+        high, wide = header.height, header.width
+        with suppress(*_JPEG_FAULTS):  # Pillow read the header, libjpeg allocates: both must find the same size
             high, wide, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
-        except _JPEG_FAULTS:  # libjpeg finds no picture at all, in whoever's hands
-            high, wide = header.height, header.width
-        if (wide, high) != (header.width, header.height):
-            found = f"{wide} x {high} and as {header.width} x {header.height}"
-            raise Undecodable(f"is a JPEG that tells its size as {found}; save it anew")
+        if (high, wide) != (header.height, header.width):
+            sizes = f"{wide} x {high} and {header.width} x {header.height}"
+            raise Undecodable(f"is a JPEG with two sizes, {sizes}; save it again")
         is_wide = header.width >= header.height
         least = {"min_width" if is_wide else "min_height": least_side, "min_factor": 2} if least_side else {}
         rgb = _strict_jpeg(data, "RGB", least)
@@ -296,20 +294,18 @@ def _pillow_header(data: bytes) -> ImageHeader:
             kind = "JPEG" if image.format == "MPO" else str(image.format)
             return ImageHeader(*image.size, _orientation(image), kind)
     except UnidentifiedImageError as error:
-        name = next((name for magic, name in _REFUSED.items() if data.startswith(magic)), None)
-        known = f"{name} is not opened; convert it to JPEG, PNG, WebP or BMP" if name else "no known image format"
-        raise Undecodable(f"has no readable header: {known}") from error
+        raise Undecodable("has no readable header; expected a JPEG, PNG, WebP or BMP") from error
     except Exception as error:  # Pillow's plugins raise any type on damaged files
         raise Undecodable(f"has no readable header: {_reason(error)}") from error
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation that was met before the pixels, 1 where there is none or it cannot be read."""
-    if "exif" not in image.info:  # asking Pillow all the same would decode a PNG
+    """The EXIF orientation stored before the pixels, 1 where there is none or it cannot be read."""
+    if "exif" not in image.info:  # `getexif` would decode a PNG
         return 1
     try:
         found = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # a damaged note costs nothing but itself
+    except Exception:  # damaged: the image is still read
         return 1
     return found if found in range(1, 9) else 1
 

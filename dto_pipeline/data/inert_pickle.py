@@ -1,8 +1,8 @@
-"""Reads a pickle without the power to run anything: the standard unpickler, its dangerous part replaced.
+"""Read a pickle without the power to run anything: Python's own unpickler, its dangerous parts replaced.
 
-`InertUnpickler` is Python's own (`pickle._Unpickler`), but a global becomes a `Global` (a name from the allowlist,
-never looked up), a call a `Record` of what would have been called with what, and a state is noted in the record.
-`safe_pickle` makes values of records afterwards, by the function that the allowlist gives for each name.
+A global becomes a `Name` from an allowlist, whose Python object is never looked up. A call runs the function of this
+project that the allowlist gives for the name (`safe_pickle` has numpy's), and only that. A state is given to the
+function that waits for it.
 
 Not the unpickler in C, which calls whatever REDUCE, OBJ, INST and BUILD find on its stack, takes extension codes from a
 cache of live objects, allocates what a length claims, grows its memo to any index, and hashes tuples without end.
@@ -15,13 +15,14 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from dto_pipeline.errors import DtoError
 
 _SHOWN = 120  # characters of hostile text or of a Python error that may reach a message
 _MAX_INT_BITS = 64
-_KEY_TYPES = (str, int, float, bytes, bool, type(None))
+_READ_COST = 128  # bytes that an instruction or argument counts besides its own: about what a small object takes
+_PLAIN = frozenset({str, float, complex, bytes, bool, type(None)})
 
 
 class PickleRefused(DtoError, ValueError):
@@ -36,37 +37,32 @@ class BrokenPickle(PickleRefused):
     """The pickle is truncated, malformed or larger than the limits allow."""
 
 
-Make = Callable[[Any, "Record", int], Any]
-"""What becomes of the call of an allowed name: builder, record and depth -> value (see `safe_pickle.Builder`)."""
-
-Allowlist = Mapping[tuple[str, str], Make]  # (module, name) of every global that may appear
-PERSISTENT_ID = ("", "persistent id")  # the key under which an allowlist lets a stream name what lies beside it
-
-
-def only_named(builder: Any, record: Record, depth: int) -> Any:
-    """For names that stand for themselves: `numpy.ndarray`, `object`, kinds of torch's storages."""
-    raise BrokenPickle(f"{record.what} is called as a function")
-
-
-def new_dict(builder: Any, record: Record, depth: int) -> Any:
-    """For `collections.OrderedDict`: without arguments the unpickler itself makes a dict, which SETITEMS fills."""
-    raise BrokenPickle(f"{record.what} with arguments")
-
-
 @dataclass(frozen=True)
 class Limits:
     """How much one pickle may cost. A stream beyond any of them is a `BrokenPickle`."""
 
-    max_stream_bytes: int = 2**30  # length of the stream [bytes]
-    max_opcodes: int = 20_000_000  # instructions: bounds time (about half a minute) and small objects
+    max_bytes: int = 2**31  # of the stream, and 128 for each instruction and argument: bounds time and small objects
     max_depth: int = 64  # containers inside containers
-    max_items: int = 50_000_000  # items of the result, shared ones counted each time they are seen
-    max_array_bytes: int = 2**31  # all rebuilt arrays together [bytes]
+    max_items: int = 50_000_000  # items of the result, shared ones counted each time they are met
+    max_array_bytes: int = 2**31  # all arrays together [bytes]
+
+
+Make = Callable[..., Any] | None
+"""Makes the result of a call from the unpickler and the call's arguments; None = the name is never called."""
+
+Allowlist = Mapping[tuple[str, str], Make]
+"""(module, name) of every global that may appear."""
+
+PERSISTENT_ID = ("", "persistent id")  # the key under which an allowlist takes what lies outside the stream
+
+
+class StandIn:
+    """Something that a stream refers to and that is no value by itself, such as a name or a dtype."""
 
 
 @dataclass(frozen=True)
-class Global:
-    """A name the pickle refers to. Only a name: what it stands for in Python is never looked up."""
+class Name(StandIn):
+    """A global of the stream. What it stands for in Python is never looked up."""
 
     module: str
     name: str
@@ -76,18 +72,9 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(slots=True, eq=False)
-class Record:
-    """A call the pickle asks for and that is never made: who, with what, and the state set afterwards."""
-
-    what: Global
-    args: tuple[Any, ...]
-    state: Any = None
-
-
 def shown(value: object) -> str:
     """Printable form of something hostile, for messages: text shortened, containers (which may share) not followed."""
-    if type(value) is str or isinstance(value, Global):
+    if type(value) is str or isinstance(value, Name):
         return ascii(str(value)[:_SHOWN])
     if type(value) in (int, float, bool, type(None)):
         return repr(value)
@@ -96,47 +83,30 @@ def shown(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-# what the machine raises on a malformed stream: missing stack items, bad numbers, bad text, too much memory
+# What the unpickler raises on a malformed stream: missing stack items, bad numbers, bad text, too much memory.
 _MALFORMED = (
-    *(pickle.UnpicklingError, AttributeError, LookupError, TypeError, ValueError, OverflowError, EOFError),
+    *(pickle.UnpicklingError, AttributeError, LookupError, TypeError, ValueError, ArithmeticError, EOFError),
     *(struct.error, MemoryError, RecursionError),
 )
 
 
-def load_records(data: bytes, allow: Allowlist, limits: Limits, where: str) -> object:
-    """The objects of a pickle stream, nothing run; `where` is file and member, for messages.
-
-    Returns:
-        None, bool, int, float, str, bytes, list, tuple, dict, set, frozenset, `Global` and `Record`, nested.
-        Python-2 strings are decoded as latin1; a bytearray comes back as bytes.
-
-    Raises:
-        UnsafePickle: a global that is not allowed, a persistent id, an extension code or an out-of-band buffer.
-        BrokenPickle: anything else that is wrong.
-    """
-    if len(data) > limits.max_stream_bytes:
-        raise BrokenPickle(f"{where}: {len(data)} bytes of pickle, at most {limits.max_stream_bytes} are read")
-    stream = Stream(data, 0, len(data))
-    with stream.told(where):
-        return InertUnpickler(stream, allow, limits.max_opcodes).load()
-
-
 class Stream:
-    """Bytes, or a map of a file, from one place to another; a claim beyond the end costs nothing."""
+    """A part of some bytes or of a mapped file, read in order; a length beyond its end allocates nothing."""
 
-    def __init__(self, data: Any, at: int, end: int) -> None:
+    def __init__(self, data: Any, at: int, end: int, max_bytes: int) -> None:
         self.data, self.at, self.end = data, at, end
-        self.bound = end  # as far as may be read for now
+        self.left = self.max_bytes = max_bytes
 
     def read(self, count: int) -> bytes:
-        """The next `count` bytes. Raises: BrokenPickle: there are fewer, or they are beyond the bound."""
-        start, at = self.at, self.at + count
-        if at > self.bound:
-            if at > self.end:
-                raise BrokenPickle(f"{count} bytes expected, {self.end - start} left: truncated")
-            raise BrokenPickle(f"byte {self.bound} is passed before an item of the dictionary: they are not small")
-        self.at = at
-        return self.data[start:at]
+        """The next `count` bytes. Raises: BrokenPickle: there are fewer, or more was read than allowed."""
+        start = self.at
+        if start + count > self.end:
+            raise BrokenPickle(f"{count} bytes expected, {self.end - start} left: truncated")
+        self.left -= count + _READ_COST
+        if self.left < 0:
+            raise BrokenPickle(f"more than {self.max_bytes} bytes, each instruction counted as {_READ_COST} more")
+        self.at += count
+        return self.data[start : self.at]
 
     def readline(self) -> bytes:
         found = self.data.find(b"\n", self.at, self.end)
@@ -145,8 +115,8 @@ class Stream:
         return self.read(found + 1 - self.at)
 
     @contextmanager
-    def told(self, where: str) -> Iterator[None]:
-        """Says of what is wrong with the stream in which file and at which byte; what follows its end is wrong too."""
+    def errors_named(self, where: str) -> Iterator[None]:
+        """Add file and byte to errors inside the block, at whose end the stream must be at its own."""
         try:
             yield
             if self.at != self.end:
@@ -158,70 +128,62 @@ class Stream:
             raise BrokenPickle(f"{where}: malformed at byte {self.at} ({found}); fetch the file again") from error
 
 
-class Opcodes:
-    """What `pickle._Unpickler` looks its instructions up in: the table below, for a number of look-ups."""
-
-    def __init__(self, most: int) -> None:
-        self.left = self.most = most
-
-    def __getitem__(self, code: int) -> Callable[[Any], None]:
-        self.left -= 1
-        if self.left < 0:
-            raise BrokenPickle(f"more than {self.most} instructions")
-        if code not in _OPCODES:
-            raise BrokenPickle(f"0x{code:02x} is not a pickle opcode")
-        return _OPCODES[code]
-
-
 class InertUnpickler(pickle._Unpickler):
-    """The standard unpickler, from whose opcodes those that act or hash were taken. Memo and stacks are its own."""
+    """The standard unpickler without the opcodes that act or hash.
 
-    # what the standard class sets when it begins to load
+    Args:
+        object_arrays: whether numpy arrays of Python objects are allowed.
+    """
+
+    # What the standard class sets when it begins to load.
     stack: list[Any]
     metastack: list[list[Any]]  # stacks set aside by MARK
+    memo: dict[int, Any]
     append: Callable[[Any], None]
     read: Callable[[int], bytes]
     pop_mark: Callable[[], list[Any]]
 
-    def __init__(self, stream: Stream, allow: Allowlist, max_opcodes: int) -> None:
-        super().__init__(stream, encoding="latin1")
-        self._allow, self._stream = allow, stream
-        self.dispatch = Opcodes(max_opcodes)  # type: ignore[assignment, misc]
+    def __init__(self, stream: Stream, allow: Allowlist, limits: Limits, object_arrays: bool) -> None:
+        super().__init__(stream, encoding="latin1")  # of Python 2's strings
+        self.limits, self.object_arrays = limits, object_arrays
+        self.unfilled: dict[int, tuple[Any, Callable[..., None]]] = {}  # id -> object, what fills it from its state
+        self.array_bytes = 0
+        self._stream, self._allow = stream, allow
 
     def load(self) -> Any:
         value = super().load()
         if self.stack or self.metastack:
             raise BrokenPickle("objects are left on the stack at STOP")
+        if self.unfilled:
+            raise BrokenPickle("an array, a dtype or an object without contents")
         return value
 
-    # names: recorded, never looked up
+    def fill_later(self, value: Any, fill: Callable[[InertUnpickler, Any, Any], None]) -> Any:
+        """`value`, which is incomplete until the stream gives the state for `fill(unpickler, value, state)`."""
+        self.unfilled[id(value)] = value, fill
+        return value
+
+    def count_bytes(self, count: int) -> None:
+        """Account for the memory of an array before it is made."""
+        self.array_bytes += count
+        if self.array_bytes > self.limits.max_array_bytes:
+            raise BrokenPickle(f"more than {self.limits.max_array_bytes} bytes of arrays")
 
     def find_class(self, module: str, name: str) -> Any:
-        make = self._allow.get((module, name))
-        if make is None:
+        if (module, name) not in self._allow:
             raise UnsafePickle(f"refuses {shown(f'{module}.{name}')}: such data does not need it; nothing was run")
-        return Global(module, name, make)
+        return Name(module, name, self._allow[module, name])
 
     def persistent_load(self, pid: Any) -> Any:
-        if PERSISTENT_ID not in self._allow:
-            self._outside(f"the persistent id {shown(pid)}")
-        return Record(Global(*PERSISTENT_ID, only_named), (pid,))
-
-    def get_extension(self, code: int) -> None:
-        self._outside(f"the extension code {code}")
-
-    def buffer(self) -> None:
-        self._outside("NEXT_BUFFER or READONLY_BUFFER")
-
-    def _outside(self, what: str) -> NoReturn:
-        raise UnsafePickle(f"refuses {what}: it points outside the file; nothing was run")
-
-    # calls: recorded, never made
+        make = self._allow.get(PERSISTENT_ID)
+        if make is None:
+            raise UnsafePickle(f"refuses the persistent id {shown(pid)}: it points outside the file; nothing was run")
+        return make(self, pid)
 
     def call(self, what: object, args: object) -> None:
-        if type(what) is not Global or type(args) is not tuple:
-            raise BrokenPickle(f"a call of {_kind(what)} with {_kind(args)}")
-        self.append({} if what.make is new_dict and args == () else Record(what, args))
+        if type(what) is not Name or what.make is None or type(args) is not tuple:
+            raise BrokenPickle(f"a call of {shown(what)} with {shown(args)}")
+        self.append(what.make(self, *args))
 
     def _instantiate(self, klass: object, args: list[Any]) -> None:
         self.call(klass, tuple(args))
@@ -230,27 +192,23 @@ class InertUnpickler(pickle._Unpickler):
         args = self.stack.pop()
         self.call(self.stack.pop(), args)
 
-    def newobj_ex(self) -> None:
-        if (keywords := self.stack.pop()) != {}:
-            raise BrokenPickle(f"an object made with keyword arguments ({_kind(keywords)})")
-        self.reduce()
-
     def build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
-        if type(target) is dict and new_dict in self._allow.values():
-            return  # attributes of an OrderedDict, such as the versions that torch notes: not kept
-        if type(target) is not Record or target.state is not None or state is None:
-            raise BrokenPickle(f"a state ({_kind(state)}) set on {_kind(target)}")
-        target.state = state
-
-    # what hashes: only plain keys, into what the stream itself made
+        if id(target) in self.unfilled:
+            self.unfilled[id(target)][1](self, target, state)
+            del self.unfilled[id(target)]
+        elif type(target) is not dict or ("collections", "OrderedDict") not in self._allow:  # its attributes: not kept
+            raise BrokenPickle(f"a state ({shown(state)}) set on {shown(target)}")
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is not dict or len(items) % 2:
-            raise BrokenPickle(f"{len(items)} keys and values for {_kind(target)}")
+            raise BrokenPickle(f"{len(items)} keys and values for {shown(target)}")
+        expected = len(target) + len(items) // 2
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_checked_key(key)] = value
+            target[checked_key(key)] = value
+        if len(target) != expected:
+            raise BrokenPickle("a key occurs twice")
 
     def dict_of(self) -> None:
         items = self.pop_mark()
@@ -260,8 +218,8 @@ class InertUnpickler(pickle._Unpickler):
     def add_items(self) -> None:
         items, target = self.pop_mark(), self.stack[-1]
         if type(target) is not set:
-            raise BrokenPickle(f"members added to {_kind(target)}, which is not a set")
-        target.update(map(_checked_key, items))
+            raise BrokenPickle(f"members added to {shown(target)}, which is not a set")
+        target.update(map(checked_key, items))
 
     def frame(self) -> None:
         (length,) = struct.unpack("<Q", self.read(8))
@@ -269,56 +227,67 @@ class InertUnpickler(pickle._Unpickler):
             raise BrokenPickle(f"a frame of {length} bytes, longer than the file: truncated")
 
 
-def _kind(value: object) -> str:
-    if isinstance(value, Record):
-        return f"a {value.what} object"
-    return f"the name {value}" if isinstance(value, Global) else f"a {type(value).__name__}"
+class _Opcodes(dict[int, Callable[[Any], None]]):
+    def __missing__(self, code: int) -> Callable[[Any], None]:
+        kind = UnsafePickle if code in pickle._Unpickler.dispatch else BrokenPickle
+        raise kind(f"refuses the instruction 0x{code:02x}: such data does not need it; nothing was run")
 
 
-def _checked_key(key: object) -> object:
-    """Keys are plain values (hash attacks need tuples or huge integers) or numpy scalars, still as records."""
-    if type(key) in _KEY_TYPES or (type(key) is Record and key.what.name == "scalar"):
-        return key
-    raise BrokenPickle(f"{_kind(key)} used as a key")
-
-
-_Opcode = Callable[[Any], None]
-
-
-def _bounded(load: _Opcode) -> _Opcode:
-    def opcode(machine: InertUnpickler) -> None:
-        load(machine)
-        if (bits := machine.stack[-1].bit_length()) > _MAX_INT_BITS:
-            raise BrokenPickle(f"an integer of {bits} bits, at most {_MAX_INT_BITS} are read")
-
-    return opcode
-
-
-def _counted(layout: str, convert: Callable[[bytes], object]) -> _Opcode:
-    form = struct.Struct(layout)
-    return lambda machine: machine.append(convert(machine.read(form.unpack(machine.read(form.size))[0])))
-
-
-_utf8 = bytes.decode  # strict: the standard opcodes let lone surrogates pass, which no file can be written with
-_STANDARD = b"\x80(.012N\x88\x89FJKMGSTUVBC\x8e)]}\x8ftl\x85\x86\x87aepqr\x94ghjc\x93ioPQ\x82\x83\x84"
-# An opcode that is in neither part does not exist, so that what a later Python adds is not read unseen.
-_OPCODES: dict[int, _Opcode] = {
-    **{code: pickle._Unpickler.dispatch[code] for code in _STANDARD},
-    **{code: _bounded(pickle._Unpickler.dispatch[code]) for code in b"IL\x8a\x8b"},
-    pickle.BINUNICODE[0]: _counted("<I", _utf8),
-    pickle.SHORT_BINUNICODE[0]: _counted("<B", _utf8),
-    pickle.BINUNICODE8[0]: _counted("<Q", _utf8),
-    pickle.BYTEARRAY8[0]: _counted("<Q", bytes),
+# What is not here is refused: extension codes, buffers outside the stream, and what a later Python adds.
+_STANDARD = b"\x80(.012N\x88\x89IFJKMLG\x8a\x8bSTUVX\x8c\x8dBC\x8e)]}\x8ftl\x85\x86\x87aepqr\x94ghjc\x93ioPQ"
+OPCODES = _Opcodes({code: pickle._Unpickler.dispatch[code] for code in _STANDARD})
+OPCODES |= {
+    pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]],  # the standard one allocates first
     pickle.FRAME[0]: InertUnpickler.frame,
     pickle.DICT[0]: InertUnpickler.dict_of,
-    pickle.SETITEM[0]: lambda machine: machine.set_items([machine.stack.pop(-2), machine.stack.pop()]),
-    pickle.SETITEMS[0]: lambda machine: machine.set_items(machine.pop_mark()),
+    pickle.SETITEM[0]: lambda unpickler: unpickler.set_items([unpickler.stack.pop(-2), unpickler.stack.pop()]),
+    pickle.SETITEMS[0]: lambda unpickler: unpickler.set_items(unpickler.pop_mark()),
     pickle.ADDITEMS[0]: InertUnpickler.add_items,
-    pickle.FROZENSET[0]: lambda machine: machine.append(frozenset(map(_checked_key, machine.pop_mark()))),
+    pickle.FROZENSET[0]: lambda unpickler: unpickler.append(frozenset(map(checked_key, unpickler.pop_mark()))),
     pickle.REDUCE[0]: InertUnpickler.reduce,
     pickle.NEWOBJ[0]: InertUnpickler.reduce,
-    pickle.NEWOBJ_EX[0]: InertUnpickler.newobj_ex,
     pickle.BUILD[0]: InertUnpickler.build,
-    pickle.NEXT_BUFFER[0]: InertUnpickler.buffer,
-    pickle.READONLY_BUFFER[0]: InertUnpickler.buffer,
 }
+InertUnpickler.dispatch = OPCODES
+
+
+def checked_key(key: Any) -> Any:
+    """A key or a member of a set: plain, as hash attacks need tuples or huge integers."""
+    if type(key) in _PLAIN or (type(key) is int and key.bit_length() <= _MAX_INT_BITS):
+        return key
+    raise BrokenPickle(f"{shown(key)} used as a key")
+
+
+def check_values(value: Any, limits: Limits) -> None:
+    """Check what was read before anybody walks through it: shared parts count each time they are met.
+
+    Raises: BrokenPickle: nested too deep (as what contains itself is), too many items, an integer of more than 64 bits,
+        or a name in place of a value.
+    """
+    known: dict[int, int] = {}  # id of a container -> its items
+
+    def count(node: Any, depth: int) -> int:
+        kind, items = type(node), 1
+        if kind is dict:
+            parts, items = node.values(), 1 + len(node)
+        elif kind in (list, tuple, set, frozenset):
+            parts = node
+        elif getattr(node, "dtype", None) == "O":
+            parts = node.flat
+        elif isinstance(node, StandIn):
+            raise BrokenPickle(f"{shown(node)} where a value is expected")
+        elif kind is int and node.bit_length() > _MAX_INT_BITS:
+            raise BrokenPickle(f"an integer of {node.bit_length()} bits, at most {_MAX_INT_BITS} are read")
+        else:
+            return 1
+        if depth >= limits.max_depth:
+            raise BrokenPickle(f"more than {limits.max_depth} containers inside each other")
+        if id(node) not in known:
+            for part in parts:
+                items += 1 if type(part) in _PLAIN else count(part, depth + 1)
+            if items > limits.max_items:
+                raise BrokenPickle(f"more than {limits.max_items} items, shared ones counted each time")
+            known[id(node)] = items
+        return known[id(node)]
+
+    count(value, 0)

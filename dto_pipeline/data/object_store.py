@@ -9,7 +9,6 @@ connections); what fails then names bucket, key and next step.
 
 from __future__ import annotations
 
-import configparser
 import io
 import os
 import random
@@ -34,23 +33,22 @@ _GIVEN_UP = timedelta(minutes=5)  # after which nothing is tried again
 _MAX_PUT = 5 << 30  # bytes that stores take in one PUT
 _ATOMIC_SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "memory")  # that create an object only if it is absent
 _SCHEMES = (*_ATOMIC_SCHEMES, "http", "https")
-_ELSEWHERE = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_SKIP_SIGNATURE")
-_PROFILES = {"AWS_CONFIG_FILE": "~/.aws/config", "AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials"}
-_KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token")
-_NO_CREDENTIALS = "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or a role"
-_ACCESS = "access is denied; the credentials need GetObject, PutObject, DeleteObject and ListBucket there"
-_ADVICE = {  # what an error's text holds -> what to do; the first that fits
+_KEYS = (  # any of these stands for credentials besides a profile
+    *("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
+    "AWS_SKIP_SIGNATURE",
+)
+_NO_CREDENTIALS = (
+    "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for those of a profile by "
+    'eval "$(aws configure export-credentials --profile NAME --format env)"'
+)
+_ADVICE = {  # pattern in the text of an error -> what to do; the first that fits
     "NoSuchBucket": "the bucket does not exist; make it, or check its name and endpoint",
-    "InvalidAccessKeyId": "the access key is unknown; check AWS_ACCESS_KEY_ID or the profile",
-    "SignatureDoesNotMatch": "the secret key is wrong; check AWS_SECRET_ACCESS_KEY or the profile",
+    "InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken": "the credentials are wrong or expired; set new ones",
+    "PermanentRedirect|AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_REGION",
     "Range request not supported": "this server sends no parts of files; fetch them, or serve them by one that does",
-    "ExpiredToken": "the session token has expired; renew the credentials",
-    "PermanentRedirect": "the bucket is in another region; set AWS_REGION, or region= in the URI",
-    "AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_REGION, or region= in the URI",
     "NotImplemented": "this server knows no conditional PUT; use one that does (AWS S3, MinIO since 2024), or a mount",
-    "169.254.169.254": _NO_CREDENTIALS,
-    "code: 401": _NO_CREDENTIALS,
-    "code: 403": _ACCESS,
+    r"169\.254|code: 401": _NO_CREDENTIALS,
+    "code: 403": "access is denied; the credentials need GetObject, PutObject, DeleteObject and ListBucket there",
     "HTTP error": "the server does not answer; check endpoint_override, network and proxy",
 }
 _runtime: list[int] = []  # the process in which obstore first worked: its threads do not survive a fork
@@ -124,7 +122,7 @@ class RemoteStore:
 
     def entries(self, folder: str = "") -> dict[str, int]:
         """Name -> size of the objects directly below a folder."""
-        self._check_kind("nothing can be listed there")
+        self._check_scheme()
         found = self._ask(folder, lambda key: self._client.list_with_delimiter(key or None)["objects"])
         return {item["path"].rpartition("/")[2]: item["size"] for item in found}
 
@@ -133,7 +131,7 @@ class RemoteStore:
 
         Raises: FileNotFoundError: there is none, whatever its name.
         """
-        self._check_kind("nothing can be listed there")
+        self._check_scheme()
         pages = self._ask("", lambda key: iter(self._client.list(key or None)))
         found = False
         while page := self._ask("", lambda _: next(pages, None)):
@@ -147,7 +145,7 @@ class RemoteStore:
         """One conditional PUT; raises StoreError where there is none, or the file is too large for it."""
         from obstore.exceptions import AlreadyExistsError
 
-        self._check_kind("a run cannot be written there: creating a file only if absent is not known to be atomic")
+        self._check_scheme()
         if len(data) > _MAX_PUT:
             raise StoreError(f"{self.root}: {name} has {len(data)} bytes, a PUT takes 5 GiB; cut smaller shards")
         for attempt in range(_ATTEMPTS):
@@ -160,13 +158,9 @@ class RemoteStore:
             time.sleep(_PAUSE_S * 2**attempt * (0.5 + random.random()))  # 409: two conditional requests met
         raise self._error(name, f"{_ATTEMPTS} conditional requests met others, and there is no such object; try again")
 
-    def replace(self, name: str, data: bytes) -> None:
-        """One PUT."""
-        self._ask(name, lambda key: self._client.put(key, data, use_multipart=False))
-
-    def upload(self, name: str, local: Path) -> None:
-        """A file from here, in parts where it is large; it appears when it is complete."""
-        self._ask(name, lambda key: self._client.put(key, local))
+    def replace(self, name: str, data: bytes | Path) -> None:
+        """Write bytes, or a file from here, in parts where they are many; the object appears when it is complete."""
+        self._ask(name, lambda key: self._client.put(key, data))
 
     def download(self, name: str, target: Path) -> None:
         """An object to a new file; raises FileNotFoundError."""
@@ -187,10 +181,10 @@ class RemoteStore:
         except FileNotFoundError:
             return False
 
-    def _check_kind(self, what: str) -> None:
+    def _check_scheme(self) -> None:
         if self._scheme not in _ATOMIC_SCHEMES:
             known = ", ".join(f"{scheme}://" for scheme in _ATOMIC_SCHEMES)
-            raise StoreError(f"{self.root}: {what}; use {known} or a mounted folder")
+            raise StoreError(f"{self.root}: files there can be read, not listed or created; use {known} or a mount")
 
     def _ask(self, name: str, request: Callable[[str], Any]) -> Any:
         """Do a request for the object `name`; errors become FileNotFoundError or a sentence."""
@@ -247,6 +241,7 @@ def open_remote(root: str) -> RemoteStore:
 
 @lru_cache(maxsize=64)
 def _open_client(scheme: str, bucket: str, query: str) -> Any:
+    """A client of obstore, which reads keys and endpoint from the environment, else asks for the role of the node."""
     from obstore import store as stores
     from obstore.exceptions import BaseError
 
@@ -258,14 +253,19 @@ def _open_client(scheme: str, bucket: str, query: str) -> Any:
         what = f"its query holds {unknown}" if unknown else "this scheme is not known"
         known = ", ".join(f"{name}://" for name in _SCHEMES)
         raise StoreError(f"{scheme}://{bucket} cannot be opened: {what}; expected {known} or a path")
-    config = _s3_config(options) if scheme == "s3" else {}
-    plain = scheme == "http" or str(config.get("endpoint", "")).startswith("http://")
+    config: dict[str, Any] = {"disable_bulk_delete": True} if scheme == "s3" else {}
+    if "endpoint_override" in options:
+        config["endpoint"] = f"{options.get('scheme', 'https')}://{options['endpoint_override']}"
+    if "region" in options:
+        config["region"] = options["region"]
+    if scheme == "s3" and "AWS_PROFILE" in os.environ and not any(name in os.environ for name in _KEYS):
+        raise StoreError(f"AWS_PROFILE is not read: {_NO_CREDENTIALS}")
     opened: Any = stores.from_url  # its types tell the stores apart by their options
     try:
         return opened(
             f"{scheme}://{bucket}",
             config=config or None,
-            client_options={**_PATIENCE, "allow_http": plain},
+            client_options={**_PATIENCE, "allow_http": scheme in ("s3", "http")},
             retry_config={"max_retries": _ATTEMPTS - 1, "retry_timeout": _GIVEN_UP},
         )
     except (BaseError, ValueError) as error:
@@ -278,45 +278,6 @@ def _open_memory() -> Any:
     from obstore.store import MemoryStore
 
     return MemoryStore()
-
-
-def _s3_config(options: dict[str, str]) -> dict[str, Any]:
-    """What obstore is told besides what it reads in the environment: server, region, and the keys of a profile."""
-    config: dict[str, Any] = {"disable_bulk_delete": True, **_profile_keys()}
-    if "endpoint_override" in options:
-        config["endpoint"] = f"{options.get('scheme', 'https')}://{options['endpoint_override']}"
-    else:
-        named = [os.environ.get(name) for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")]
-        config |= {"endpoint": found} if (found := next(filter(None, named), None)) else {}
-    return config | ({"region": options["region"]} if "region" in options else {})
-
-
-def _profile_keys() -> dict[str, str]:
-    """Keys and region that `aws configure` wrote for AWS_PROFILE (or "default"), where the environment has no keys.
-
-    Raises:
-        StoreError: AWS_PROFILE has no keys (a role or single sign-on), or nothing has.
-    """
-    if "AWS_ACCESS_KEY_ID" in os.environ or any(name in os.environ for name in _ELSEWHERE):
-        return {}
-    name = os.environ.get("AWS_PROFILE", "default")
-    found: dict[str, str] = {}
-    for variable, place in _PROFILES.items():
-        parser = configparser.ConfigParser(interpolation=None, default_section="")
-        try:
-            parser.read(Path(os.environ.get(variable, place)).expanduser())
-        except (configparser.Error, UnicodeDecodeError) as error:
-            raise StoreError(f"{os.environ.get(variable, place)} cannot be read: {error}") from error
-        for section in (name, f"profile {name}"):
-            found |= dict(parser[section]) if parser.has_section(section) else {}
-    if _KEYS[0] in found:
-        return {key: found[key] for key in (*_KEYS, "region") if key in found}
-    if "AWS_PROFILE" in os.environ:
-        advice = f'eval "$(aws configure export-credentials --profile {name} --format env)"'
-        raise StoreError(f"the profile {name} holds no keys (a role or single sign-on?); set them with {advice}")
-    if os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true":
-        raise StoreError(_NO_CREDENTIALS)
-    return {}  # the node's role
 
 
 def _check_process(scheme: str) -> None:
@@ -332,9 +293,8 @@ def _check_process(scheme: str) -> None:
 
 def _advice(text: str) -> str:
     text = text.removeprefix("Generic HTTP error: ")
-    code = re.search(r"<Code>(\w+)</Code>", text)
-    status = re.search(r"status code (\d+)", text)
-    told = f"{text} code: {status[1]}" if status else text
-    first = text.splitlines()[0] if text else "nothing"
+    code, status = re.search(r"<Code>(\w+)</Code>", text), re.search(r"status code (\d+)", text)
+    first = text.partition("\n")[0] or "nothing"
+    found = f"{text} code: {status[1]}" if status else text
     says = f"{code[1]} ({first})" if code else first
-    return next((advice for sign, advice in _ADVICE.items() if sign in told), f"the server says {says}")
+    return next((advice for sign, advice in _ADVICE.items() if re.search(sign, found)), f"the server says {says}")

@@ -1,8 +1,4 @@
-"""Depth maps and body models from any location: what `models` reads from this machine, read from a URI too.
-
-Knows locations; what is in the files is known by `models.depth` and `models.body`. Depth maps are read one by one when
-they are needed; a body model is copied here for as long as it takes to load.
-"""
+"""Depth maps and body models from a folder or URI: read from the place, or copied here while a body model loads."""
 
 from __future__ import annotations
 
@@ -36,7 +32,7 @@ class RemoteDepth(DepthFiles):
 
 
 def open_depth(config: DepthConfig, root: Location) -> DepthFiles:
-    """The maps of a folder or URI as a config declares them; "" = none."""
+    """The maps below a folder or URI ("" = none), of the kind and scale of a config."""
     place = as_location(root)
     if isinstance(place, Path):
         return DepthFiles(root, config.kind, config.scale)
@@ -45,11 +41,8 @@ def open_depth(config: DepthConfig, root: Location) -> DepthFiles:
 
 def fetch_body(path: Location, kid_axis: bool = True, device: torch.device | str = "cpu") -> BodyModel:
     """`models.body.load_body` of a path or URI. Raises: BodyModelError: nothing is there, or it cannot be read."""
-    place = as_location(path)
-    if isinstance(place, Path):
-        return load_body(path, kid_axis, device)
     try:
-        with local_copy(place, (".npz",)) as copy:
+        with local_copy(as_location(path), (".npz",)) as copy:
             return load_body(copy, kid_axis, device)
     except FileNotFoundError as error:
         raise BodyModelError(f"no body model at {path}; expected an npz made by `dto body import`") from error

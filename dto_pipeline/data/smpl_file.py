@@ -1,7 +1,7 @@
-"""SMPL model files as plain arrays: official pickles, our npz and SMPL+A checkpoints in, clean npz out.
+"""SMPL model files as plain arrays: reads official pickles, plain npz and SMPL+A checkpoints, writes clean npz.
 
-Knows the three file formats and the formula of the kid axis; runs nothing that a file asks for and needs no chumpy.
-Knows nothing of posing (`models.body`). Metres, SMPL's own frame (y up).
+Runs nothing that a file asks for and needs no chumpy. A model is a dictionary of the arrays in `_SHAPES`, floating ones
+in the precision of their file, lengths in metres in SMPL's own frame (y up).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import io
 import logging
 import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,57 +28,34 @@ from dto_pipeline.reading import open_regular, read_regular, read_start
 NUM_VERTICES, NUM_JOINTS, NUM_FACES, NUM_POSE_DIRECTIONS = 6890, 24, 13776, 207
 NUM_DIRECTIONS = 10  # shape directions that the labels use, without the kid axis
 KID_HEIGHT_BELOW = 0.75  # a kid template is shorter than this share of the adult template
-_LIMITS = Limits(max_stream_bytes=2**30, max_opcodes=1_000_000, max_items=1_000_000, max_array_bytes=2**30)
+_MOST_BYTES = 2**30  # of one file
+_LIMITS = Limits(max_bytes=_MOST_BYTES + 2**28, max_items=1_000_000, max_array_bytes=2**30)
 _NUMPY_DTYPES = (torch.float16, torch.float32, torch.float64, torch.int32, torch.int64)  # of tensors in checkpoints
 _KEYS_SHOWN = 30  # keys of a wrong file that a message lists
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold: no clock in the file
-_OTHER_MODELS = {10475: "SMPL-X", 778: "MANO", 5023: "FLAME", 3889: "SMAL"}  # by number of vertices
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
+
+Model = dict[str, np.ndarray]
+_SHAPES: dict[str, tuple[int | None, ...]] = {
+    "v_template": (NUM_VERTICES, 3),  # [m]
+    "shapedirs": (NUM_VERTICES, 3, None),  # 10 directions, or 11 with the kid axis last [m per unit]
+    "posedirs": (NUM_VERTICES, 3, NUM_POSE_DIRECTIONS),  # [m]
+    "weights": (NUM_VERTICES, NUM_JOINTS),  # of the skinning
+    "J_regressor": (NUM_JOINTS, NUM_VERTICES),  # dense
+    "kintree_table": (2, NUM_JOINTS),  # int64: parents (root -1), joints
+    "f": (NUM_FACES, 3),  # uint32
+}
 
 
 class SmplFileError(DtoError, ValueError):
     """A file that is not a usable SMPL model; the message says what was found, what was expected and what to do."""
 
 
-@dataclass(frozen=True)
-class SmplArrays:
-    """One SMPL model, floating arrays in the precision of their file."""
-
-    v_template: np.ndarray  # (6890, 3) [m]
-    shapedirs: np.ndarray  # (6890, 3, 10), or 11 with the kid axis last [m per unit]
-    posedirs: np.ndarray  # (6890, 3, 207) [m]
-    weights: np.ndarray  # (6890, 24) skinning weights
-    J_regressor: np.ndarray  # (24, 6890), dense
-    kintree_table: np.ndarray  # (2, 24) int64: parents (root -1), joints
-    f: np.ndarray  # (13776, 3) uint32
-
-    @property
-    def has_kid_axis(self) -> bool:
-        return self.shapedirs.shape[-1] == NUM_DIRECTIONS + 1
-
-    def without_kid_axis(self) -> SmplArrays:
-        return replace(self, shapedirs=self.shapedirs[..., :NUM_DIRECTIONS])
-
-    def to_dict(self) -> dict[str, np.ndarray]:
-        return {field.name: np.ascontiguousarray(getattr(self, field.name)) for field in fields(self)}
-
-
-_SHAPES: dict[str, tuple[int | None, ...]] = {
-    "v_template": (NUM_VERTICES, 3),
-    "shapedirs": (NUM_VERTICES, 3, None),
-    "posedirs": (NUM_VERTICES, 3, NUM_POSE_DIRECTIONS),
-    "weights": (NUM_VERTICES, NUM_JOINTS),
-    "J_regressor": (NUM_JOINTS, NUM_VERTICES),
-    "kintree_table": (2, NUM_JOINTS),
-    "f": (NUM_FACES, 3),
-}
-
-
-def read_smpl(path: str | Path) -> SmplArrays:
-    """Read an SMPL model, told by its content: official pickle, plain npz or SMPL+A checkpoint (`.pth`).
+def read_smpl(path: str | Path) -> Model:
+    """Read an SMPL model, whose format is known by its content: official pickle, plain npz or SMPL+A checkpoint.
 
     Files with more than 11 shape directions (version 1.1 has 300) are cut to the first 10, the ones the labels use,
-    and a log line says so; 11 directions are taken as 10 and the kid axis.
+    with a line in the log; 11 directions are 10 and the kid axis.
 
     Raises:
         SmplFileError: a damaged file, another model, missing keys, wrong shapes, numbers that are not finite.
@@ -88,48 +64,45 @@ def read_smpl(path: str | Path) -> SmplArrays:
     """
     path = Path(path)
     try:
-        found, held = _read_any(path)
-    except BrokenPickle as error:
+        found, keys = _read_any(path)
+    except (BrokenPickle, TorchFileError) as error:
         raise SmplFileError(f"not a sound SMPL file: {error}") from error
-    except TorchFileError as error:
-        raise SmplFileError(f"not a checkpoint of plain tensors: {error}") from error
-    arrays = {key: found[key] for key in _SHAPES if isinstance(found.get(key), np.ndarray)}
-    _check_shapes(path, arrays, held)
-    return _checked_model(path, arrays)
+    model = {key: array for key in _SHAPES if isinstance(array := found.get(key), np.ndarray)}
+    if missing := [key for key in _SHAPES if key not in model]:
+        held = _listed(keys) or "nothing"
+        raise SmplFileError(f"{path} lacks the array {missing[0]!r}; found {held}; expected the official SMPL_NEUTRAL")
+    return _checked_model(path, model)
 
 
 def _read_any(path: Path) -> tuple[Mapping[str, Any], Iterable[Any]]:
-    """What a file holds under SMPL's keys, and all its keys; told by its first bytes and, in a zip, member names."""
+    """The contents of a file by SMPL's keys, and all its keys; its first bytes and members decide the format."""
     is_zip = read_start(path, 4) == b"PK\x03\x04"
     if is_zip and (keys := MappedNpz(path).keys):
         return safe_load_npz(path, _SHAPES, SMPL_FILE, _LIMITS), keys
     if is_zip or path.suffix in (".pth", ".pt"):
         return _read_checkpoint(path)
-    if path.stat().st_size > _LIMITS.max_stream_bytes:
+    if path.stat().st_size > _MOST_BYTES:
         raise SmplFileError(f"{path} has {path.stat().st_size} bytes, more than any SMPL file")
-    found = safe_loads(read_regular(path, _LIMITS.max_stream_bytes), SMPL_FILE, _LIMITS, where=str(path))
+    found = safe_loads(read_regular(path, _MOST_BYTES), SMPL_FILE, _LIMITS, where=str(path))
     if not isinstance(found, dict):
         raise SmplFileError(f"{path} holds a {type(found).__name__}, expected a dict with SMPL's arrays")
     return found, found
 
 
 def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Iterable[Any]]:
-    """SMPL+A checkpoint as ROMP and BEV prepare it, brought to SMPL's layout.
+    """An SMPL+A checkpoint as ROMP and BEV prepare it, with arrays in SMPL's layout.
 
     Assumed from their public converter (no released file was at hand): a dict of tensors, `smpla_shapedirs`
-    (6890, 3, 11) beside the ten `shapedirs`, `posedirs` already (207, 20670) as smplx keeps it, `kintree_table` the
+    (6890, 3, 11) besides the ten `shapedirs`, `posedirs` already (207, 20670) as smplx keeps it, `kintree_table` the
     24 parents only, `f` as floats. SMPL's own shapes are accepted as well.
     """
-    found = read_torch_file(path, _LIMITS.max_stream_bytes)
+    found = read_torch_file(path, _MOST_BYTES)
     tensors = found if isinstance(found, dict) else {}
     arrays = {
         key: tensor.numpy()
         for key in ("smpla_shapedirs", *_SHAPES)
         if isinstance(tensor := tensors.get(key), torch.Tensor) and tensor.dtype in _NUMPY_DTYPES
     }
-    if not arrays:
-        keys = _listed(tensors) or f"a {type(found).__name__}"
-        raise SmplFileError(f"{path} is not a checkpoint of plain tensors of a body: found {keys}")
     if "smpla_shapedirs" in arrays:
         arrays["shapedirs"] = arrays["smpla_shapedirs"]
     if "posedirs" in arrays and arrays["posedirs"].shape == (NUM_POSE_DIRECTIONS, NUM_VERTICES * 3):
@@ -143,45 +116,33 @@ def _listed(keys: Iterable[Any]) -> str:
     return ", ".join(shown(name) for name in list(keys)[:_KEYS_SHOWN])
 
 
-def _check_shapes(path: Path, arrays: dict[str, np.ndarray], held: Iterable[Any]) -> None:
-    vertices = len(arrays["v_template"]) if arrays.get("v_template", np.empty(())).ndim == 2 else 0
-    joints = arrays["weights"].shape[-1] if "weights" in arrays and arrays["weights"].ndim == 2 else NUM_JOINTS
-    other = "SMPL-H" if vertices == NUM_VERTICES and joints == 52 else _OTHER_MODELS.get(vertices)
-    if other is not None:
-        raise SmplFileError(f"{path} is a {other} model ({vertices} vertices, {joints} joints); expected SMPL_NEUTRAL")
+def _checked_model(path: Path, model: Model) -> Model:
     for key, expected in _SHAPES.items():
-        if key not in arrays:
-            found = _listed(held) or "nothing"
-            raise SmplFileError(f"{path} lacks the array {key!r}; found {found}; expected the official SMPL_NEUTRAL")
-        shape = arrays[key].shape
-        if len(shape) != len(expected) or any(e not in (None, s) for e, s in zip(expected, shape, strict=True)):
-            raise SmplFileError(f"{path}: {key} has shape {shape}, expected {expected} (None = any)")
-    if arrays["shapedirs"].shape[-1] < NUM_DIRECTIONS:
-        raise SmplFileError(f"{path} has {arrays['shapedirs'].shape[-1]} shape directions, at least 10 are needed")
-
-
-def _checked_model(path: Path, arrays: dict[str, np.ndarray]) -> SmplArrays:
-    """The model of arrays whose shapes are right; the root's parent (4294967295, in float32 2 ** 32) becomes -1."""
-    for key, array in arrays.items():
+        array = model[key]
+        if array.ndim != len(expected) or any(e not in (None, s) for e, s in zip(expected, array.shape, strict=True)):
+            advice = "expected SMPL_NEUTRAL, not SMPL-X, SMPL-H or MANO"
+            raise SmplFileError(f"{path}: {key} has shape {array.shape}, not {expected} (None = any); {advice}")
         if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
             raise SmplFileError(f"{path}: {key} holds {array.dtype} values that are not all finite numbers")
-    directions = arrays["shapedirs"].shape[-1]
+    directions = model["shapedirs"].shape[-1]
+    if directions < NUM_DIRECTIONS:
+        raise SmplFileError(f"{path} has {directions} shape directions, at least {NUM_DIRECTIONS} are needed")
     if directions > NUM_DIRECTIONS + 1:
-        arrays["shapedirs"] = arrays["shapedirs"][..., :NUM_DIRECTIONS]
-        _log.warning("%s has %d shape directions; the first %d are kept", path, directions, NUM_DIRECTIONS)
-    faces = arrays["f"]
+        model["shapedirs"] = model["shapedirs"][..., :NUM_DIRECTIONS]
+        _LOG.warning("%s has %d shape directions; the first %d are kept", path, directions, NUM_DIRECTIONS)
+    faces = model["f"]
     if faces.min() < 0 or faces.max() >= NUM_VERTICES or (faces != np.floor(faces)).any():
         raise SmplFileError(f"{path}: f holds indices outside the {NUM_VERTICES} vertices")
-    tree = arrays["kintree_table"].astype(np.int64)
+    tree = model["kintree_table"].astype(np.int64)
     tree[0, 0] = -1
     parents, joints = tree
     if (joints != np.arange(NUM_JOINTS)).any() or (parents[1:] < 0).any() or (parents >= joints).any():
-        found = arrays["kintree_table"][0]
+        found = model["kintree_table"][0]
         raise SmplFileError(f"{path}: kintree_table is not a tree with every joint after its parent: {found}")
-    return SmplArrays(**{**arrays, "f": faces.astype(np.uint32), "kintree_table": tree})
+    return {**model, "f": faces.astype(np.uint32), "kintree_table": tree}
 
 
-def add_kid_axis(arrays: SmplArrays, kid_template: np.ndarray) -> SmplArrays:
+def add_kid_axis(model: Model, kid_template: np.ndarray) -> Model:
     """SMPL+A: an eleventh shape direction, (kid template - its mean) - v_template; 0 = adult, 1 = kid template.
 
     Args:
@@ -190,19 +151,23 @@ def add_kid_axis(arrays: SmplArrays, kid_template: np.ndarray) -> SmplArrays:
     Raises:
         SmplFileError: a model that has the axis, or an array that cannot be an infant template.
     """
-    if arrays.has_kid_axis:
+    if _has_kid_axis(model):
         raise SmplFileError("the model has a kid axis; leave the kid template out, or import the model without it")
     if kid_template.shape != (NUM_VERTICES, 3) or kid_template.dtype.kind != "f" or not np.isfinite(kid_template).all():
         found = f"{kid_template.dtype} {kid_template.shape}"
         raise SmplFileError(f"the kid template is {found}, expected finite floats ({NUM_VERTICES}, 3)")
-    kid, adult = np.ptp(kid_template[:, 1]), np.ptp(arrays.v_template[:, 1])
+    kid, adult = np.ptp(kid_template[:, 1]), np.ptp(model["v_template"][:, 1])
     if not 0 < kid < KID_HEIGHT_BELOW * adult:
         heights = f"the kid template is {kid:.3f} tall, the model's own {adult:.3f} m"
         raise SmplFileError(f"{heights}; expected the infant template in metres (smpl_kid_template.npy)")
-    template = kid_template.astype(np.float64)
-    direction = template - template.mean(axis=0) - arrays.v_template
-    shapedirs = np.concatenate([arrays.shapedirs, direction[..., None].astype(arrays.shapedirs.dtype)], axis=-1)
-    return replace(arrays, shapedirs=shapedirs)
+    template, shapedirs = kid_template.astype(np.float64), model["shapedirs"]
+    direction = template - template.mean(axis=0) - model["v_template"]
+    wide = np.concatenate([shapedirs, direction[..., None].astype(shapedirs.dtype)], axis=-1)
+    return {**model, "shapedirs": wide}
+
+
+def _has_kid_axis(model: Model) -> bool:
+    return model["shapedirs"].shape[-1] == NUM_DIRECTIONS + 1
 
 
 def _read_template(path: Path) -> np.ndarray:
@@ -217,21 +182,21 @@ def _read_template(path: Path) -> np.ndarray:
         raise SmplFileError(f"{path} is not a kid template: {error}; expected smpl_kid_template.npy") from error
 
 
-def write_smpl_npz(arrays: SmplArrays, path: str | Path) -> Path:
-    """Write the arrays as a plain npz with SMPL's keys; equal arrays give equal bytes, an existing file is replaced."""
+def write_smpl_npz(model: Model, path: str | Path) -> Path:
+    """Write a model as a plain npz; equal arrays give equal bytes, an existing file is replaced."""
     path = Path(path)
     with staged(path) as temporary:
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            for key, array in arrays.to_dict().items():
+            for key in _SHAPES:
                 member = io.BytesIO()
-                np.lib.format.write_array(member, array, allow_pickle=False)
+                np.lib.format.write_array(member, np.ascontiguousarray(model[key]), allow_pickle=False)
                 archive.writestr(zipfile.ZipInfo(f"{key}.npy", _ZIP_DATE), member.getvalue())
         commit_over(temporary, path)
     return path
 
 
 def import_smpl(source: str | Path, out_dir: str | Path, kid_template: str | Path | None = None) -> list[Path]:
-    """What `dto body import` does: any SMPL file -> SMPL_NEUTRAL.npz, and SMPLA_NEUTRAL.npz if there is a kid axis.
+    """Convert any SMPL file to SMPL_NEUTRAL.npz, and to SMPLA_NEUTRAL.npz if there is a kid axis (`dto body import`).
 
     Args:
         kid_template: `smpl_kid_template.npy`, for a source without kid axis.
@@ -239,10 +204,9 @@ def import_smpl(source: str | Path, out_dir: str | Path, kid_template: str | Pat
     Returns:
         The files written; none is where anything is wrong, which raises as `read_smpl` and `add_kid_axis`.
     """
-    arrays, out = read_smpl(source), Path(out_dir)
+    model, out = read_smpl(source), Path(out_dir)
     if kid_template is not None:
-        arrays = add_kid_axis(arrays, _read_template(Path(kid_template)))
-    written = [write_smpl_npz(arrays.without_kid_axis(), out / "SMPL_NEUTRAL.npz")]
-    if arrays.has_kid_axis:
-        written.append(write_smpl_npz(arrays, out / "SMPLA_NEUTRAL.npz"))
-    return written
+        model = add_kid_axis(model, _read_template(Path(kid_template)))
+    without = {**model, "shapedirs": model["shapedirs"][..., :NUM_DIRECTIONS]}
+    written = [write_smpl_npz(without, out / "SMPL_NEUTRAL.npz")]
+    return [*written, write_smpl_npz(model, out / "SMPLA_NEUTRAL.npz")] if _has_kid_axis(model) else written

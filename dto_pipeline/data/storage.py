@@ -1,9 +1,9 @@
-"""Where files may lie: on this machine, or behind a URI. What one may do there is the same for both.
+"""Files and folders on this machine or behind a URI, through one set of functions.
 
 A *location* is a `Path`, or a URI (``s3://...``, ``https://...``) as a `str`; ``file://`` becomes a `Path`. A *store*
 is a folder at a location, whose files appear whole or not at all: `LocalStore` here (links and renames),
-`object_store.RemoteStore` (conditional PUT) behind URIs. Knows no format and nothing of runs. Sizes in bytes.
-A URI that holds a password is refused, because manifests remember their roots.
+`object_store.RemoteStore` (conditional PUT) behind URIs. A URI that holds a password is refused, because manifests
+remember their roots. Sizes in bytes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import pyarrow as pa
 from dto_pipeline.data.files import (
     commit_new,
     commit_over,
+    naming_full_disk,
     sha256_bytes,
     sha256_file,
     staged,
@@ -58,16 +59,14 @@ class LocalStore:
 
     def read(self, name: str, limit: int | None = None) -> bytes:
         """A file's bytes, the first `limit` of them, or the last ``-limit``; raises FileNotFoundError."""
-        if limit is None:
-            return read_regular(self.root / name, _MOST_BYTES)
-        if limit >= 0:
-            return read_start(self.root / name, limit)
+        if limit is None or limit >= 0:
+            return read_regular(self.root / name, _MOST_BYTES) if limit is None else read_start(self.root / name, limit)
         with open_regular(self.root / name) as stream:
             size = os.fstat(stream.fileno()).st_size
             return os.pread(stream.fileno(), -limit, max(0, size + limit))
 
     def open(self, name: str) -> pa.NativeFile:
-        """A file for reading at any place; raises FileNotFoundError."""
+        """A file for random access; raises FileNotFoundError."""
         check_regular(self.root / name)
         return pa.OSFile(str(self.root / name))
 
@@ -78,7 +77,7 @@ class LocalStore:
 
     def size(self, name: str) -> int:
         """Bytes of a file; raises FileNotFoundError."""
-        return (self.root / name).stat().st_size
+        return self.version_of(name)[0]
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of this name."""
@@ -89,19 +88,18 @@ class LocalStore:
         found: dict[str, int] = {}
         with suppress(FileNotFoundError), os.scandir(self.root / folder) as entries:
             for entry in entries:
-                with suppress(FileNotFoundError):  # one that was renamed or taken away under our eyes
+                with suppress(FileNotFoundError):  # renamed or removed meanwhile
                     if entry.is_file(follow_symlinks=True):
                         found[entry.name] = entry.stat().st_size
         return found
 
     def walk(self, endings: tuple[str, ...] = ("",)) -> Iterator[str]:
-        """Every file below the folder whose name ends so (in any case), in no particular order.
+        """Every file below the folder with one of the endings (in any case), in no particular order.
 
-        Links to folders are followed, but every folder is read once: under its plain name where it has one here, else
-        under the first of its links by name. So links that lead in circles end. One folder is in memory at a time.
-        Raises: FileNotFoundError: no such folder.
+        Links to folders are followed, but every folder is read once, so circles of links end: under its plain name
+        where it has one here, else under the first of its links by name. Raises: FileNotFoundError: no such folder.
         """
-        seen = set[str]()  # real places; inode numbers mean little on some mounts
+        seen = set[str]()  # real paths; inode numbers mean little on some mounts
         pending, links = [("", os.path.realpath(self.root))], list[str]()
         while pending or links:
             if not pending:  # the links to folders come last, by name
@@ -121,8 +119,7 @@ class LocalStore:
                     elif entry.name.lower().endswith(endings):
                         yield name
                     elif entry.is_symlink() and not entry.is_file():
-                        lost = "%s is a link that leads nowhere: whatever was to be found there is missing"
-                        _LOG.warning(lost, self.root / name)
+                        _LOG.warning("%s is a link that leads nowhere: its files are missing", self.root / name)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file if there is none of that name; True if this call did, False if it existed and was left alone."""
@@ -131,11 +128,11 @@ class LocalStore:
             return commit_new(temporary, self.root / name)
 
     def replace(self, name: str, data: bytes) -> None:
-        """Write a file, whatever bore its name."""
+        """Write a file, replacing an older one."""
         write_bytes_atomic(self.root / name, data)
 
     def remove(self, name: str) -> None:
-        """Take a file away; it may be gone already."""
+        """Delete a file; it may be gone already."""
         (self.root / name).unlink(missing_ok=True)
 
 
@@ -175,21 +172,24 @@ def absolute(location: str | Path) -> Location:
     return place.absolute() if isinstance(place, Path) else place
 
 
+def _with_path(uri: str, change: Callable[[str], str]) -> str:
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(path=change(parts.path)))
+
+
 def join_location(root: Location, name: str) -> Location:
     """The location of `name` under a folder; see `paths.check_relative` for what is refused."""
     if isinstance(root, Path):
         return resolve_inside(root, name)
-    parts = urlsplit(root)
-    below = f"{parts.path.rstrip('/')}/{quote(check_relative(name))}"
-    return urlunsplit(parts._replace(path=below if parts.netloc else below.lstrip("/")))
+    before, below = "/" if urlsplit(root).netloc else "", quote(check_relative(name))
+    return _with_path(root, lambda path: before + f"{path.rstrip('/')}/{below}".lstrip("/"))
 
 
 def beside(location: Location, suffix: str) -> Location:
-    """The location with `suffix` in place of its own: where what belongs to a file lies."""
+    """The location with `suffix` in place of its own: of a file that accompanies another one."""
     if isinstance(location, Path):
         return location.with_suffix(suffix)
-    parts = urlsplit(location)
-    return urlunsplit(parts._replace(path=str(PurePosixPath(parts.path).with_suffix(suffix))))
+    return _with_path(location, lambda path: str(PurePosixPath(path).with_suffix(suffix)))
 
 
 def base_name(location: Location) -> str:
@@ -201,11 +201,9 @@ def parent_and_name(location: Location) -> tuple[Location, str]:
     """The folder of a file, and its name there; a URI keeps its query. Raises: StorageError where it names no file."""
     if isinstance(location, Path):
         return location.parent, location.name
-    parts = urlsplit(location)
-    folder, _, name = parts.path.rstrip("/").rpartition("/")
-    if not name:
+    if not (name := base_name(location)):
         raise StorageError(f"{location} names no file; expected for example s3://BUCKET/FOLDER/FILE")
-    return urlunsplit(parts._replace(path=folder)), unquote(name)
+    return _with_path(location, lambda path: path.rstrip("/").rpartition("/")[0]), unquote(name)
 
 
 def find_file(location: Location) -> tuple[Store, str]:
@@ -227,7 +225,7 @@ def exists(location: Location) -> bool:
 
 
 def folder_exists(location: Location, unknown: bool = True) -> bool:
-    """True if there is a folder, or, behind a URI, anything below it; `unknown` where a server will not say."""
+    """True if there is a folder, or, behind a URI, anything below it; `unknown` where the server does not list."""
     location = as_location(location)
     if isinstance(location, Path):
         return location.is_dir()
@@ -235,7 +233,7 @@ def folder_exists(location: Location, unknown: bool = True) -> bool:
         return any(True for _ in open_remote(location).walk())
     except FileNotFoundError:
         return False
-    except STORAGE_ERRORS:  # whoever may read objects may not be allowed to list them: reading will tell
+    except STORAGE_ERRORS:  # reading may be allowed where listing is not
         return unknown
 
 
@@ -265,10 +263,7 @@ def read_many(root: Location, names: Sequence[str], limit: int | None = None) ->
         except FileNotFoundError:
             return name, None
 
-    if isinstance(store, LocalStore):
-        yield from ((name, data) for name, data in map(read, names) if data is not None)
-        return
-    with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="store") as threads:
+    with ThreadPoolExecutor(1 if isinstance(store, LocalStore) else _REQUESTS, thread_name_prefix="store") as threads:
         for start in range(0, len(names), _WINDOW):
             found = threads.map(read, names[start : start + _WINDOW])
             yield from ((name, data) for name, data in found if data is not None)
@@ -331,11 +326,11 @@ def written(location: Location) -> Iterator[Path]:
             yield temporary
             commit_over(temporary, location)
         return
-    with temporary_folder("dto-write-") as folder:
+    with temporary_folder("dto-write-") as folder, naming_full_disk(folder):
         local = Path(folder) / base_name(location)
         yield local
         parent, name = parent_and_name(location)
-        open_remote(str(parent)).upload(name, local)
+        open_remote(str(parent)).replace(name, local)
 
 
 def write_bytes(location: Location, data: bytes) -> None:

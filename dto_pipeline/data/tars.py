@@ -1,9 +1,8 @@
-"""Images inside tars: an index of where every member lies, which member a label file means by a name, and an image
-store that reads members in place with one seek.
+"""Images inside tars: an index of every member's place, the members that a label file's names mean, and an image store.
 
-Knows the index file (Parquet, one row group per tar, beside the manifest) and the address ``<tar>!<member>`` by which a
-manifest names an image in a tar. Tars are only read, never unpacked; entries that `tar_walk` refuses stay in the index
-with their reason. The folder may be local or behind a URI. Offsets and sizes in bytes.
+The index is a Parquet file beside the manifest, one row group a tar; a manifest names an image in a tar by the address
+``<tar>!<member>``. Tars are only read, each member with one seek, and never unpacked; entries that `tar_walk` refuses
+stay in the index with the reason. The folder may be local or behind a URI. Offsets and sizes in bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.image_index import ImageIndex
-from dto_pipeline.data.images import ImageCorrupt, ImageFolder, ImageMissing, ImageStore
+from dto_pipeline.data.images import TAR_MARK, ImageCorrupt, ImageFolder, ImageMissing, ImageStore
 from dto_pipeline.data.parquet import READ_ERRORS, check_schema, footer_text, open_parquet, writer_settings
 from dto_pipeline.data.storage import (
     STORAGE_ERRORS,
@@ -47,7 +46,6 @@ from dto_pipeline.reading import parse_json
 from dto_pipeline.schema import TAR_INDEX_SCHEMA, TAR_INDEX_SCHEMA_NAME
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")  # in order of preference where one sample has several
-_MARK = ".tar!"  # ends the tar's part of an address
 _THREADS = 4  # tars read at the same time: headers are small reads that wait for the disk
 _LISTINGS_KEPT = 256  # tars whose rows stay in memory, about 200 KB each
 
@@ -58,7 +56,7 @@ class TarIndexError(DtoError, ValueError):
 
 @dataclass(frozen=True)
 class TarSummary:
-    """What the index knows about one tar as a whole."""
+    """One tar as a whole."""
 
     tar: str
     size: int  # -1 = could not be read
@@ -74,8 +72,8 @@ class TarSummary:
 
 def split_address(address: str) -> tuple[str, str] | None:
     """(tar, member) of ``<tar>!<member>``, or None for the path of a plain file."""
-    tar, mark, member = address.partition(_MARK)
-    return (tar + _MARK[:-1], member) if mark and member else None
+    tar, mark, member = address.partition(TAR_MARK)
+    return (tar + TAR_MARK[:-1], member) if mark and member else None
 
 
 def list_tars(root: Location) -> list[str]:
@@ -91,9 +89,8 @@ def list_tars(root: Location) -> list[str]:
         raise TarIndexError(f"images folder {root} cannot be listed: {error}") from error
     if not tars:
         raise TarIndexError(f"{root} holds no *.tar; expected the tars of the images below it (images_in: tars)")
-    if marked := [tar for tar in tars if _MARK in tar]:
-        expected = f"expected a path without {_MARK!r}, which ends the tar's part of an address"
-        raise TarIndexError(f"tar {marked[0]!r}: {expected}")
+    if marked := [tar for tar in tars if TAR_MARK in tar]:
+        raise TarIndexError(f"tar {marked[0]!r}: expected a path without {TAR_MARK!r}, the mark of addresses in tars")
     return tars
 
 
@@ -123,8 +120,8 @@ def build_tar_index(root: Location, out: Location, progress: bool = False) -> li
                     writer.write_table(_rows(tar, listing), row_group_size=len(listing.members))
                 refused = sum(member.problem is not None for member in listing.members)
                 summaries.append(TarSummary(tar, listing.size, len(listing.members), refused, listing.problem))
-            told = json.dumps([[s.tar, s.size, s.members, s.refused, s.problem] for s in summaries])
-            writer.add_key_value_metadata({"schema": TAR_INDEX_SCHEMA_NAME, "tars": told})
+            footer = json.dumps([[s.tar, s.size, s.members, s.refused, s.problem] for s in summaries])
+            writer.add_key_value_metadata({"schema": TAR_INDEX_SCHEMA_NAME, "tars": footer})
     return summaries
 
 
@@ -172,7 +169,7 @@ def _read_summaries(path: Location, metadata: dict[str, str]) -> list[TarSummary
 
 
 class TarImages(ImageStore):
-    """Members of indexed tars, named ``<tar>!<member>``, for any number of threads; holds the rows of some tars.
+    """Members of indexed tars, named ``<tar>!<member>``, and plain files beside the tars; for any number of threads.
 
     Args:
         path: the index file.
@@ -183,6 +180,7 @@ class TarImages(ImageStore):
 
     def __init__(self, path: Location, root: Location) -> None:
         self.path, self._root = as_location(path), as_location(root)
+        self._folder = ImageFolder(self._root)
         self._parquet = open_parquet(self.path, TarIndexError)
         check_schema(self.path, self._parquet.schema_arrow, TAR_INDEX_SCHEMA, TarIndexError)
         self.summaries = _read_summaries(self.path, footer_text(self._parquet))
@@ -228,7 +226,10 @@ class TarImages(ImageStore):
 
     def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
         """See `ImageStore`; a member whose tar has changed its size since it was indexed counts as corrupt."""
-        tar, entry = self._find(image_file)
+        address = split_address(image_file)
+        if address is None:
+            return self._read_plain(image_file, limit)
+        tar, entry = address[0], self._find(image_file, *address)
         wanted = entry["size"] if limit is None else min(entry["size"], limit)
         try:
             with open_input(join_location(self._root, tar)) as source:
@@ -238,22 +239,24 @@ class TarImages(ImageStore):
         except OSError as error:
             raise ImageCorrupt(f"image {image_file}: {image_file} cannot be read: {error_text(error)}") from error
         if found != self._size[tar]:
-            told = f"{tar} has {found} bytes, {self._size[tar]} when indexed; build the index again"
-            raise ImageCorrupt(f"image {image_file}: {told}")
+            change = f"{tar} has {found} bytes, {self._size[tar]} when indexed"
+            raise ImageCorrupt(f"image {image_file}: {change}; build the index again")
         if len(data) != wanted:
             raise ImageCorrupt(f"image {image_file}: {image_file}: {len(data)} of {wanted} bytes could be read")
         return data
 
-    def _find(self, image_file: str) -> tuple[str, dict[str, Any]]:
-        """The tar of an address and the index's row of the member; raises as `read_bytes`."""
-        address = split_address(image_file)
-        if address is None:
+    def _read_plain(self, image_file: str, limit: int | None) -> bytes:
+        try:
+            return self._folder.read_bytes(image_file, limit)
+        except ImageMissing as error:
             near, (key, extension) = self.similar.get(image_file), sample_key(image_file)
             hint = f"; {near} differs in upper and lower case" if near else ""
             if not near and "." in extension:
                 hint = f"; neither under its whole name nor as sample {key!r} (a sample's key ends at the first dot)"
-            raise ImageMissing(f"image {image_file} is in none of the tars{hint}")
-        tar, name = address
+            raise ImageMissing(f"image {image_file} is in none of the tars{hint}") from error
+
+    def _find(self, image_file: str, tar: str, name: str) -> dict[str, Any]:
+        """The index's row of a member; raises as `read_bytes`."""
         try:
             rows = self.rows(tar)
         except TarIndexError as error:
@@ -265,7 +268,7 @@ class TarImages(ImageStore):
         entry = next((entry for entry in entries if entry["problem"] is None), entries[0])
         if entry["problem"] is not None:
             raise ImageCorrupt(f"image {image_file}: {image_file} {entry['problem']}")
-        return tar, entry
+        return entry
 
 
 class ImageLocations(NamedTuple):
@@ -289,12 +292,17 @@ def locate_images(tars: TarImages, names: Sequence[str], key_parts: int) -> Imag
         key_parts: 3 for INSTA, 1 for the others.
     """
     keys = [_tail(sample_key(name)[0], key_parts) for name in names]
+    dotted = {_tail(name, key_parts) for name in names if "." in sample_key(name)[1]}
     found: dict[str, list[tuple[str, str]]] = {key: [] for key in keys}  # (extension, address)
     folded = {key.casefold(): key for key in found}
-    similar: dict[str, str] = {}
-    for address, member in tars.members():
-        sample, extension = sample_key(member)
-        key = _tail(sample, key_parts)
+    whole, similar, shared = dict[str, str](), dict[str, str](), Counter(keys)
+    for address, member in tars.members(images=not dotted):
+        tail = _tail(member, key_parts)
+        if tail in dotted:
+            whole.setdefault(tail, address)
+        key, extension = sample_key(tail)
+        if extension.lower() not in IMAGE_EXTENSIONS:
+            continue
         if key in found:
             found[key].append((extension.lower(), address))
         elif near := folded.get(key.casefold()):
@@ -303,30 +311,16 @@ def locate_images(tars: TarImages, names: Sequence[str], key_parts: int) -> Imag
     for name, key in zip(names, keys, strict=True):
         own = sample_key(name)[1].lower()
         by_kind = sorted(found[key], key=lambda one: (one[0] != own, IMAGE_EXTENSIONS.index(one[0])))
+        if at := whole.get(_tail(name, key_parts)):
+            by_kind = [(own, at)]
+        elif "." in own and shared[key] > 1:  # the key ends too early to be this name's alone
+            by_kind = []
         ranked.append([address for _, address in by_kind])
-    _prefer_whole_names(tars, names, keys, key_parts, ranked)
     return ImageLocations(
         addresses=[fitting[0] if fitting else None for fitting in ranked],
         similar={names[row]: similar[key] for row, key in enumerate(keys) if key in similar and not ranked[row]},
         repeated=[(fitting[0], other) for fitting in ranked for other in fitting[1:]],
     )
-
-
-def _prefer_whole_names(
-    tars: TarImages, names: Sequence[str], keys: Sequence[str], key_parts: int, ranked: list[list[str]]
-) -> None:
-    """Look for names with more than one dot as they stand: their keys end too early to tell them apart."""
-    dotted = {_tail(name, key_parts): row for row, name in enumerate(names) if "." in sample_key(name)[1]}
-    if not dotted:
-        return
-    shared, whole = Counter(keys), dict[int, str]()
-    for address, member in tars.members(images=False):
-        row = dotted.get(_tail(member, key_parts))
-        if row is not None:
-            whole.setdefault(row, address)
-    for row in dotted.values():
-        if row in whole or shared[keys[row]] > 1:
-            ranked[row] = [whole[row]] if row in whole else []
 
 
 def _tail(key: str, parts: int) -> str:
@@ -362,29 +356,10 @@ def place_in_tars(
     return TarPlacement(dataclasses.replace(index, located=files), images, found.repeated)
 
 
-@dataclass(frozen=True)
-class _AnyImages(ImageStore):
-    """Addresses ``<tar>!<member>`` and plain files side by side; `tars` None = no tar index."""
-
-    tars: TarImages | None
-    folder: ImageStore
-
-    def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
-        """See `ImageStore`."""
-        if split_address(image_file) is None:
-            return self.folder.read_bytes(image_file, limit)
-        if self.tars is None:
-            raise ImageMissing(
-                f"image {image_file} lies in a tar, and the tar index (*.tars.parquet) is not beside the manifest; "
-                "copy it there, or build the manifest again"
-            )
-        return self.tars.read_bytes(image_file, limit)
-
-
 def open_images(images_root: Location, manifest: Location) -> ImageStore:
     """The store a manifest's images are read from: a folder, and tars where the manifest has a tar index beside it."""
     root, index_file = as_location(images_root), tar_index_path(manifest)
-    return _AnyImages(TarImages(index_file, root) if exists(index_file) else None, ImageFolder(root))
+    return TarImages(index_file, root) if exists(index_file) else ImageFolder(root)
 
 
 def carry_tar_index(manifest: Location, derived: Location) -> None:

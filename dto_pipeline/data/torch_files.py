@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,8 @@ import torch
 
 from dto_pipeline.array_files import BROKEN
 from dto_pipeline.data.files import commit_over, staged
-from dto_pipeline.data.inert_pickle import (
-    PERSISTENT_ID,
-    BrokenPickle,
-    Global,
-    Limits,
-    Record,
-    load_records,
-    new_dict,
-    only_named,
-    shown,
-)
-from dto_pipeline.data.safe_pickle import NUMPY_ONLY, Builder, build_values
+from dto_pipeline.data.inert_pickle import PERSISTENT_ID, Allowlist, BrokenPickle, Limits, Name, StandIn, shown
+from dto_pipeline.data.safe_pickle import NUMPY_ONLY, checked_shape, safe_loads
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import check_regular, read_start
 
@@ -37,6 +28,7 @@ _DTYPES = {
     **{"BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32},
     **{"ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool},
 }
+_LIMITS = Limits(max_bytes=1 << 30)  # of what lies between the tensors
 _MOST_DIMENSIONS = 16
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch began its files with
 
@@ -73,6 +65,18 @@ def read_torch_file(path: Path, most_bytes: int = MOST_BYTES) -> Any:
         raise TorchFileError(f"{path} is no file of tensors or is damaged: {reason}") from error
 
 
+@dataclass(frozen=True)
+class _Storage(StandIn):
+    """What a stream says of a storage; its numbers are in another part of the file."""
+
+    word: Any
+    kind: Any
+    key: Any
+    device: Any
+    count: Any
+    view: Any = None
+
+
 class _Reader:
     """One file; each storage is read once, when the first tensor asks for it."""
 
@@ -96,28 +100,25 @@ class _Reader:
             raise ValueError("its numbers are big-endian")
 
     def content(self) -> Any:
-        allow = {
+        allow: Allowlist = {
             **NUMPY_ONLY,
-            PERSISTENT_ID: only_named,
-            ("collections", "OrderedDict"): new_dict,
+            PERSISTENT_ID: lambda _, pid: _Storage(*pid),
+            ("collections", "OrderedDict"): lambda _: {},
             ("torch._utils", "_rebuild_tensor"): self._tensor,
             ("torch._utils", "_rebuild_tensor_v2"): self._tensor,
-            ("torch._utils", "_rebuild_parameter"): lambda builder, node, depth: builder.value(node.args[0], depth),
-            ("torch", "Size"): lambda builder, node, depth: builder.shape(node.args[0]),
-            **{("torch", kind): only_named for kind in _DTYPES},
+            ("torch._utils", "_rebuild_parameter"): lambda _, tensor, *rest: tensor,
+            ("torch", "Size"): lambda _, sides: checked_shape(sides),
+            **{("torch", kind): None for kind in _DTYPES},
         }
-        limits, data = Limits(max_stream_bytes=1 << 28), self._archive.read(f"{self._place}data.pkl")
-        return build_values(load_records(data, allow, limits, "data.pkl"), limits)
+        return safe_loads(self._archive.read(f"{self._place}data.pkl"), allow, _LIMITS, "data.pkl")
 
-    def _tensor(self, builder: Builder, node: Record, depth: int) -> torch.Tensor:
+    def _tensor(self, _: Any, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> torch.Tensor:
         """`_rebuild_tensor_v2(storage, offset, size, stride, ...)`, a view of its storage; the rest is not kept."""
-        storage, *numbers = node.args[:4]
-        if type(storage) is not Record or (storage.what.module, storage.what.name) != PERSISTENT_ID:
+        if type(storage) is not _Storage or storage.word != "storage":
             raise BrokenPickle("a tensor without storage")
-        name, kind, key, _, count, *view = storage.args[0]
-        if name != "storage" or type(kind) is not Global or kind.name not in _DTYPES or any(view):
-            raise BrokenPickle(f"a tensor over {shown(name)} of {shown(kind)}")
-        (offset, stored), size, stride = map(builder.shape, ((numbers[0], count), *numbers[1:]))
+        if type(storage.kind) is not Name or storage.kind.name not in _DTYPES or storage.view is not None:
+            raise BrokenPickle(f"a tensor over {shown(storage.kind)}")
+        (offset, stored), size, stride = map(checked_shape, ((offset, storage.count), size, stride))
         found = f"a tensor {shown(size)} with strides {shown(stride)} from {offset}"
         if len(size) != len(stride) or len(size) > _MOST_DIMENSIONS:
             raise BrokenPickle(f"{found}: expected as many strides as sides, at most {_MOST_DIMENSIONS}")
@@ -125,15 +126,16 @@ class _Reader:
         items: int = math.prod(size)
         if items > stored or (items and offset + sum(steps) >= stored):
             raise BrokenPickle(f"{found} does not lie within its storage of {stored} numbers")
+        kind = storage.kind.name
         if not items:
-            return torch.empty(size, dtype=_DTYPES[kind.name])
-        return self._storage(str(key), kind.name, stored).as_strided(size, stride, offset)
+            return torch.empty(size, dtype=_DTYPES[kind])
+        return self._storage(str(storage.key), kind, stored).as_strided(size, stride, offset)
 
     def _storage(self, key: str, kind: str, stored: int) -> torch.Tensor:
         if (key, kind, stored) not in self._held:
             member, needed = self._members.get(f"{self._place}data/{key}"), stored * _DTYPES[kind].itemsize
             if member is None or member.file_size != needed:
-                raise ValueError(f"the storage {shown(key)} is missing or has not the {needed} bytes it claims")
+                raise BrokenPickle(f"the storage {shown(key)} is missing or has not the {needed} bytes it claims")
             self._left -= needed
             if self._left < 0:
                 raise BrokenPickle("its tensors take more memory than the file has bytes")
@@ -155,10 +157,8 @@ def write_torch_file(path: Path, content: Any) -> None:
             with temporary.open("wb") as stream:
                 torch.save(content, stream)
             commit_over(temporary, path)
-        except (OSError, RuntimeError) as error:
+        except RuntimeError as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, OSError):
                 cause = cause.__cause__ or cause.__context__  # torch's writer reports a wrong position instead
-            if cause is None:
-                raise
-            raise OSError(cause.errno, cause.strerror, str(path)) from error
+            raise cause or error from error

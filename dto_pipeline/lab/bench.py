@@ -1,105 +1,69 @@
-"""`dto bench`: milliseconds per image of every stage beside a plain loop, or the depth network against the whole way.
+"""`dto bench`: milliseconds per image of every stage, beside a plain loop over people.
 
-Everything runs in this process, both sides in turn and in one run, so that ratios hold on a noisy machine; medians over
-the repeats. The depth network alone is timed by CUDA events (on a CPU by the clock) on inputs that wait on the device,
-over at least `WINDOWS` windows, so that loading, network and optimiser overlap as they do in a long shard. Its
-arithmetic (multiply-adds of all matrix products and convolutions, times two) is compared with what this device reaches
-on one large matrix product.
+Both ways run in this process, in turn, so that their ratio holds on a busy machine; figures are medians over the
+repeats. The plain loop follows the definitions of `maths` and `models.body` one person and one image row at a time:
+bodies in single precision by matrix products, each drawn alone by the same rasteriser, then its evidence.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from dto_pipeline.collate import collate_scenes, split_batch
 from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
-from dto_pipeline.data.images import ImageFolder, read_image
 from dto_pipeline.data.labels import build_label_table, write_label_shard
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.scenes import load_scenes
 from dto_pipeline.lab.demo_data import BENCH_PEOPLE, BENCH_SIZE, build_bench_data
-from dto_pipeline.lab.plain_loop import PlainBody, run_plain_loop
-from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.maths.camera import map_intrinsics
+from dto_pipeline.models.body import BodyModel, chain_joints, load_body, rotate
 from dto_pipeline.models.depth import DepthFiles
-from dto_pipeline.models.depth_anything import DepthNetwork
-from dto_pipeline.models.seeing import Perception
+from dto_pipeline.models.rasterizer import Raster, count_visible_vertices, face_bits, rasterize
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.placing import ScenePlacer, size_on
-from dto_pipeline.scene import OptimizedScenes, PlacedScene, Scene
+from dto_pipeline.run.placing import size_on
+from dto_pipeline.scene import OptimizedScenes, Scene
 from dto_pipeline.timing import StageClock
 
 STAGES = ("read", "decode", "masks", "depth", "collate", "body", "rasterizer", "evidence", "solver", "split", "write")
-COMPARED = ("body", "rasterizer", "evidence", "solver")  # what the plain loop does too
+COMPARED = ("body", "rasterizer", "evidence")  # stages of the plain loop
 ENLARGED = 9  # times VGA on each side: 24.9 Mpx
 GOAL_MS = 18.0  # all but depth, one core, 640 x 480, 5 people
-WINDOWS = 16  # at least, of four network batches each
-GOAL_END_TO_END = 0.95  # of the network alone
-GOAL_PEAK = 0.45  # of the device, at ViT-L
-_MATRIX = {"cpu": 1024, "cuda": 8192}  # side of the product that stands for the device's peak; bfloat16 on a GPU
-_IMAGES = f"images of {BENCH_SIZE[0]} x {BENCH_SIZE[1]}, {BENCH_PEOPLE} people each"
+IMAGES = f"images of {BENCH_SIZE[0]} x {BENCH_SIZE[1]}, {BENCH_PEOPLE} people each"
 
 
 @dataclass(frozen=True)
 class BenchReport:
-    """Medians over the repeats, in milliseconds per image."""
+    """The figures of a bench, and the same as text."""
 
-    images: int
-    repeats: int
-    device: str
-    batched: dict[str, float]  # by stage
-    plain: dict[str, float]  # by stage, COMPARED only
-    evidence_ms_per_mpx: tuple[float, float]  # of one image as it is, and enlarged by `ENLARGED`; CPU time
+    figures: Mapping[str, Any]
+    table: str
 
     def to_json(self) -> dict[str, Any]:
-        ratio = sum(self.plain.values()) / sum(self.batched[stage] for stage in COMPARED)
-        but_depth = sum(value for stage, value in self.batched.items() if stage != "depth")
-        return {**vars(self), "ratio": ratio, "all_but_depth_ms": but_depth, "goal_ms": GOAL_MS}
+        return dict(self.figures)
 
     def as_table(self) -> str:
-        figures = self.to_json()
-        lines = [f"{self.images} {_IMAGES}; {self.device}, one thread; median of {self.repeats} runs, ms per image", ""]
-        lines.append(f"{'stage':<12} {'batched':>8} {'plain loop':>11}")
-        for stage in STAGES:
-            plain = f"{self.plain[stage]:>11.2f}" if stage in self.plain else ""
-            note = "  (reading precomputed maps)" if stage == "depth" else ""
-            lines.append(f"{stage:<12} {self.batched[stage]:>8.2f} {plain}{note}".rstrip())
-        lines += ["", f"all but depth {figures['all_but_depth_ms']:.1f} ms an image (goal {GOAL_MS:.0f})"]
-        lines.append(f"{' + '.join(COMPARED)}: plain loop / batched = {figures['ratio']:.1f}")
-        small, large = self.evidence_ms_per_mpx
-        mpx = BENCH_SIZE[0] * BENCH_SIZE[1] / 1e6
-        lines.append(f"evidence per Mpx: {small:.1f} ms at {mpx:.1f} Mpx, {large:.1f} at {mpx * ENLARGED**2:.1f}")
-        return "\n".join(lines)
+        return self.table
 
 
-def run_bench(images: int = 16, repeats: int = 5, config: PipelineConfig | None = None) -> BenchReport:
-    """Make scenes, then time every stage on them, on one thread.
-
-    Args:
-        images: how many; the batch is that of `dto run` on this device.
-        repeats: of the whole, the batched code and the plain loop in turn, after one that warms up.
-    """
-    config, threads = config or PipelineConfig(), torch.get_num_threads()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def run_bench(images: int, repeats: int, config: PipelineConfig) -> BenchReport:
+    """Make scenes, then time every stage on them, on one thread, in the batches of `dto run` on this device."""
+    threads, device = torch.get_num_threads(), "cuda" if torch.cuda.is_available() else "cpu"
     body = load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis)
     torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
             manifest = build_bench_data(Path(folder), images, body)
             optimizer, plain_body, clocks = SceneOptimizer(body.to(device), config), PlainBody(body), []
-            for repeat in range(repeats + 1):
+            for repeat in range(repeats + 1):  # the first one warms up
                 optimizer.clock, plain = StageClock(synchronize=True), StageClock()
                 scenes, first = _run_batched(manifest, optimizer, Path(folder) / f"labels-{repeat}.parquet")
                 if device == "cpu":
@@ -112,12 +76,36 @@ def run_bench(images: int = 16, repeats: int = 5, config: PipelineConfig | None 
         {stage: 1000 / images * statistics.median(one[side][stage] for one in clocks[1:]) for stage in stages}
         for side, stages in enumerate((STAGES, COMPARED if device == "cpu" else ()))
     )
-    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    return BenchReport(images, repeats, name, batched, plain_loop, evidence)
+    figures = {
+        "images": images,
+        "repeats": repeats,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "batched": batched,  # ms an image, by stage
+        "plain": plain_loop,
+        "evidence_ms_per_mpx": evidence,  # CPU time, of one image as it is and enlarged by `ENLARGED`
+        "ratio": sum(plain_loop.values()) / sum(batched[stage] for stage in COMPARED),
+        "all_but_depth_ms": sum(batched.values()) - batched["depth"],
+        "goal_ms": GOAL_MS,
+    }
+    return BenchReport(figures, _as_table(figures))
+
+
+def _as_table(figures: Mapping[str, Any]) -> str:
+    head = f"{figures['images']} {IMAGES}; {figures['device']}, one thread; median of {figures['repeats']} runs"
+    lines = [f"{head}, ms per image", "", f"{'stage':<12} {'batched':>8} {'plain loop':>11}"]
+    for stage, ms in figures["batched"].items():
+        plain = f"{figures['plain'][stage]:>11.2f}" if stage in figures["plain"] else ""
+        note = "  (reading precomputed maps)" if stage == "depth" else ""
+        lines.append(f"{stage:<12} {ms:>8.2f} {plain}{note}".rstrip())
+    lines += ["", f"all but depth {figures['all_but_depth_ms']:.1f} ms an image (goal {GOAL_MS:.0f})"]
+    lines.append(f"{' + '.join(COMPARED)}: plain loop / batched = {figures['ratio']:.1f}")
+    (small, large), mpx = figures["evidence_ms_per_mpx"], BENCH_SIZE[0] * BENCH_SIZE[1] / 1e6
+    lines.append(f"evidence per Mpx: {small:.1f} ms at {mpx:.1f} Mpx, {large:.1f} at {mpx * ENLARGED**2:.1f}")
+    return "\n".join(lines)
 
 
 def _run_batched(manifest: Manifest, optimizer: SceneOptimizer, labels: Path) -> tuple[list[Scene], OptimizedScenes]:
-    """The shard's scenes, and what became of the first batch."""
+    """The shard's scenes, and the result of the first batch."""
     config, clock = optimizer.config, optimizer.clock
     with clock("read"):
         rows = manifest.read_shard(0)
@@ -137,7 +125,7 @@ def _run_batched(manifest: Manifest, optimizer: SceneOptimizer, labels: Path) ->
 
 
 def _time_evidence(optimizer: SceneOptimizer, result: OptimizedScenes, factor: int) -> float:
-    """CPU milliseconds a Mpx of the evidence of a batch's first image, enlarged; the least of three."""
+    """CPU milliseconds per Mpx of the evidence of a batch's first image, enlarged; the least of three."""
     first = torch.zeros(1, dtype=torch.int64, device=result.batch.disparity.device)
     batch, maps = result.batch.take(first), result.maps.take(first)
     disparity = batch.disparity.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
@@ -151,234 +139,111 @@ def _time_evidence(optimizer: SceneOptimizer, result: OptimizedScenes, factor: i
 
 
 @dataclass(frozen=True)
-class DepthBenchReport:
-    """Medians over the repeats."""
+class PlainEvidence:
+    """Evidence of one person; pairs are of all pixels and of ground pixels."""
 
-    images: int
-    windows: int
-    device: str
-    model: str
-    network_size: tuple[int, int]  # (h, w) the network sees [px]
-    batch: int
-    alone_per_s: float  # images of the network alone
-    end_to_end_per_s: float  # images from files to labels
-    busy: float  # share of the end-to-end time in which the network runs
-    tflop_per_image: float
-    peak_tflops: float  # of one large matrix product here, in the network's precision
-    stage_ms: dict[str, float]  # per image, threads added up
-    thread_busy: dict[str, float]  # share of the end-to-end time; the rest each thread waits for the others
-
-    @property
-    def share_of_peak(self) -> float:
-        """Of the device's measured peak, while the network runs alone."""
-        return self.alone_per_s * self.tflop_per_image / self.peak_tflops
-
-    @property
-    def overlap(self) -> float:
-        """End to end over the network alone."""
-        return self.end_to_end_per_s / self.alone_per_s
-
-    def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "share_of_peak": self.share_of_peak, "overlap": self.overlap}
-
-    def as_table(self) -> str:
-        h, w = self.network_size
-        stages = sorted(((ms, stage) for stage, ms in self.stage_ms.items()), reverse=True)
-        lines = [
-            f"{self.images} {_IMAGES}, in {self.windows} windows; {self.device}; {self.model}",
-            f"network input {w} x {h}, batches of {self.batch}, {1000 * self.tflop_per_image:.1f} GFLOP an image",
-            "",
-            f"depth network alone   {self.alone_per_s:9.2f} images/s",
-            f"end to end            {self.end_to_end_per_s:9.2f} images/s = {self.overlap:.2f} of it "
-            f"(goal {GOAL_END_TO_END} on a GPU)",
-            f"share of peak         {100 * self.share_of_peak:8.1f} % of {self.peak_tflops:.2f} TFLOP/s measured "
-            f"(goal {100 * GOAL_PEAK:.0f} % at ViT-L on a GPU)",
-            f"network busy          {100 * self.busy:8.1f} % of the end-to-end time",
-            "",
-            "thread            busy   waits",
-        ]
-        lines += [f"{name:<14} {100 * x:>5.1f} %  {100 - 100 * x:>5.1f} %" for name, x in self.thread_busy.items()]
-        lines += ["", "stage           ms/image, threads added up"]
-        return "\n".join([*lines, *(f"{stage:<14} {ms:>9.2f}" for ms, stage in stages)])
+    depth: tuple[float, float]
+    z: tuple[float, float]
+    depth_std: float
+    slope: float
+    corr: float
 
 
-def run_depth_bench(images: int = 16, repeats: int = 3, config: PipelineConfig | None = None) -> DepthBenchReport:
-    """Time the depth network alone and the whole way from files to labels, in turn.
+class PlainBody:
+    """Bodies one by one in single precision: blend shapes, then skinning."""
 
-    Args:
-        images: how many different ones of 640 x 480; they come again until `WINDOWS` windows are full.
-        repeats: of both, in turn; one more before them warms up.
-        config: says which network (`depth.source` must be "model"). A CPU sees one image at a time: there windows are
-            of four images unless `depth.batch` says otherwise.
+    def __init__(self, body: BodyModel) -> None:
+        self.body = body
+        self._template = body._template.T.to(torch.float32)
+        self._blend = (body._blend * body._blend_scale[:, None]).view(len(body._blend), 3, -1).mT.flatten(1).float()
+        self._weights = (body._weights * body._weights_scale[:, None]).T.to(torch.float32)
 
-    Raises:
-        ModelMissing, ModelError: the network cannot be had.
-    """
-    config = config or PipelineConfig()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = replace(
-        config, depth=replace(config.depth, source="model", batch=config.depth.batch or int(device == "cpu"))
-    )
-    body = load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis)
-    with tempfile.TemporaryDirectory() as folder:
-        manifest = build_bench_data(Path(folder), images, body)
-        perception = Perception(config, body.to(device), device)
-        assert perception.depth is not None
-        network, window = perception.depth, 4 * perception.depth.at_once
-        rounds = -(-WINDOWS * window // images)
-        times = [_time_once(manifest, config, body, perception, rounds) for _ in range(repeats + 1)][1:]
-    names = sorted({name for one in times for name in one})
-    median = {name: statistics.median(one.get(name, 0.0) for one in times) for name in names}
-
-    def by_name(kind: str, factor: float) -> dict[str, float]:
-        return {name.removeprefix(kind): factor * x for name, x in median.items() if name.startswith(kind)}
-
-    count, size = images * rounds, network.recipe.size(*BENCH_SIZE[::-1])
-    return DepthBenchReport(
-        images=count,
-        windows=count // window,
-        device=torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        model=network.identity.short,
-        network_size=size,
-        batch=network.at_once,
-        alone_per_s=count / median["alone"],
-        end_to_end_per_s=count / median["whole"],
-        busy=median["busy"],
-        tflop_per_image=depth_flops(network.network, *size) / 1e12,
-        peak_tflops=_peak_tflops(device),
-        stage_ms=by_name("stage ", 1000 / count),
-        thread_busy=by_name("thread ", 1.0),
-    )
+    def vertices(self, pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> torch.Tensor:
+        """(V, 3) [m] of one person."""
+        body, shape = self.body, torch.from_numpy(betas)[None]
+        rotations = rotate(torch.from_numpy(pose).view(1, 24, 3))
+        rest = body._joint_template + torch.einsum("jkl,bl->bjk", body._joint_shapedirs, shape)
+        _, rigid = chain_joints(rotations, rest, body._tree)
+        factors = torch.cat([shape, (rotations[:, 1:] - torch.eye(3)).flatten(1)], dim=1)
+        shaped = self._template + (factors @ self._blend).view(-1, 3)
+        pulls = (self._weights @ rigid.view(24, 12)).view(-1, 3, 4)
+        return (pulls[..., :3] @ shaped[..., None]).squeeze(-1) + pulls[..., 3] + torch.from_numpy(transl)
 
 
-def _time_once(
-    manifest: Manifest, config: PipelineConfig, body: BodyModel, perception: Perception, rounds: int
-) -> dict[str, float]:
-    """Both ways once, over the manifest's images `rounds` times: seconds `alone`, `whole`, of `stage NAME`; the share
-    of the whole in which the network is `busy`, and each `thread NAME`.
-    """
-    assert perception.depth is not None
-    root = Path(manifest.images_root)
-    pictures = [read_image(root / name).rgb for name in manifest.read_shard(0).column("image_file").to_pylist()]
-    alone = time_network(perception.depth, pictures, rounds * len(pictures))
-    clock, meter, compute = _ThreadClock(), Meter(perception.depth.device.type), perception.depth.compute
-    perception.depth.compute = meter(compute)  # type: ignore
-    try:
-        start = time.perf_counter()
-        placed = place_shard(manifest, config, body, perception, clock, rounds)
-        with clock("write"):
-            write_label_shard(build_label_table(placed), root.parent / "labels.parquet", {})
-        whole = time.perf_counter() - start
-    finally:
-        perception.depth.compute = compute  # type: ignore
-    found = {"alone": alone, "whole": whole, "busy": meter.seconds / whole}
-    found |= {f"stage {stage}": seconds for stage, seconds in clock.seconds.items()}
-    return found | {f"thread {name}": seconds / whole for name, seconds in clock.threads.items()}
+def run_plain_loop(scenes: Sequence[Scene], plain: PlainBody, config: PipelineConfig, clock: StageClock) -> None:
+    """Bodies, pictures and evidence of people one by one; the clock gets the time of each stage."""
+    for scene in scenes:
+        with clock("body"):
+            vertices = [plain.vertices(*person) for person in zip(scene.pose, scene.betas, scene.transl, strict=True)]
+        with clock("rasterizer"):
+            drawn = draw_people(scene, vertices, plain.body, config)
+        with clock("evidence"):
+            measure_people(scene, drawn, config)
 
 
-class _ThreadClock(StageClock):
-    """Knows too how long each thread was in any stage."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.threads: dict[str, float] = defaultdict(float)
-        self._inside = threading.local()
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        level, start = getattr(self._inside, "level", 0), time.perf_counter()
-        self._inside.level = level + 1
-        try:
-            with super().__call__(stage):
-                yield
-        finally:
-            self._inside.level = level
-            if level == 0 and not stage.startswith("wait"):
-                self.threads[threading.current_thread().name] += time.perf_counter() - start
-
-
-class Meter:
-    """Adds up the time in which a device ("cuda" or "cpu") does some work: by CUDA events, or on a CPU by the clock."""
-
-    def __init__(self, device: str) -> None:
-        self._on_gpu = device == "cuda"
-        self._marks: list[tuple[Any, Any]] = []
-
-    def __call__(self, work: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start, result, end = self._mark(), work(*args, **kwargs), self._mark()
-            self._marks.append((start, end))
-            return result
-
-        return timed
-
-    def _mark(self) -> Any:
-        if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    @property
-    def used(self) -> bool:
-        """Whether there was any work."""
-        return bool(self._marks)
-
-    @property
-    def seconds(self) -> float:
-        if not self._on_gpu:
-            return sum(end - start for start, end in self._marks)
-        torch.cuda.synchronize()
-        return sum(start.elapsed_time(end) for start, end in self._marks) / 1000
+def draw_people(
+    scene: Scene, vertices: list[torch.Tensor], body: BodyModel, config: PipelineConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Index of the person at each pixel of the image (H, W), its z [m], and visible vertices (P,)."""
+    assert scene.masks is not None
+    shape = scene.masks.shape[1:]
+    size, map_size = torch.tensor([[scene.height, scene.width]]), torch.tensor([shape])
+    intrinsics = torch.from_numpy(scene.intrinsics)[None]
+    camera = map_intrinsics(intrinsics, size, map_size, config.evidence.render_max_side)
+    person, nearest, alone = np.full(shape, -1), np.full(shape, np.inf, np.float32), torch.ones(1, 1, dtype=torch.bool)
+    for index, mesh in enumerate(vertices):
+        z = rasterize(mesh[None, None], body.faces, camera, map_size, alone, closed=body.closed).z[0].numpy()
+        seen = scene.masks[index] & (z > 0) & (z < nearest)
+        person[seen], nearest[seen] = index, z[seen]
+    nearest[person < 0] = 0
+    drawn = torch.from_numpy(nearest)[None]
+    raster = Raster(torch.from_numpy(person)[None], drawn, drawn.to(torch.int32), face_bits(len(body.faces)))
+    tolerance = config.evidence.visible_tolerance
+    visible = [
+        int(count_visible_vertices(mesh[None, None], intrinsics, size, map_size, raster, tolerance))
+        for mesh in vertices
+    ]
+    rows = np.arange(scene.height) * shape[0] // scene.height
+    columns = np.arange(scene.width) * shape[1] // scene.width
+    return person[rows][:, columns], nearest[rows][:, columns], np.array(visible)
 
 
-def time_network(network: DepthNetwork, pictures: list[Any], times: int) -> float:
-    """Seconds a depth network takes for `times` images, in its own batches, from inputs that wait on its device."""
-    size, step = network.recipe.size(*pictures[0].shape[:2]), network.at_once
-    inputs = [network.recipe.prepare(torch.from_numpy(one)[None].to(network.device), size) for one in pictures]
-    meter = Meter(network.device.type)
-    compute = meter(network.compute)
-    with torch.inference_mode():
-        for start in range(0, times, step):
-            some = [inputs[number % len(inputs)] for number in range(start, min(start + step, times))]
-            compute(torch.cat(some))
-    return meter.seconds
-
-
-def place_shard(
-    manifest: Manifest,
-    config: PipelineConfig,
-    body: BodyModel,
-    perception: Perception,
-    clock: StageClock,
-    rounds: int = 1,
-) -> list[PlacedScene]:
-    """The first shard of a manifest, so many times over, as a worker does it, with the networks of `perception`."""
-    rows = manifest.read_shard(0)
-    rows = rows.take(list(range(rows.num_rows)) * rounds)
-    images = ImageFolder(Path(manifest.images_root))
-    return ScenePlacer(SceneOptimizer(body, config), config, images, None, perception).place(rows, clock)
-
-
-@torch.no_grad()
-def depth_flops(network: torch.nn.Module, height: int, width: int) -> float:
-    """Floating point operations (2 per multiply-add) of matrix products and convolutions on one image [px].
-
-    Runs the network once, attention as plain products; normalisation, activations and interpolation do not count. A
-    network on the device "meta" costs nothing.
-    """
-    weight = next(network.parameters())
-    image = torch.zeros(1, 3, height, width, device=weight.device, dtype=weight.dtype)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        network(pixel_values=image)
-    return float(counter.get_total_flops())
-
-
-def _peak_tflops(device: str) -> float:
-    side, seconds = _MATRIX[device], []
-    matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
-    for _ in range(20):
-        start = time.perf_counter()
-        (matrix @ matrix)[0, 0].item()  # reading a number waits for the device
-        seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / min(seconds) / 1e12
+def measure_people(
+    scene: Scene, drawn: tuple[np.ndarray, np.ndarray, np.ndarray], config: PipelineConfig
+) -> list[PlainEvidence | None]:
+    """Evidence of every person, from what `draw_people` returns; None for people who are too small."""
+    person_map, z_map, visible = drawn
+    assert scene.disparity is not None
+    disparity = scene.disparity.copy()
+    disparity[disparity <= 0] = disparity[disparity > 0].min()
+    depth_map, options, people = 1.0 / disparity, config.evidence, list[PlainEvidence | None]()
+    least = scene.height / options.min_pixels_grid * scene.width / options.min_pixels_grid
+    for index in range(scene.num_people):
+        mask = person_map == index
+        people.append(None)
+        if mask.sum() < least or visible[index] < options.min_visible_vertices:
+            continue
+        low, high = np.percentile(depth_map[mask], [25, 75])
+        reach = options.iqr_factor * (high - low)
+        mask &= (depth_map > max(low - reach, 0)) & (depth_map < high + reach)
+        if mask.sum() < least:
+            continue
+        rows, _ = np.nonzero(mask)
+        depth, z = depth_map[mask].astype(np.float64), z_map[mask].astype(np.float64)
+        depth_centred, z_centred = depth.copy(), z.copy()
+        for row in np.unique(rows):
+            here = rows == row
+            depth_centred[here] -= depth[here].mean()
+            z_centred[here] -= z[here].mean()
+        slope, offset = np.polyfit(depth_centred, z_centred, 1)
+        corr = float(np.corrcoef(depth_centred, z_centred)[0, 1])
+        keep = np.abs(z_centred - slope * depth_centred - offset) <= options.max_residual
+        ground = keep & (rows >= np.percentile(rows[keep], options.ground_percentile))
+        people[-1] = PlainEvidence(
+            depth=(float(depth[keep].mean()), float(depth[ground].mean())),
+            z=(float(z[keep].mean()), float(z[ground].mean())),
+            depth_std=float(depth[keep].std()),
+            slope=float(slope),
+            corr=0.0 if np.isnan(corr) else corr,
+        )
+    return people

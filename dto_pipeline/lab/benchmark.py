@@ -24,7 +24,7 @@ from dto_pipeline.evaluate.evaluation import RESAMPLES, Estimate, Measure, Stati
 from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES
 from dto_pipeline.lab.difficulty import DIFFICULTIES, choose_difficulty
 from dto_pipeline.lab.foreign_bodies import load_anny
-from dto_pipeline.lab.known_scenes import build_known_scene
+from dto_pipeline.lab.known_scenes import SynthScene
 from dto_pipeline.lab.solver_outcomes import (
     ACCEPTED,
     BEHAVIOUR,
@@ -188,7 +188,7 @@ def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel
     ablated = ABLATED if settings.ablation else ()
     found: dict[str, Measured] = {}
     for kind in kinds:
-        known = [build_known_scene(kind, settings.seed, number, body) for number in range(settings.images)]
+        known = [SynthScene(settings.seed, number, body, kind).known for number in range(settings.images)]
         found[kind.name] = measure_methods(known, config, off if kind.name in ablated else {})
     without = {name: found[name] for name in ablated if name in found}
     if len(without) > 1:

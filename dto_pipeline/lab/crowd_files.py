@@ -22,8 +22,8 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,8 @@ from dto_pipeline.data.sources.rows import LabelRows
 from dto_pipeline.data.sources.sidecar import write_sidecar
 from dto_pipeline.errors import DtoError
 from dto_pipeline.lab.difficulty import VERSION, Difficulty
-from dto_pipeline.lab.foreign_bodies import measure_anny
-from dto_pipeline.lab.known_scenes import CrowdScene, build_known_scene, observe_keypoints
-from dto_pipeline.lab.picture import Picture, measure_template, render_picture
+from dto_pipeline.lab.known_scenes import CrowdScene, SynthScene
+from dto_pipeline.lab.picture import Picture
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.networks import locate_body
 
@@ -63,7 +62,6 @@ TRUTH_COLUMNS = {
     "label_factor": "label height / true height",
     "disparity_line": "a and b (n, 2) of disparity = a / z + b before all errors",
 }
-_PICTURE, _KEYPOINTS = 28, 29  # random streams of an image, after those of `known_scenes`
 _SHARD_IMAGES = 32
 _JPEG_QUALITY = 93
 
@@ -87,11 +85,8 @@ class CrowdData:
 class PersonRows:
     """n people of one or more images, a row each."""
 
-    told: dict[str, np.ndarray]  # what label file and sidecar say
+    labels: dict[str, np.ndarray]  # columns of label file and sidecar
     truth: dict[str, np.ndarray]  # columns of `TRUTH`
-
-    def __len__(self) -> int:
-        return len(self.told["pose"])
 
 
 def write_crowds(
@@ -152,36 +147,27 @@ def write_map(folder: Path, name: str, values: np.ndarray) -> None:
 
 
 def person_rows(
-    image: tuple[str, int],
-    scene: CrowdScene,
-    keypoints: np.ndarray,
-    intrinsics: np.ndarray,
-    of_image: Mapping[str, Any] | None = None,
+    name: str, number: int, scene: CrowdScene, of_image: Mapping[str, Any] = MappingProxyType({})
 ) -> PersonRows:
-    """Rows of the P people of one image.
-
-    Args:
-        image: its name and number; keypoints: (P, 44, 3).
-        intrinsics: (3, 3) K that the labels tell [px]; of_image: further columns of the truth, one value for all.
-    """
+    """Rows of the people of one image; `of_image`: further columns of the truth, one value for all."""
     crowd, truth, labels, masks = scene.crowd, scene.truth, scene.labels, scene.masks
     people, view = crowd.num_people, crowd.view
     uv = truth.vertices[..., :2] / truth.vertices[..., 2:].clip(0.05) * view.focal + (view.width / 2, view.height / 2)
     uv = uv.clip(0, (view.width, view.height))  # boxes are of whole bodies, cut at the picture's borders
-    told = {
+    given = {
         "pose": labels.pose,
         "betas": np.pad(labels.betas, ((0, 0), (0, NUM_BETAS - labels.betas.shape[1]))),
         "transl": labels.transl,
         "bbox_xyxy": np.concatenate([uv.min(axis=1), uv.max(axis=1)], axis=-1).astype(np.float32),
-        "intrinsics": np.repeat(intrinsics[None], people, axis=0),
-        "keypoints": keypoints,
+        "intrinsics": np.repeat(scene.intrinsics[None], people, axis=0),
+        "keypoints": scene.keypoints,
         "age_years": labels.age,
         "male_prob": labels.male_prob,
         "mask_rle": np.array([encode_rle(mask) for mask in masks], object),
         "mask_size": np.tile(np.array(masks.shape[1:], dtype=np.int32), (people, 1)),
     }
-    shared = {"image_name": image[0], "image_number": np.int64(image[1]), **(of_image or {})}
-    columns = {name: np.repeat(np.asarray(value)[None], people, axis=0) for name, value in shared.items()}
+    shared = {"image_name": name, "image_number": np.int64(number), **of_image}
+    columns = {column: np.repeat(np.asarray(value)[None], people, axis=0) for column, value in shared.items()}
     columns |= {
         "transl": truth.transl,
         "pelvis": truth.joints[:, 0],
@@ -191,27 +177,27 @@ def person_rows(
         "height_class": crowd.height_class.astype(np.int64),
         "age_years": crowd.age.astype(np.float64),
         "label_factor": labels.factor,
-        "disparity_line": np.tile(np.array(scene.line), (people, 1)),
+        "disparity_line": np.tile(np.array(scene.depth[1]), (people, 1)),
     }
-    return PersonRows(told, columns)
+    return PersonRows(given, columns)
 
 
 def write_people(root: Path, parts: Sequence[PersonRows], labels: str, sidecar: str) -> int:
     """Write label file, sidecar and truth below `root`, row i of each the same person; how many there are."""
-    told, truth = (
+    given, truth = (
         {name: np.concatenate([getattr(part, side)[name] for part in parts]) for name in getattr(parts[0], side)}
-        for side in ("told", "truth")
+        for side in ("labels", "truth")
     )
-    rows = LabelRows(*(told[name] for name in ("pose", "betas", "transl", "bbox_xyxy", "intrinsics")))
-    write_camerahmr(root / labels, truth["image_name"], rows, told["keypoints"])
+    rows = LabelRows(*(given[name] for name in ("pose", "betas", "transl", "bbox_xyxy", "intrinsics")))
+    write_camerahmr(root / labels, truth["image_name"], rows, given["keypoints"])
     write_sidecar(
         root / sidecar,
         np.arange(len(rows.pose)),
-        age_years=told["age_years"],
-        male_prob=told["male_prob"],
-        mask_rle=told["mask_rle"].tolist(),
-        mask_height=told["mask_size"][:, 0],
-        mask_width=told["mask_size"][:, 1],
+        age_years=given["age_years"],
+        male_prob=given["male_prob"],
+        mask_rle=given["mask_rle"].tolist(),
+        mask_height=given["mask_size"][:, 0],
+        mask_width=given["mask_size"][:, 1],
     )
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **truth)
@@ -236,24 +222,16 @@ def write_synth(
     options = dataclasses.asdict(kind)
     named = {"difficulty": options.pop("name"), "options": {k: v for k, v in options.items() if k != "meaning"}}
     identity = {"version": VERSION, "seed": seed, "images": images, "body_sha256": body.sha256, **named}
-    template = cache(measure_anny if kind.bodies == "anny" else partial(measure_template, body))
 
     def make(number: int) -> PersonRows:
-        made, name = build_known_scene(kind, seed, number, body), f"{number // 1000:03d}/{number:06d}.jpg"
-        view, told = made.crowd.view, made.scene
-        rng = np.random.default_rng([seed, number, _PICTURE])
-        write_bytes_atomic(
-            root / "images" / name, encode_picture(render_picture(made.crowd, made.truth.vertices, template(), rng))
+        scene, name = SynthScene(seed, number, body, kind), f"{number // 1000:03d}/{number:06d}.jpg"
+        disparity, view = scene.depth[0], scene.crowd.view
+        rows = person_rows(
+            name, number, scene, {"image_size": [view.height, view.width], "intrinsics": view.intrinsics}
         )
-        disparity = np.asarray(told.disparity, np.float32)
+        write_bytes_atomic(root / "images" / name, encode_picture(scene.picture))
         write_map(root / "depth", name, METRES_PER_DEPTH / disparity if kind.metric_error else disparity)
-        rng = np.random.default_rng([seed, number, _KEYPOINTS])
-        keypoints = observe_keypoints(view, made.truth, made.z_map, rng)
-        made = dataclasses.replace(
-            made, labels=dataclasses.replace(made.labels, transl=told.transl, age=told.age_years)
-        )
-        camera = {"image_size": np.array([view.height, view.width]), "intrinsics": view.intrinsics}
-        return person_rows((name, number), made, keypoints, told.intrinsics, camera)
+        return rows
 
     def pages(facts: dict[str, Any]) -> dict[str, str]:
         return {"dataset.yaml": _dataset(kind, body), "README.md": _readme(kind, facts)}

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from dto_pipeline.data.dataset import dataset_from_dict
 from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.lab import crowd_files
 from dto_pipeline.lab.crowd import Crowd, plan_crowd
 from dto_pipeline.lab.crowd_files import (
@@ -33,15 +35,8 @@ from dto_pipeline.lab.crowd_files import (
     write_people,
 )
 from dto_pipeline.lab.difficulty import Difficulty
-from dto_pipeline.lab.known_scenes import (
-    DISPARITY_SCALE,
-    CrowdScene,
-    observe_disparity,
-    observe_keypoints,
-    observe_masks,
-)
-from dto_pipeline.lab.people import Bodies, build_bodies, falsify_labels
-from dto_pipeline.lab.picture import Picture, measure_template, render_picture
+from dto_pipeline.lab.known_scenes import DISPARITY_SCALE, CrowdScene, observe_disparity
+from dto_pipeline.lab.picture import Picture
 from dto_pipeline.models.body import BodyModel
 
 VERSION = 2  # raised whenever equal settings would give other files
@@ -62,57 +57,27 @@ FEWEST_IMAGES = 12  # smaller data sets are left whole
 _KEPT_OF_TRUNCATED = 0.4  # of the bytes
 _WRONG_SIZE = 1.5  # camera of an image this many times as large
 BENCH_SEED, BENCH_SIZE, BENCH_PEOPLE = 2025, (640, 480), 5  # of the benchmark's pictures: one size [px], like crowds
-_BODIES, _LABELS, _PICTURE, _DISPARITY, _MASKS, _KEYPOINTS = range(2, 8)  # random streams; 1 is `plan_crowd`'s
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DemoScene(CrowdScene):
-    """One image; its masks are disjoint, of visible parts."""
+    """An image of the demo; its depth map sees the painted scenery, its masks are disjoint."""
 
-    number: int
-    picture: Picture
-    disparity: np.ndarray  # (H, W) float16, larger is nearer
-    keypoints: np.ndarray  # (P, 44, 3) float32 u, v [px], confidence
+    scale: float = 1.0  # of the picture; smaller ones are drawn faster
 
+    steps: ClassVar = {"bodies": 2, "labels": 3, "picture": 4, "depth": 5, "masks": 6, "keypoints": 7}
 
-def build_picture(seed: int, number: int, body: BodyModel) -> Picture:
-    """The picture of scene `number` alone, the same as `build_scene` gives."""
-    return _build_picture(seed, number, body, 1.0)[-1]
+    @cached_property
+    def crowd(self) -> Crowd:
+        crowd = plan_crowd(self.seed, self.number)
+        return replace(crowd, view=crowd.view.scaled(self.scale))
 
-
-def _build_picture(seed: int, number: int, body: BodyModel, scale: float) -> tuple[Crowd, Bodies, Picture]:
-    crowd = plan_crowd(seed, number)
-    crowd = replace(crowd, view=crowd.view.scaled(scale))
-    truth = build_bodies(crowd, body, np.random.default_rng([seed, number, _BODIES]))
-    rng = np.random.default_rng([seed, number, _PICTURE])
-    return crowd, truth, render_picture(crowd, truth.vertices, measure_template(body), rng)
-
-
-def build_scene(seed: int, number: int, body: BodyModel, scale: float = 1.0) -> DemoScene:
-    """Make scene `number` of the data set `seed`, people of model `body`; equal arguments give equal scenes.
-
-    Args:
-        scale: of the picture; smaller ones are drawn faster.
-    """
-
-    def stream(step: int) -> np.random.Generator:
-        return np.random.default_rng([seed, number, step])
-
-    crowd, truth, picture = _build_picture(seed, number, body, scale)
-    of_map = stream(_DISPARITY)
-    line = float(of_map.uniform(*DISPARITY_SCALE)), float(of_map.uniform(*_OFFSET))
-    disparity = observe_disparity(DEPTH, picture.z, picture.person, truth.height, line, of_map, _LARGEST_ERROR)
-    return DemoScene(
-        number=number,
-        crowd=crowd,
-        truth=truth,
-        labels=falsify_labels(crowd, truth, body, stream(_LABELS)),
-        picture=picture,
-        disparity=disparity.astype(np.float16),
-        line=line,
-        masks=observe_masks(picture.person, crowd.num_people, stream(_MASKS)),
-        keypoints=observe_keypoints(crowd.view, truth, picture.z, stream(_KEYPOINTS)),
-    )
+    @cached_property
+    def depth(self) -> tuple[np.ndarray, tuple[float, float]]:
+        of_map = self.stream("depth")
+        line = float(of_map.uniform(*DISPARITY_SCALE)), float(of_map.uniform(*_OFFSET))
+        disparity = observe_disparity(DEPTH, *self.seen, self.truth.height, line, of_map, _LARGEST_ERROR)
+        return disparity.astype(np.float16), line
 
 
 @dataclass(frozen=True)
@@ -141,8 +106,8 @@ def build_demo_data(
     broken = plan_breakages(settings.images) if settings.spoilt else {}
 
     def make(number: int) -> PersonRows:
-        scene = build_scene(settings.seed, number, body, settings.scale)
-        return write_scene(root, scene, broken.get(number, ""))
+        scene = DemoScene(settings.seed, number, body, settings.scale)
+        return write_scene(root, scene, number, broken.get(number, ""))
 
     names = {image_name(number): kind for number, kind in broken.items()}
     pages = {"README.md": _readme(names)}
@@ -161,24 +126,23 @@ def image_name(number: int) -> str:
     return f"insta-train/{number // 12:02d}/{number % 12 // 4:02d}/{number:06d}.jpg"
 
 
-def write_scene(root: Path, scene: DemoScene, broken: str = "") -> PersonRows:
-    """Write picture and depth map of one scene, spoilt as `broken` (of `BREAKAGES`) says; the rows of its people."""
-    name, jpeg = image_name(scene.number), encode_picture(scene.picture)
-    pose, masks, intrinsics = scene.labels.pose.copy(), scene.masks, scene.crowd.view.intrinsics
+def write_scene(root: Path, scene: DemoScene, number: int, broken: str = "") -> PersonRows:
+    """Write picture and depth map of image `number`, damaged as `broken` (of `BREAKAGES`) says; rows of its people."""
+    name, jpeg, disparity = image_name(number), encode_picture(scene.picture), scene.depth[0]
+    rows = person_rows(name, number, scene)
+    rows.truth["broken"] = np.full(scene.crowd.num_people, broken)
     if broken == "truncated_image":
         jpeg = jpeg[: int(_KEPT_OF_TRUNCATED * len(jpeg))]
     if broken == "nan_pose":
-        pose[-1, 5] = np.nan
+        rows.labels["pose"][-1, 5] = np.nan
     if broken == "wrong_size":
-        intrinsics = intrinsics * [[_WRONG_SIZE], [_WRONG_SIZE], [1.0]]
+        rows.labels["intrinsics"] *= [[_WRONG_SIZE], [_WRONG_SIZE], [1.0]]
     if broken == "empty_mask":
-        masks = masks & (np.arange(len(masks)) > 0)[:, None, None]
+        rows.labels["mask_rle"][0] = encode_rle(np.zeros_like(scene.masks[0]))
     if broken != "missing_image":
         write_bytes_atomic(root / "images" / name, jpeg)
-    write_map(root / "depth", name, np.zeros_like(scene.disparity) if broken == "zero_disparity" else scene.disparity)
-    told = replace(scene, labels=replace(scene.labels, pose=pose), masks=masks)
-    rows = person_rows((name, scene.number), told, scene.keypoints, intrinsics)
-    return replace(rows, truth=rows.truth | {"broken": np.full(len(rows), broken)})
+    write_map(root / "depth", name, np.zeros_like(disparity) if broken == "zero_disparity" else disparity)
+    return rows
 
 
 def read_truth(root: str | Path) -> dict[str, np.ndarray]:
@@ -202,7 +166,7 @@ def build_true_pictures(data: Path, body: BodyModel) -> Iterator[tuple[str, Pict
     facts = json.loads((data / MARKER).read_text())
     for number in range(facts["images"]):
         if image_name(number) not in facts["broken"]:
-            yield image_name(number), build_picture(facts["seed"], number, body)
+            yield image_name(number), DemoScene(facts["seed"], number, body).picture
 
 
 def bench_numbers(images: int, seed: int = BENCH_SEED) -> list[int]:
@@ -219,10 +183,8 @@ def bench_numbers(images: int, seed: int = BENCH_SEED) -> list[int]:
 
 def build_bench_data(root: Path, images: int, body: BodyModel) -> Manifest:
     """Write so many of these scenes with labels, masks and depth, and their manifest of one shard."""
-    scenes = (
-        replace(build_scene(BENCH_SEED, number, body), number=new) for new, number in enumerate(bench_numbers(images))
-    )
-    return write_plain_data(root, [write_scene(root, scene) for scene in scenes])
+    numbers = enumerate(bench_numbers(images))
+    return write_plain_data(root, [write_scene(root, DemoScene(BENCH_SEED, one, body), new) for new, one in numbers])
 
 
 def write_plain_data(root: Path, parts: list[PersonRows]) -> Manifest:

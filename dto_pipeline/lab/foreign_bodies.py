@@ -121,6 +121,7 @@ def build_foreign(
     return truth, labels, anny.faces
 
 
+@lru_cache(maxsize=1)
 @torch.no_grad()
 def measure_anny() -> Template:
     """An adult of Anny, arms out, in the frame of SMPL's template; the nose is what stands out of the face."""

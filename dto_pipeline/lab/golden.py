@@ -1,13 +1,11 @@
-"""Parity with the recorded reference: what of a case was compared and what differs, and the report over all families.
+"""Comparison with recorded reference results: one case, its tolerances, and the report over all families.
 
-The folder's own README describes the families (solver, person, image, rh_metric, depth; mahmr lies in a folder of its
-own, which may be given too).
+The families (solver, person, image, rh_metric, depth, mahmr) are described by the README of their folder.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,19 +22,19 @@ class GoldenFolderError(DtoError, ValueError):
 
 @dataclass
 class Case:
-    """One case of a family; without failures it agrees."""
+    """One recorded case; it agrees if it has no failures."""
 
     family: str  # folder of the case: solver, person, image, rh_metric ...
     name: str
     kind: str = ""
     failures: list[str] = field(default_factory=list)  # one sentence each
-    errors: dict[str, float] = field(default_factory=dict)  # worst error by quantity, in the quantity's unit
-    limits: dict[str, float] = field(default_factory=dict)  # its tolerance, where the quantity can fail the case
+    errors: dict[str, tuple[float, float | None]] = field(default_factory=dict)
+    """Quantity -> its largest error and the tolerance (None: reported only)."""
     strict: bool = True  # False: reported, but never a failure of the command
 
     @property
     def passed(self) -> bool:
-        """True where nothing is wrong that counts."""
+        """False if a strict case has failures."""
         return not (self.strict and self.failures)
 
     def equal(self, what: str, found: object, recorded: object) -> None:
@@ -44,49 +42,59 @@ class Case:
         if found != recorded:
             self.failures.append(f"{what}: {found} instead of {recorded}")
 
-    def near(self, what: str, error: float, limit: float) -> None:
-        """Note the error of a number; one that is not a number is above every limit."""
-        self.errors[what], self.limits[what] = error, limit
-        if not error <= limit:
-            self.failures.append(f"{what} off by {error:.1e}")
-
-    def arrays(
-        self, found: Mapping[str, Any], recorded: Mapping[str, Any], limit: float, exact: tuple[str, ...] = ()
+    def near(
+        self,
+        what: str,
+        found: Any,
+        recorded: Any,
+        limit: float | None,
+        scale: Any = 1.0,
+        names: Sequence[str] = (),
     ) -> None:
-        """Compare arrays: those named in `exact` must be equal, others differ by `limit` of their largest value.
+        """Compare numbers of one shape, where NaN is equal to NaN; the largest error of a quantity is kept.
 
-        Poses come as rotation matrices, whose largest value is that of the axis-angles they are of: half a turn.
+        Args:
+            limit: of the largest difference divided by `scale` (a number, or one per entry); 0 = equal, None = report
+                it only.
+            names: of the entries of a vector, for the message.
         """
-        for name, wanted in ((name, np.asarray(values)) for name, values in recorded.items()):
-            if name not in found:
-                self.failures.append(f"{name} is recorded, but no rule here knows it")
-                continue
-            values = np.asarray(found[name])
-            if values.shape != wanted.shape:
-                self.failures.append(f"{name} has shape {values.shape}, recorded {wanted.shape}")
-            elif name in exact:
-                wrong = int((values != wanted).sum())
-                self.failures += [f"{name} differs in {wrong} places"] if wrong else []
-            else:
-                largest = math.pi if name.endswith("poses") else max(float(np.abs(wanted).max(initial=0)), 1e-9)
-                self.near(name, float(np.abs(values.astype(np.float64) - wanted).max(initial=0)) / largest, limit)
+        found, recorded = np.asarray(found, np.float64), np.asarray(recorded, np.float64)
+        if found.shape != recorded.shape:
+            self.failures.append(f"{what} has shape {found.shape}, recorded {recorded.shape}")
+            return
+        same = (found == recorded) | (np.isnan(found) & np.isnan(recorded))
+        with np.errstate(invalid="ignore"):  # infinities of both
+            gap = np.where(same, 0.0, np.nan_to_num(np.abs(found - recorded), nan=np.inf) / scale)
+        error = float(gap.max(initial=0.0))
+        if limit != 0:
+            self.errors[what] = max(error, self.errors.get(what, (0.0, limit))[0]), limit
+        if limit is not None and not error <= limit:
+            worst = int(gap.argmax())
+            pair = f"{found.flat[worst]:.9g} instead of {recorded.flat[worst]:.9g}"
+            where = f" ({names[worst]})" if names else ""
+            self.failures.append(f"{what}{where}: {pair}, off by {error:.1e}, tolerance {limit:.0e}")
 
 
-def run_case(case: Case, check: Callable[[Case], None], reference_error: str | None = None) -> Case:
-    """Run one case; what it raises is its failure, never the end of the command.
+def sizes(recorded: Any, least: float) -> np.ndarray:
+    """Scale of relative errors: absolute values, smaller ones than `least` counted as `least`."""
+    return np.maximum(np.abs(np.nan_to_num(np.asarray(recorded, np.float64))), least)
 
-    `reference_error`: the reference broke down on this case, so a defined result of ours is all that is asked.
+
+def run_case(case: Case, check: Callable[[Case], None], reference_failed: bool = False) -> Case:
+    """Run one case; an exception is its failure and leaves the other cases alone.
+
+    `reference_failed`: the reference raised an error here, so any result of ours that is no error agrees.
     """
     try:
         check(case)
-    except Exception as error:  # any fault of one case must leave the others' results standing
-        if not (reference_error and isinstance(error, KeyError)):  # else nothing was recorded to compare with
+    except Exception as error:
+        if not (reference_failed and isinstance(error, KeyError)):  # else nothing was recorded to compare with
             return Case(case.family, case.name, case.kind, [f"raised {type(error).__name__}: {error}"])
-    return Case(case.family, case.name, case.kind) if reference_error else case
+    return Case(case.family, case.name, case.kind) if reference_failed else case
 
 
 def read_index(path: Path) -> list[dict[str, Any]]:
-    """The cases an index lists; none where there is no index.
+    """The cases an index lists; none if there is no index.
 
     Raises:
         GoldenFolderError: it cannot be read, or lists none.
@@ -98,7 +106,7 @@ def read_index(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, TypeError) as error:
         raise GoldenFolderError(f"{path} cannot be read ({error}); expected a list of cases") from error
     if not cases:
-        raise GoldenFolderError(f"{path} lists no case; put the cases back, or remove it where the family has none")
+        raise GoldenFolderError(f"{path} lists no case; restore the cases, or remove the file")
     return cases
 
 
@@ -110,13 +118,13 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class GoldenReport:
-    """The results of all families that a folder holds."""
+    """The results of all families of a folder."""
 
-    results: dict[str, list[Case]]  # by family
+    results: Mapping[str, Sequence[Case]]  # by family
 
     @property
     def passed(self) -> bool:
-        """True where no strict case of any family fails."""
+        """True if no strict case of any family fails."""
         return all(case.passed for cases in self.results.values() for case in cases)
 
     def to_json(self) -> dict[str, Any]:
@@ -125,39 +133,32 @@ class GoldenReport:
         return {"passed": self.passed, "families": families}
 
     def as_table(self) -> str:
-        """A line per family that is there, then a line per case that differs."""
-        lines = [
-            f"{'family':<10} {'cases':>5} {'passed':>6} {'failed':>6} {'loose':>5}  worst errors, and the tolerance"
-        ]
+        """A line per family with cases, then a line per difference."""
+        lines = [f"{'family':<10} {'cases':>5} {'passed':>6} {'failed':>6} {'loose':>5}  worst errors and tolerances"]
         for family, cases in self.results.items():
-            if not cases:
-                continue
             summary = _summary(cases)
             worst = "  ".join(
                 f"{name} {error:.1e}" + ("" if limit is None else f" of {limit:.0e}")
                 for name, (error, limit) in summary["worst_errors"].items()
             )
             counts = f"{summary['cases']:>5} {summary['passed']:>6} {summary['failed']:>6} {summary['loose']:>5}"
-            lines.append(f"{family:<10} {counts}  {worst}")
-        for family, cases in self.results.items():
-            for case in cases:
-                word = "FAILED" if not case.passed else "differs (not strict)"
-                lines += [f"{word} {family}/{case.name} ({case.kind}): {text}" for text in case.failures]
+            lines += [f"{family:<10} {counts}  {worst}"] if cases else []
+        for case in (case for cases in self.results.values() for case in cases):
+            word = "FAILED" if not case.passed else "differs (not strict)"
+            lines += [f"{word} {case.family}/{case.name} ({case.kind}): {text}" for text in case.failures]
         return "\n".join(lines)
 
 
 def _summary(cases: Sequence[Case]) -> dict[str, Any]:
     strict = [case for case in cases if case.strict]
     worst: dict[str, tuple[float, float | None]] = {}
-    for case in strict:
-        for name, error in case.errors.items():
-            found = error, case.limits.get(name)
-            worst[name] = max(worst.get(name, found), found, key=lambda pair: pair[0] / (pair[1] or 1.0))
+    for name, found in ((name, found) for case in strict for name, found in case.errors.items()):
+        worst[name] = max(worst.get(name, found), found, key=lambda pair: pair[0] / (pair[1] or 1.0))
     return {
         "cases": len(cases),
         "passed": sum(not case.failures for case in strict),
         "failed": sum(bool(case.failures) for case in strict),
         "loose": len(cases) - len(strict),
         "failures": {case.name: case.failures for case in cases if case.failures},
-        "worst_errors": worst,  # quantity -> worst error and its tolerance, None where it cannot fail
+        "worst_errors": worst,  # quantity -> worst error and its tolerance
     }

@@ -1,22 +1,21 @@
-"""Recorded losses, outputs, gradients and starts of the published MA-HMR, against `train` with preset `paper`.
-
-Knows `loss_cases`, `network_cases` and the tiny checkpoint. Loss terms agree to 2e-6 of their size, arrays to 1e-4 of
-their largest value (poses as rotations), gradient norms to 1e-4 where they are above 1e-2; assignments and choices of
-tokens are equal.
-"""
+"""Recorded losses, outputs and gradients of the published MA-HMR, against `train` with preset `paper`."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
-from dto_pipeline.lab.golden import Case, run_case
+from dto_pipeline.lab.golden import Case, sizes
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.network_input import stretch_positions
@@ -24,7 +23,7 @@ from dto_pipeline.train.augment import fit_size, resize
 from dto_pipeline.train.blocks import Known, allowed_pairs, image_numbers, noisy_queries, number_within
 from dto_pipeline.train.checkpoint import IGNORED
 from dto_pipeline.train.config import EncoderConfig, LossConfig, ModelConfig, load_train_config
-from dto_pipeline.train.losses import WEIGHTS, Losses, Matches, compute_losses, match_people
+from dto_pipeline.train.losses import WEIGHTS, Losses, compute_losses, match_people
 from dto_pipeline.train.model import MeshNetwork, Predictions, shrink_positions, with_joints
 from dto_pipeline.train.targets import Targets
 
@@ -32,7 +31,7 @@ Arrays = Mapping[str, torch.Tensor]
 LOSS_TOLERANCE = 2e-6  # of a recorded term
 _LEAST_TERM = 1e-4  # smaller terms are compared as if they were this large: single precision
 TOLERANCE = 1e-4  # of the largest value of an array; of a term or gradient through the whole network
-LEAST_GRADIENT = 1e-2
+LEAST_GRADIENT = 1e-2  # norms below this are not compared
 GREY_LEVELS = 1  # of resized pixels
 _NO_GRADIENT = re.compile(r".*(k_proj|kcontent_proj|kpos_proj)\.bias$")  # truly zero: softmax does not see a shift
 _VERTEX_STEP = 200
@@ -42,21 +41,44 @@ _EXACT = (
 )
 
 
-def check_loss_case(said: Mapping[str, Any], arrays: Mapping[str, np.ndarray], case: Case) -> None:
+def compare_arrays(
+    case: Case,
+    found: Mapping[str, Any],
+    recorded: Mapping[str, Any],
+    limit: float = TOLERANCE,
+    exact: tuple[str, ...] = _EXACT,
+) -> None:
+    """Compare every recorded array: equal if named in `exact`, else within `limit` of its largest value.
+
+    Poses are compared as rotation matrices, on the scale of half a turn.
+    """
+    for name in recorded:
+        if name not in found:
+            case.failures.append(f"{name} is recorded, but no rule here knows it")
+            continue
+        values, wanted = (torch.as_tensor(side[name]).detach().double() for side in (found, recorded))
+        scale = max(float(wanted.abs().max()) if wanted.numel() else 0.0, 1e-9)
+        if name.endswith("poses"):
+            values, wanted = (axis_angle_to_matrix(pose.unflatten(-1, (24, 3))) for pose in (values, wanted))
+            scale = math.pi
+        case.near(name, values, wanted, 0 if name in exact else limit, scale)
+
+
+def check_loss_case(recorded: Mapping[str, Any], arrays: Mapping[str, np.ndarray], case: Case) -> None:
     """Assignments of all layers, every term, the total."""
     tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}
-    targets = _targets(tensors, said["counts"], said.get("valid_3d"), said.get("detect_all_people"))
-    groups, known = int(said.get("dn_groups", 0)), None
+    targets = _targets(tensors, recorded["counts"], recorded.get("valid_3d"), recorded.get("detect_all_people"))
+    groups, known = int(recorded.get("dn_groups", 0)), None
     if groups:
         body = torch.cat([tensors["tgt_poses"], tensors["tgt_betas"][:, :10]], dim=-1)
-        known = Known(targets.image, len(said["counts"]), targets.boxes, body, groups)
-    predictions = _predictions(tensors, int(said["input_size"]), bool(groups))
-    _compare_losses(case, said, predictions, targets, said["weights"], LOSS_TOLERANCE, known)
+        known = Known(targets.image, len(recorded["counts"]), targets.boxes, body, groups)
+    predictions = _predictions(tensors, int(recorded["input_size"]), bool(groups))
+    _compare_losses(case, recorded, predictions, targets, recorded["weights"], LOSS_TOLERANCE, known)
 
 
 def _compare_losses(
     case: Case,
-    said: Mapping[str, Any],
+    recorded: Mapping[str, Any],
     predictions: Predictions,
     targets: Targets,
     weights: Mapping[str, float],
@@ -69,37 +91,28 @@ def _compare_losses(
     options = {option: float(weights.get(name, 0.0)) for name, option in WEIGHTS.items()}
     config = LossConfig(**{**vars(load_train_config(None, ["loss.preset=paper"]).loss), **options})
     matches = match_people(predictions, targets)
-    losses, worst = compute_losses(predictions, targets, matches, config, known=known), 0.0
+    losses, terms = compute_losses(predictions, targets, matches, config, known=known), recorded["terms"]
     found = {name: float(value.detach()) for name, value in losses.terms.items()}
-    for name, (wanted, weight, *_) in said["terms"].items():
-        if name not in found:
-            # the original lists a zero for what it does not compute
-            case.failures += [f"term {name} is recorded, but there is none"] if wanted else []
-            continue
-        worst = max(worst, error := abs(found[name] - wanted) / max(abs(wanted), _LEAST_TERM))
-        if not error <= tolerance:
-            case.failures.append(f"term {name} is {found[name]:.9g}, recorded {wanted:.9g}")
-        case.equal(f"weight of {name}", losses.weights[name], weight)
-    extra = [name for name, value in found.items() if name not in said["terms"] and losses.weights[name] * value]
-    case.failures += [f"term {name} is none of the recorded ones" for name in extra]
-    case.near("terms", worst, tolerance)
-    total = abs(float(losses.total.detach()) - said["total"]) / max(abs(said["total"]), _LEAST_TERM)
-    case.near("total", total, tolerance)
-    _compare_matches(case, matches, targets, said["matching"])
-    return losses
-
-
-def _compare_matches(case: Case, matches: Matches, targets: Targets, recorded: Mapping[str, list[list[int]]]) -> None:
-    """Recorded: layer or "final" -> [image, query, person of it]."""
+    # the original lists a zero for what it does not compute, and not what weighs nothing
+    names = [name for name, (value, *_) in terms.items() if value or name in found]
+    names += [name for name, value in found.items() if name not in terms and losses.weights[name] * value]
+    wanted = [terms[name][0] if name in terms else math.nan for name in names]
+    values = [found.get(name, math.nan) for name in names]
+    case.near("terms", values, wanted, tolerance, sizes(wanted, _LEAST_TERM), names)
+    for name in (name for name in names if name in terms and name in found):
+        case.equal(f"weight of {name}", losses.weights[name], terms[name][1])
+    total = recorded["total"]
+    case.near("total", float(losses.total.detach()), total, tolerance, sizes(total, _LEAST_TERM))
     within, layers = number_within(targets.image, len(targets.heights)), len(matches.query)
-    for layer, wanted in recorded.items():
+    for layer, pairs in recorded["matching"].items():  # layer or "final" -> [image, query, person of it]
         number = layers - 1 if layer == "final" else int(layer)
         if not 0 <= number < layers:
             case.failures.append(f"matching is recorded of layer {layer}, there are {layers}")
             continue
         rows = (matches.image[number], matches.query[number], within[matches.person[number]])
-        found = sorted(zip(*(row.tolist() for row in rows), strict=True))
-        case.equal(f"matching of layer {layer}", found, sorted(tuple(row) for row in wanted))
+        matched = sorted(zip(*(row.tolist() for row in rows), strict=True))
+        case.equal(f"matching of layer {layer}", matched, sorted(tuple(row) for row in pairs))
+    return losses
 
 
 def _targets(
@@ -167,16 +180,15 @@ def _predictions(arrays: Arrays, side: int, denoising: bool, prefix: str = "pred
 
 @dataclass(frozen=True)
 class Recording:
-    """What the files of the network hold."""
+    """The contents of the network's files."""
 
-    said: Mapping[str, Any]
+    facts: Mapping[str, Any]  # of the JSON
     arrays: Mapping[str, np.ndarray]
     weights: Arrays
     body: BodyModel
-    regressor: torch.Tensor  # (9, V) J_regressor_extra
 
     def group(self, name: str) -> dict[str, torch.Tensor]:
-        """A group's arrays by their own names."""
+        """The arrays of a group by their own names."""
         found = {key: value for key, value in self.arrays.items() if key.startswith(f"{name}/")}
         return {key.partition("/")[2]: torch.from_numpy(np.array(value)) for key, value in found.items()}
 
@@ -187,8 +199,8 @@ class Recording:
         return [torch.from_numpy(self.arrays[f"image_{number}"]).permute(2, 0, 1) for number in numbers]
 
     def network(self, limits: Mapping[str, float] | None = None, **other: Any) -> MeshNetwork:
-        """The recorded network, with other sizes where named; `limits`: thresholds of tokens that differ."""
-        config = self.said["config"]
+        """The recorded network, with other options of `ModelConfig`; `limits`: other thresholds of tokens."""
+        config = self.facts["config"]
         sat, encoder, decoder = {**config["sat"], **(limits or {})}, config["encoder"], config["decoder"]
         sizes = EncoderConfig(
             width=encoder["embed_dim"],
@@ -220,29 +232,25 @@ class Recording:
         return network.eval()
 
 
-def check_network(record: Recording) -> list[Case]:
-    """Every group of the files, and every group that should be there."""
-    groups = sorted({key.partition("/")[0] for key in record.arrays if "/" in key})
-    rules: dict[str, Callable[[Recording, Case], None]] = {
-        **{name: partial(_check_outputs, name) for name in _OUTPUTS},
-        "layers": _check_layers,
-        "init": _check_init,
-        "dn": _check_denoising,
-        "step": _check_step,
-        "preprocess": _check_preprocess,
-    }
-    results = []
-    for name in [*groups, *(name for name in rules if name not in groups)]:
-        case = Case("mahmr", f"network/{name}")
-        if name in rules and name in groups:
-            case = run_case(case, partial(rules[name], record))
-        else:
-            case.failures.append("is not in network_cases.npz" if name in rules else "no rule here knows this group")
-        results.append(case)
-    return results
+def read_network_cases(
+    facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray], folder: Path, body: BodyModel
+) -> dict[str, Callable[[Case], None]]:
+    """A case per group of the files, and per group that they should have."""
+    record = Recording(facts, arrays, load_file(folder / "tiny_checkpoint.safetensors"), body)
+    groups = sorted({key.partition("/")[0] for key in arrays if "/" in key} | set(_RULES))
+    return {f"network/{name}": partial(_check_group, record, name) for name in groups}
 
 
-# group -> which images, what differs from the recorded network
+def _check_group(record: Recording, name: str, case: Case) -> None:
+    if name not in _RULES:
+        case.failures.append("no rule here knows this group")
+    elif not record.group(name):
+        case.failures.append("is not in network_cases.npz")
+    else:
+        _RULES[name](record, case)
+
+
+# group -> which images, and how the network differs from the recorded one
 _OUTPUTS: dict[str, tuple[slice, dict[str, Any]]] = {
     "batch": (slice(None), {}),
     "no_background": (slice(1, 2), {"limits": {"conf_thresh": -1.0}}),
@@ -263,12 +271,14 @@ def _check_outputs(name: str, record: Recording, case: Case) -> None:
     network = record.network(**other)
     if name == "fov_limit":
         network.fov_head.last.bias.copy_(torch.tensor([-0.5]))
-    regressor = record.regressor[[3, 2]] if name == "joints14" else None
+    regressor = None
+    if name == "joints14":
+        path = str(files("dto_pipeline.assets") / "J_regressor_extra.npy")
+        regressor = torch.from_numpy(np.load(path, allow_pickle=False)).float()[[3, 2]]
     seen = record.images[images]
-    found = network(seen, given_map=recorded.pop("given_scale_map", None))
-    found = with_joints(found, record.body, regressor)
-    _compare(case, _outputs(found, len(seen), record.body), recorded)
-    if (counts := record.said.get(f"{name}_tokens")) is not None:
+    found = with_joints(network(seen, given_map=recorded.pop("given_scale_map", None)), record.body, regressor)
+    compare_arrays(case, _outputs(found, len(seen), record.body), recorded)
+    if (counts := record.facts.get(f"{name}_tokens")) is not None:
         image, level = found.tokens["image"], found.tokens["level"]
         tokens = [[int(((image == b) & (level == k)).sum()) for k in range(3)] for b in range(len(seen))]
         case.equal("tokens", tokens, counts)
@@ -282,7 +292,7 @@ def _check_layers(record: Recording, case: Case) -> None:
     found |= {"hs": predictions.states, "reference": predictions.references}
     assert predictions.j2ds is not None
     found["j2ds"] = predictions.j2ds[:, :, : recorded["j2ds"].shape[2]]
-    _compare(case, found, recorded)
+    compare_arrays(case, found, recorded)
 
 
 def _check_init(record: Recording, case: Case) -> None:
@@ -294,7 +304,7 @@ def _check_init(record: Recording, case: Case) -> None:
             found[name] = stretch_positions(position[1:], int(match[1]), int(match[1]))
         elif match := re.fullmatch(r"level1_of_(\d+)x\1", name):
             found[name] = shrink_positions(stretch_positions(position[1:], int(match[1]), int(match[1])))
-    _compare(case, found, recorded)
+    compare_arrays(case, found, recorded)
 
 
 @torch.no_grad()
@@ -313,48 +323,38 @@ def _check_denoising(record: Recording, case: Case) -> None:
     found["self_attention_blocked"] = ~allowed_pairs(known, network.sizes.queries)
     for name in ("boxes", "confs", "poses", "betas"):
         found |= {f"known_{name}": getattr(predictions.known, name)[-1], name: getattr(predictions, name)[-1]}
-    _compare(case, found, {name: value for name, value in recorded.items() if name in found})
+    compare_arrays(case, found, {name: value for name, value in recorded.items() if name in found})
 
 
 def _check_step(record: Recording, case: Case) -> None:
-    recorded, said, network = record.group("step"), record.said["step"], record.network()
+    recorded, facts, network = record.group("step"), record.facts["step"], record.network()
     network.train()
     found = with_joints(network(record.images), record.body)
     assert found.cells is not None
     recorded["scale_map_lens"] = torch.tensor(found.cells[2])
     size = torch.tensor([image.shape[1:] for image in record.images])
     targets = _targets(recorded, recorded["counts"].tolist(), img_size=size)
-    weights = {name.partition(".")[0]: weight for name, (_, weight) in said["terms"].items()}
-    _compare_losses(case, said, found, targets, weights, TOLERANCE).total.backward()
-    named, worst = dict(network.named_parameters(remove_duplicate=False)), 0.0
-    for name, wanted in said["grad_norm"].items():
-        if name not in named:
-            case.failures.append(f"there is no weight {name}, whose gradient is recorded")
-        elif wanted > LEAST_GRADIENT and not _NO_GRADIENT.match(name):
-            gradient = named[name].grad
-            norm = 0.0 if gradient is None else float(gradient.norm())
-            worst = max(worst, abs(norm - wanted) / wanted)
-            if not abs(norm - wanted) <= TOLERANCE * wanted:
-                case.failures.append(f"the gradient of {name} has norm {norm:.7g}, recorded {wanted:.7g}")
-    case.near("gradient_norms", worst, TOLERANCE)
-    whole = float(torch.stack([w.grad.norm() for w in network.parameters() if w.grad is not None]).norm())
-    case.near("total_gradient", abs(whole - said["total_grad_norm"]) / said["total_grad_norm"], TOLERANCE)
+    weights = {name.partition(".")[0]: weight for name, (_, weight) in facts["terms"].items()}
+    _compare_losses(case, facts, found, targets, weights, TOLERANCE).total.backward()
+    gradients = {name: weight.grad for name, weight in network.named_parameters(remove_duplicate=False)}
+    norms = {name: norm for name, norm in facts["grad_norm"].items() if norm > LEAST_GRADIENT}
+    names = [name for name in norms if not _NO_GRADIENT.match(name)]
+    values = [0.0 if (gradient := gradients.get(name)) is None else float(gradient.norm()) for name in names]
+    wanted = [norms[name] for name in names]
+    case.near("gradient_norms", values, wanted, TOLERANCE, wanted, names)
+    whole = torch.stack([weight.grad.norm() for weight in network.parameters() if weight.grad is not None]).norm()
+    case.near("total_gradient", whole, facts["total_grad_norm"], TOLERANCE, facts["total_grad_norm"])
 
 
 def _check_preprocess(record: Recording, case: Case) -> None:
     """Originals resized to S; pixels may differ by a grey level."""
-    recorded, side, worst = record.group("preprocess"), record.said["config"]["input_size"], 0.0
-    pairs = [(f"{name.removesuffix('_original')}_resized", name) for name in recorded if name.endswith("_original")]
-    images = [(recorded[made].numpy(), recorded[name].numpy()) for made, name in pairs]
-    originals = [key for key in record.arrays if re.fullmatch(r"original_\d+", key)]
-    images += [(record.arrays[f"image_{key[9:]}"], record.arrays[key]) for key in originals]
-    for wanted, original in images:
-        found = resize(original, fit_size(original.shape[1], original.shape[0], side)[0])
-        if found.shape != wanted.shape:
-            case.failures.append(f"an image of {original.shape} becomes {found.shape}, recorded {wanted.shape}")
-            continue
-        worst = max(worst, float(np.abs(found.astype(int) - wanted.astype(int)).max()))
-    case.near("pixels", worst, GREY_LEVELS)
+    recorded, side = record.group("preprocess"), record.facts["config"]["input_size"]
+    images = {name: values.numpy() for name, values in recorded.items()} | dict(record.arrays)
+    for name in [name for name in images if "original" in name and "/" not in name]:
+        made = name.replace("original_", "image_") if name.startswith("original_") else name[:-8] + "resized"
+        height, width, _ = images[name].shape
+        found = resize(images[name], fit_size(width, height, side)[0])
+        case.near("pixels", found, images[made], GREY_LEVELS)
 
 
 def _outputs(found: Predictions, images: int, body: BodyModel) -> dict[str, torch.Tensor]:
@@ -382,14 +382,11 @@ def _outputs(found: Predictions, images: int, body: BodyModel) -> dict[str, torc
     }
 
 
-def _compare(case: Case, found: Mapping[str, Any], recorded: Arrays) -> None:
-    def as_rotations(arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        return {
-            name: (
-                axis_angle_to_matrix(values.double().unflatten(-1, (24, 3))) if name.endswith("poses") else values
-            ).detach().numpy()
-            for name, values in arrays.items()
-            if name in recorded
-        }  # fmt: skip
-
-    case.arrays(as_rotations(found), as_rotations(recorded), TOLERANCE, _EXACT)
+_RULES: dict[str, Callable[[Recording, Case], None]] = {
+    **{name: partial(_check_outputs, name) for name in _OUTPUTS},
+    "layers": _check_layers,
+    "init": _check_init,
+    "dn": _check_denoising,
+    "step": _check_step,
+    "preprocess": _check_preprocess,
+}

@@ -1,14 +1,14 @@
-"""Synthetic crowds with known truth, in memory: what a solver is told, spoilt in one named way, and what is true.
+"""Synthetic images with known truth: their parts, and the errors that networks make of them.
 
-Maps, masks and keypoints are the truth, spoilt the way networks spoil it. Draws no picture (solvers never look at one)
-and knows no solver and no files. Metres, pixels.
+Depth maps, masks and keypoints are the truth with errors of the kinds that networks make. Metres, pixels.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.resources import files
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from dto_pipeline.axes import ADULT_FEMALE, ADULT_MALE, KID_AXIS, NUM_BETAS
 from dto_pipeline.config import PriorConfig
 from dto_pipeline.lab.crowd import LAYOUTS, Crowd, View, plan_crowd
 from dto_pipeline.lab.difficulty import Difficulty
-from dto_pipeline.lab.foreign_bodies import build_foreign
+from dto_pipeline.lab.foreign_bodies import build_foreign, measure_anny
 from dto_pipeline.lab.people import (
     FEMALE,
     MALE,
@@ -30,6 +30,7 @@ from dto_pipeline.lab.people import (
     sample_heights,
     solve_height,
 )
+from dto_pipeline.lab.picture import Picture, Template, measure_template, render_picture
 from dto_pipeline.lab.scenery import noise_tile, sample_noise
 from dto_pipeline.maths.camera import map_size
 from dto_pipeline.models.body import BodyModel
@@ -52,13 +53,11 @@ _GROWN = 1.7  # height that no network draws too far or too near [m]
 _SMOOTH_PARTS = 10  # of the shorter side of a map: how far a smooth error reaches
 _WRONG_SIZE = (0.75, 1.35)  # range of the factor on size and distance of a label that is grossly wrong
 _WRONG_POSE = 0.25  # of every joint of such a label [rad]
-_BODIES, _LABELS, _DEPTH, _MASKS, _SPOIL, _SHARED, _HEIGHTS, _WRONG = range(21, 29)  # random streams of an image
-_METRES = 30  # another, after those of `synth`
 
 
 @dataclass(frozen=True)
 class KnownScene:
-    """What a solver is told, and what is true of the same P people."""
+    """The input of a solver, and the truth of the same P people."""
 
     scene: Scene
     z: np.ndarray  # (P,) float64 true z of the translation [m]
@@ -67,62 +66,154 @@ class KnownScene:
     body: BodyModel  # of the labels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CrowdScene:
-    """What P people of a synthetic image were made from, and what the pipeline is told of them."""
+    """A synthetic image of P people with its truth.
 
-    crowd: Crowd
-    truth: Bodies
-    labels: Labels
-    masks: np.ndarray  # (P, H, W) bool, as the pipeline is told
-    line: tuple[float, float]  # a, b of the disparity a / z + b before all errors
+    Every part is made at its first use from a random stream of its own: equal arguments give equal parts in any order.
+    """
+
+    seed: int
+    number: int  # of the image in its data set
+    body: BodyModel  # of the labels
+
+    steps: ClassVar[dict[str, int]]  # part -> number of its random stream; `plan_crowd` has 1
+
+    def stream(self, part: str) -> np.random.Generator:
+        return np.random.default_rng([self.seed, self.number, self.steps[part]])
+
+    @cached_property
+    def crowd(self) -> Crowd:
+        return plan_crowd(self.seed, self.number)
+
+    @cached_property
+    def truth(self) -> Bodies:
+        return build_bodies(self.crowd, self.body, self.stream("bodies"))
+
+    @cached_property
+    def labels(self) -> Labels:
+        return falsify_labels(self.crowd, self.truth, self.body, self.stream("labels"))
+
+    @property
+    def intrinsics(self) -> np.ndarray:
+        """(3, 3) K of the labels [px]."""
+        return self.crowd.view.intrinsics
+
+    @property
+    def template(self) -> Template:
+        """The unposed body of the truth."""
+        return measure_template(self.body)
+
+    @cached_property
+    def picture(self) -> Picture:
+        return render_picture(self.crowd, self.truth.vertices, self.template, self.stream("picture"))
+
+    @cached_property
+    def seen(self) -> tuple[np.ndarray, np.ndarray]:
+        """True z (H, W) [m], and the index of the person at each pixel (H, W), -1 = no person."""
+        return self.picture.z, self.picture.person
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """(P, H, W) bool, the people's instance masks."""
+        return observe_masks(self.seen[1], self.crowd.num_people, self.stream("masks"))
+
+    @cached_property
+    def depth(self) -> tuple[np.ndarray, tuple[float, float]]:
+        """(H, W) disparity, and a, b of the line a / z + b that it was made from."""
+        raise NotImplementedError
+
+    @cached_property
+    def keypoints(self) -> np.ndarray:
+        """(P, 44, 3) float32 u, v [px], confidence."""
+        return observe_keypoints(self.crowd.view, self.truth, self.seen[0], self.stream("keypoints"))
 
 
-@dataclass(frozen=True)
-class MadeScene(CrowdScene, KnownScene):
-    """A synthetic one, with all it was made from."""
+@dataclass(frozen=True, eq=False)
+class SynthScene(CrowdScene):
+    """An image of a difficulty of `dto synth`; difficulties share crowds."""
 
-    z_map: np.ndarray  # (H, W) true z of people, ground and backdrop [m]
+    kind: Difficulty
 
+    steps: ClassVar = {
+        **{"bodies": 21, "labels": 22, "depth": 23, "masks": 24, "spoil": 25, "shared": 26, "heights": 27},
+        **{"wrong": 28, "picture": 28, "keypoints": 29, "metres": 30},
+    }
 
-def build_known_scene(kind: Difficulty, seed: int, number: int, body: BodyModel) -> MadeScene:
-    """Scene `number` of a difficulty; equal arguments give equal scenes, and difficulties share crowds."""
+    @cached_property
+    def crowd(self) -> Crowd:
+        return plan_hard_crowd(self.kind, self.seed, self.number)
 
-    def stream(step: int) -> np.random.Generator:
-        return np.random.default_rng([seed, number, step])
+    @cached_property
+    def _foreign(self) -> tuple[Bodies, Labels, torch.Tensor] | None:
+        if self.kind.bodies != "anny":
+            return None
+        sex = _sexes(self.crowd, self.stream("heights"))
+        return build_foreign(self.crowd, self.body, self.stream("bodies"), sex)
 
-    crowd = plan_hard_crowd(kind, seed, number)
-    if kind.bodies == "anny":
-        truth, labels, faces = build_foreign(crowd, body, stream(_BODIES), _sexes(crowd, stream(_HEIGHTS)))
-    else:
-        truth = build_bodies(crowd, body, stream(_BODIES))
-        labels, faces = falsify_labels(crowd, truth, body, stream(_LABELS)), body.faces
-    if kind.wrong_labels:
-        labels = _spoil_labels(labels, kind.wrong_labels, body, stream(_WRONG))
-    z, person = _true_depth(crowd.view, truth, faces)
-    masks = _leak(observe_masks(person, crowd.num_people, stream(_MASKS)), kind.leak, stream(_SPOIL))
-    of_map = stream(_DEPTH)
-    scale = float(of_map.uniform(*DISPARITY_SCALE))
-    line = (scale, kind.offset * float(of_map.uniform(-1, 1)) * scale / _OFFSET_AT)
-    values = observe_disparity(kind, z, person, truth.height, line, of_map)
-    if kind.upside_down:
-        values = scale / values.clip(1e-6)
-    else:
-        line = (scale * kind.unit, line[1] * kind.unit)
-    disparity = (values * kind.unit).astype(np.float32)
-    scene = _build_scene(f"{kind.name}/{number:05d}", crowd, labels, masks, disparity)
-    if kind.metric_error:
-        wrong = np.exp(kind.metric_error * stream(_METRES).standard_normal())
-        factor = METRES_PER_DEPTH / line[0] * wrong
-        scene.disparity, line = disparity * np.float32(factor), (line[0] * factor, line[1] * factor)
-        scene.origin["depth"] = METRIC_DEPTH
-    scene.age_years[:] = np.nan if kind.unknown_ages else _wrong_ages(scene.age_years, kind.wrong_ages, stream(_SPOIL))
-    if kind.focal_error:
-        factor = float(np.exp(_spread(kind.focal_error, seed, number)))
-        scene.intrinsics[:2, :2] *= factor  # same picture, distances stretched
-        scene.transl[:, 2] *= factor
-    true_z = truth.transl[:, 2].astype(np.float64)
-    return MadeScene(scene, true_z, truth.height, line, body, crowd, truth, labels, masks, z)
+    @cached_property
+    def truth(self) -> Bodies:
+        return super().truth if self._foreign is None else self._foreign[0]
+
+    @cached_property
+    def labels(self) -> Labels:
+        kind, labels = self.kind, super().labels if self._foreign is None else self._foreign[1]
+        if kind.wrong_labels:
+            labels = _spoil_labels(labels, kind.wrong_labels, self.body, self.stream("wrong"))
+        transl, age = labels.transl.copy(), np.full_like(labels.age, np.nan)
+        transl[:, 2] *= self._focal_factor  # same picture, distances stretched
+        if not kind.unknown_ages:
+            age[:] = _wrong_ages(labels.age, kind.wrong_ages, self.stream("spoil"))
+        return replace(labels, transl=transl, age=age)
+
+    @property
+    def template(self) -> Template:
+        return super().template if self._foreign is None else measure_anny()
+
+    @property
+    def _focal_factor(self) -> float:
+        """Focal length of the labels over the true one."""
+        return float(np.exp(_spread(self.kind.focal_error, self.seed, self.number)))
+
+    @property
+    def intrinsics(self) -> np.ndarray:
+        intrinsics = self.crowd.view.intrinsics
+        intrinsics[:2, :2] *= self._focal_factor
+        return intrinsics
+
+    @cached_property
+    def seen(self) -> tuple[np.ndarray, np.ndarray]:
+        return _true_depth(self.crowd.view, self.truth, self.body.faces if self._foreign is None else self._foreign[2])
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        return _leak(super().masks, self.kind.leak, self.stream("spoil"))
+
+    @cached_property
+    def depth(self) -> tuple[np.ndarray, tuple[float, float]]:
+        kind, of_map = self.kind, self.stream("depth")
+        scale = float(of_map.uniform(*DISPARITY_SCALE))
+        line = (scale, kind.offset * float(of_map.uniform(-1, 1)) * scale / _OFFSET_AT)
+        values = observe_disparity(kind, *self.seen, self.truth.height, line, of_map)
+        if kind.upside_down:
+            values = scale / values.clip(1e-6)
+        else:
+            line = (scale * kind.unit, line[1] * kind.unit)
+        disparity, factor = (values * kind.unit).astype(np.float32), 1.0
+        if kind.metric_error:
+            factor = METRES_PER_DEPTH / line[0] * np.exp(kind.metric_error * self.stream("metres").standard_normal())
+        return disparity * np.float32(factor), (line[0] * factor, line[1] * factor)
+
+    @cached_property
+    def known(self) -> KnownScene:
+        """The scene as a solver gets it."""
+        (disparity, line), labels, name = self.depth, self.labels, f"{self.kind.name}/{self.number:05d}"
+        people = {"pose": labels.pose, "transl": labels.transl, "age_years": labels.age, "male_prob": labels.male_prob}
+        scene = plain_scene(name, self.intrinsics, labels.betas, self.masks, disparity, **people)
+        if self.kind.metric_error:
+            scene.origin["depth"] = METRIC_DEPTH
+        z = self.truth.transl[:, 2].astype(np.float64)
+        return KnownScene(scene, z, self.truth.height, line, self.body)
 
 
 def plan_hard_crowd(kind: Difficulty, seed: int, number: int) -> Crowd:
@@ -133,7 +224,7 @@ def plan_hard_crowd(kind: Difficulty, seed: int, number: int) -> Crowd:
     size = (round(view.width * IMAGE_SCALE), round(view.height * IMAGE_SCALE))
     names = ("place", "facing", "pose", "height", "height_class", "age")
     crowd = replace(crowd, **{name: getattr(crowd, name)[: kind.most_people] for name in names})
-    height = _sample_heights(kind.heights, crowd, np.random.default_rng([seed, number, _HEIGHTS]))
+    height = _sample_heights(kind.heights, crowd, np.random.default_rng([seed, number, SynthScene.steps["heights"]]))
     return replace(
         crowd,
         view=replace(view, width=size[0], height=size[1], focal=view.focal * IMAGE_SCALE),
@@ -178,7 +269,7 @@ def _spoil_labels(labels: Labels, share: float, body: BodyModel, rng: np.random.
 
 def _spread(sigma: float, seed: int, number: int) -> float:
     """Logarithm of a factor that all people of an image share."""
-    return sigma * float(np.random.default_rng([seed, number, _SHARED]).standard_normal())
+    return sigma * float(np.random.default_rng([seed, number, SynthScene.steps["shared"]]).standard_normal())
 
 
 def _true_depth(view: View, truth: Bodies, faces: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -205,12 +296,6 @@ def _wrong_ages(age: np.ndarray, share: float, rng: np.random.Generator) -> np.n
     """(P,) ages, a share of them replaced by ages between 1 and 70 years, even in the logarithm."""
     anybody = np.exp(rng.uniform(0.0, np.log(70.0), len(age)))
     return np.where(rng.random(len(age)) < share, anybody, age)
-
-
-def _build_scene(name: str, crowd: Crowd, labels: Labels, masks: np.ndarray, disparity: np.ndarray) -> Scene:
-    people = {"pose": labels.pose, "transl": labels.transl.copy(), "age_years": labels.age.copy()}
-    people |= {"male_prob": labels.male_prob}
-    return plain_scene(name, crowd.view.intrinsics, labels.betas, masks, disparity, **people)
 
 
 def plain_scene(

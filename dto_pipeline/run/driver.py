@@ -1,7 +1,6 @@
-"""One launch of a run: open it, see what is left, have it done, remember and show it, say what became of it.
+"""One launch of a run: take the lease, plan, have the shards done by workers, record and show it, summarise.
 
-Knows the order of things (lock, plan, workers, summary) and nothing of tensors; PyTorch and Ray are imported only when
-there is work, so that a finished run answers at once. Times in seconds.
+PyTorch and Ray are imported only when there is work, so that a finished run answers at once. Seconds.
 """
 
 from __future__ import annotations
@@ -24,24 +23,20 @@ from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.data.storage import absolute, as_location
 from dto_pipeline.models.networks import DEMO_MODEL
 from dto_pipeline.run import folder as files
-from dto_pipeline.run.deaths import Suspects
-from dto_pipeline.run.folder import RunDirectory, RunScan
+from dto_pipeline.run.deaths import DeathRecords
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunScan
 from dto_pipeline.run.identity import RunIdentity, find_places, identify_run, settle_config
 from dto_pipeline.run.lease import DriverLock, RunLockLost
 from dto_pipeline.run.loop import RunAborted, Schedule, TooManyFailed, drive, likely_next
 from dto_pipeline.run.plan import EVERYTHING, Retry, RunPlan, Selection, find_refusals, plan_run
-from dto_pipeline.run.pool import (
-    Crew,
-    InProcessPool,
-    Runner,
-    WorkerPool,
-)
-from dto_pipeline.run.report import RunSummary, Tally, find_example, summarize
-from dto_pipeline.run.sanity import Charge, FailureBudget
+from dto_pipeline.run.pool import FailedAttempt, InProcessPool, Runner, WorkerCounts, WorkerPool
+from dto_pipeline.run.report import LaunchCounts, RunSummary, find_example, summarize
+from dto_pipeline.run.sanity import FailureBudget
 
 _LOG = logging.getLogger(__name__)
 _LOGGED = ("worker", "attempt", "images", "persons", "failed_images", "wall_s", "image_status", "stage_seconds")
 _LINE_S, _LOG_FILE_S = 0.5, 30.0  # least time between two progress lines: on a terminal, and in a file
+SAY_WAITING_S = 60.0  # how often the log says that no worker is ready
 
 
 def run_pipeline(
@@ -58,45 +53,44 @@ def run_pipeline(
     runner: Runner | None = None,
     recheck: bool = False,
 ) -> RunSummary:
-    """Do what is left of a run; start it where it does not exist.
+    """Do what is left of a run; start it if it does not exist.
 
     Args:
         manifest_path: file of `build_manifest`.
         run_dir: the run's folder, made if missing.
         config: `config.run.workers` 0 works in this process, else that many Ray actors.
-        address: Ray's address, see `RayPool`; not looked at with 0 workers.
-        retry_failed: take up shards that were given up, and failed images of finished shards (these images only).
-        retry_statuses: narrow `retry_failed` to images of these statuses (``failed``: shards that were given up).
-        selection: what this launch is limited to; the rest stays pending.
+        address: Ray's address, see `RayPool`; not used with 0 workers.
+        retry_failed: try again shards that were given up, and failed images of finished shards (these images only).
+        retry_statuses: limit `retry_failed` to images of these statuses (``failed``: shards that were given up).
+        selection: limit this launch to a part; the rest stays pending.
         progress: show a progress line.
-        images_root, depth_root: folders in place of those named by the manifest and the config.
+        images_root, depth_root: folders in place of those of manifest and config.
         runner: does the shards; None = a `ShardRunner`.
-        recheck: read the label files of finished shards and do those again that are not what their receipts say.
+        recheck: read the label files of finished shards, and do those again that differ from their receipts.
 
     Raises:
-        RunLocked: another driver is at work on this run.
+        RunLocked: another driver works on this run.
         RunMismatch: the run was started with another config, manifest or version.
         RunAborted: the workers cannot start, or too many shards or images fail (`TooManyFailed`).
-        RunDirectoryError: a folder of images or depth maps that does not exist here, no depth maps are named, or
-            `run_dir` holds files of something else.
-        ConfigError, BodyModelError: no body model is named, or it is not there.
-        SelectionError: a selection or a status that means nothing here.
+        RunDirectoryError: a folder of images or depth maps does not exist, the manifest has no depth maps, or `run_dir`
+            holds other files.
+        ConfigError, BodyModelError: no body model is named, or it does not exist.
+        SelectionError: a selection or a status that the manifest or the program does not have.
     """
     started = time.monotonic()
     retry = Retry.of(retry_failed, retry_statuses)
-    directory = RunDirectory(as_location(run_dir))
-    manifest = Manifest.open(manifest_path)
+    directory, manifest = RunDirectory(as_location(run_dir)), Manifest.open(manifest_path)
     config = settle_config(config, manifest)
     places = find_places(config, manifest, images_root, depth_root)
     if refusals := find_refusals(directory, manifest, config, address, places):
-        raise files.RunDirectoryError(refusals[0])
-    selection.find_shards(manifest.num_shards, manifest.subset)  # a mistake is said before anything is made
+        raise RunDirectoryError(refusals[0])
+    selection.find_shards(manifest.num_shards, manifest.subset)  # refuse a mistake before anything is made
     directory.create_folders()
     with directory.lock(config.run) as lock:
         identity = identify_run(config, manifest, absolute(manifest.path))
-        plan = plan_run(directory, identity, manifest, config.run, selection, retry, recheck, lock)
+        plan = plan_run(directory, identity, manifest, selection, retry, recheck, lock)
         _warn_of_demo_network(config, manifest)
-        tally, scan = Tally(), None
+        counts, scan = LaunchCounts(), None
         if plan.work:
             if runner is None:
                 from dto_pipeline.run.worker import ShardRunner  # loads PyTorch: only when there is work
@@ -106,13 +100,14 @@ def run_pipeline(
                 where = manifest_path, run_dir, places.images, places.depth
                 runner = ShardRunner(config, *where, plan.retry.images, following)
             try:
-                tally = _do_work(directory, plan, config.run, runner, address, progress, lock)
+                counts = _do_work(directory, plan, config.run, runner, address, progress, lock)
             except Exception:
-                with suppress(OSError, RunLockLost):  # what stopped the launch matters more
-                    _tidy_up(directory, identity, lock)
+                with suppress(OSError, RunLockLost):  # the error that stopped the launch matters more
+                    _clean_up(directory, identity, lock)
                 raise
-            scan = _tidy_up(directory, identity, lock)
-        return summarize(directory, plan, scan, tally, time.monotonic() - started, config)
+            scan = _clean_up(directory, identity, lock)
+        wall_s = time.monotonic() - started
+        return summarize(directory, plan, scan, counts, wall_s, config.run.max_failed_images)
 
 
 def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
@@ -125,10 +120,10 @@ def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
         )
 
 
-def _tidy_up(directory: RunDirectory, identity: RunIdentity, lock: DriverLock) -> RunScan:
-    """Remove half-written files of workers that died, and label files that do not count. Raises: RunLockLost."""
+def _clean_up(directory: RunDirectory, identity: RunIdentity, lock: DriverLock) -> RunScan:
+    """Remove what workers that died left, and label files that do not count. Raises: RunLockLost."""
     lock.check(ask=True)
-    files.sweep_temporary(directory)
+    files.sweep_leftovers(directory)
     scan = files.scan_run(directory, identity)
     for name in scan.labels.surplus:
         directory.store.remove(name)
@@ -143,10 +138,10 @@ def _do_work(
     address: str,
     progress: bool,
     lock: DriverLock,
-) -> Tally:
-    suspects = Suspects(directory, plan.earlier, config)
+) -> LaunchCounts:
+    deaths = DeathRecords(directory, plan.earlier, config)
     attempts = {shard: failure.attempts for shard, failure in plan.earlier.items()}
-    schedule = Schedule(plan.work, config, attempts, suspects.allows_another, plan.repairs)
+    schedule = Schedule(plan.work, config, attempts, deaths.allows_another, plan.repairs)
     pool: WorkerPool
     with ExitStack() as stack:
         if config.workers == 0:
@@ -156,7 +151,7 @@ def _do_work(
 
             pool = RayPool(runner, config, address)
         stack.enter_context(closing(pool))
-        ledger = stack.enter_context(closing(FileLedger(directory, plan, suspects, progress, lock.check)))
+        ledger = stack.enter_context(closing(FileLedger(directory, plan, deaths, progress, lock.check)))
         if progress:
             stack.enter_context(logging_redirect_tqdm())  # log lines go above the progress line, not through it
         budget = FailureBudget(config.max_failed_images, plan.work, plan.repairs, config.workers)
@@ -164,30 +159,29 @@ def _do_work(
             drive(schedule, pool, ledger, budget)
         except TooManyFailed as error:
             raise TooManyFailed("\n".join([str(error), *find_example(directory, budget)])) from None
-    return ledger.tally
+    return ledger.counts
 
 
 class FileLedger:
-    """A `Ledger` of a real run: failures on disk, a progress line, a log line a shard, a tally. Decides nothing."""
+    """The `Ledger` of a real run: failure records, counts, a log line per shard, a progress line."""
 
     def __init__(
         self,
         directory: RunDirectory,
         plan: RunPlan,
-        suspects: Suspects,
+        deaths: DeathRecords,
         progress: bool = True,
         check_lock: Callable[[], None] = lambda: None,
     ) -> None:
-        """`check_lock`: raises where another driver has taken the run over."""
-        self.tally = Tally()
+        """`check_lock`: raises if another driver has taken the run over."""
+        self.counts = LaunchCounts()
         self._check_lock = check_lock
-        self._directory, self._plan, self._suspects = directory, plan, suspects
-        self._charged = set(plan.earlier)  # shards with a failure file
+        self._directory, self._plan, self._deaths = directory, plan, deaths
+        self._recorded = set(plan.earlier)  # shards with a failure record
         self._given_up = len(plan.failed)
         self._failed_images = sum(receipt.failed_images for receipt in plan.done.values())
         self._images = 0  # done in this launch
-        self._crew = Crew(0, 0, 0, 0, 0, 0, 0)
-        self._waiting = 0.0  # seconds that nobody has been ready, when it was last said
+        self._workers = WorkerCounts()
         self._drawn_at = float("-inf")
         self._draw_every = _LINE_S if sys.stderr.isatty() else _LOG_FILE_S
         self._line = tqdm(total=sum(plan.work.values()), unit=" images", disable=not progress, dynamic_ncols=True)
@@ -203,9 +197,9 @@ class FileLedger:
         failed_before = 0
         if shard in self._plan.repairs and before is not None:
             outcome, failed_before = "repaired", before.failed_images
-            self.tally.mended += failed_before - receipt.failed_images
-            self.tally.repaired += receipt.generation != before.generation
-        if shard in self._charged:
+            self.counts.mended += failed_before - receipt.failed_images
+            self.counts.repaired += receipt.generation != before.generation
+        if shard in self._recorded:
             self._write(lambda: files.clear_failure(self._directory, shard))
         self._failed_images += receipt.failed_images - failed_before
         self._images += self._plan.work.get(shard, receipt.images)
@@ -219,33 +213,31 @@ class FileLedger:
             extra={"facts": {**facts, "outcome": outcome, "images_per_s": round(speed, 3)}},
         )
 
-    def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
-        failure = replace(self._suspects.of(charge.shard), attempts=charge.attempts, given_up=charge.given_up)
-        failure = replace(failure, error=error, worker=worker, failed_at=time.time(), detail=detail)
+    def attempt_failed(self, attempt: FailedAttempt, worker: str, error: str, detail: str) -> None:
+        shard, attempts, given_up = attempt
+        failure = replace(self._deaths.of(shard), attempts=attempts, given_up=given_up, error=error)
+        failure = replace(failure, worker=worker, failed_at=time.time(), detail=detail)
         self._write(lambda: files.record_failure(self._directory, failure))
-        self._charged.add(charge.shard)
-        self._given_up += charge.given_up
-        self.tally.failed_attempts += 1
-        if charge.given_up and charge.shard in self._plan.repairs:
-            self.tally.failed_repairs[charge.shard] = error
-        verdict = "given up" if charge.given_up else "tried again later"
-        facts = {"shard": charge.shard, "attempt": charge.attempts, "given_up": charge.given_up, "worker": worker}
+        self._recorded.add(shard)
+        self._given_up += given_up
+        self.counts.failed_attempts += 1
+        if given_up and shard in self._plan.repairs:
+            self.counts.failed_repairs[shard] = error
+        verdict = "given up" if given_up else "tried again later"
+        facts = {"shard": shard, "attempt": attempts, "given_up": given_up, "worker": worker}
         message = "shard %d failed (attempt %d, %s): %s"
-        _LOG.warning(message, charge.shard, charge.attempts, verdict, error, extra={"facts": facts})
+        _LOG.warning(message, shard, attempts, verdict, error, extra={"facts": facts})
 
     def worker_lost(self, worker: str, error: str, out_of_memory: bool = False) -> None:
-        self.tally.workers_lost += 1
-        self.tally.out_of_memory += out_of_memory
+        self.counts.workers_lost += 1
+        self.counts.out_of_memory += out_of_memory
         _LOG.warning("%s is lost: %s", worker, error, extra={"facts": {"worker": worker}})
 
-    def waiting(self, seconds: float, loading: int) -> None:
-        self._waiting = seconds
-        self._draw()
-        what = f"{loading} are loading" if loading else "are the CPUs and GPUs they ask for free?"
-        _LOG.warning("no worker has been ready for %.0f s: %s", seconds, what)
-
-    def tick(self, crew: Crew) -> None:
-        self._crew = crew
+    def tick(self, workers: WorkerCounts) -> None:
+        if workers.idle_s // SAY_WAITING_S > self._workers.idle_s // SAY_WAITING_S:
+            what = f"{workers.loading} are loading" if workers.loading else "are the CPUs and GPUs they need free?"
+            _LOG.warning("no worker has been ready for %.0f s: %s", workers.idle_s, what)
+        self._workers = workers
         self._check_lock()
         now = time.monotonic()
         if now - self._drawn_at >= self._draw_every:
@@ -253,22 +245,18 @@ class FileLedger:
             self._draw()
 
     def _draw(self) -> None:
-        """The progress line: images, who is at work, who is waited for, what failed."""
-        crew = self._crew
-        if crew.working:
-            self._waiting = 0.0
-        ready = crew.working >= crew.wanted
-        who = f"{crew.working} workers" if ready else f"{crew.working} of {crew.wanted} workers, others are not ready"
-        if not crew.working and crew.leaving:
-            who = f"{crew.leaving} workers finish before their nodes go"
-        elif not crew.working and crew.wanted:
-            whom = f"{crew.loading} workers to load" if crew.loading else "workers to be given CPUs and GPUs"
-            who = f"waiting for {whom}" + (f" ({self._waiting:.0f} s so far)" if self._waiting else "")
-        self._line.n = min(self._line.total, self._images + crew.images)
-        self._line.set_postfix_str(f"{who}, failed: {self._given_up} shards, {self._failed_images} images")
+        """The progress line: images, workers and why others are missing, failures."""
+        now = self._workers
+        notes = [f"{now.loading} loading"] if now.loading else []
+        notes += [f"{now.leaving} leaving with their nodes"] if now.leaving else []
+        if not now.working and now.wanted:
+            notes = [*(notes or ["waiting for CPUs and GPUs"]), *([f"{now.idle_s:.0f} s"] if now.idle_s >= 1 else [])]
+        workers = f"workers: {now.working} of {now.wanted}" + (f" ({', '.join(notes)})" if notes else "")
+        self._line.n = min(self._line.total, self._images + now.images)
+        self._line.set_postfix_str(f"{workers}, failed: {self._given_up} shards, {self._failed_images} images")
 
     def _write(self, action: Callable[[], None]) -> None:
-        """Do something to the run's folder; without it the driver has no memory and cannot go on."""
+        """Write to the run's folder, without which the driver cannot go on."""
         try:
             action()
         except OSError as error:

@@ -1,20 +1,20 @@
-"""A run's folder: where its files lie, what it was started with, and which shards are done.
+"""A run's folder: names of its files, run.json, and which shards are done.
 
-Knows names, run.json, receipts and failures; knows nothing of tensors, Parquet or Ray. The files are the only state:
-pending = the manifest's shards - receipts that hold. The folder may be local or a URI, see `data.storage`.
+The files are the only state: a shard is pending until it has a valid receipt. The folder may be local or a URI, see
+`data.storage`.
 
     run.json                     config and its hash, manifest fingerprint, versions, hashes of body and networks
     labels/shard-00042.parquet   one row per image
-    receipts/shard-00042.json    written last; exists and holds = done
+    receipts/shard-00042.json    written last; exists and is valid = done
     labels/shard-00042.r1.parquet, receipts/shard-00042.r1.json    the same, repaired or done again: `data.receipts`
     failures/shard-00042.json    last error and attempts; never counts as done
-    failures/shard-00042.in-flight.json    the image that is being worked on, see `run.deaths`
-    failures/shard-00042.damage.json    `dto verify` found its label file damaged; the next launch looks again
-    lease/00000001.json          who drives the run now, see `run.lease`
+    failures/shard-00042.in-flight.json    the image that a worker has begun, see `run.deaths`
+    failures/shard-00042.damage.json    `dto verify` found its label file damaged; the next launch checks it
+    lease/00000001.json          which driver has the run, see `run.lease`
 
-Labels and receipts are only ever created, under names that were never used before, and only label files that do not
-count are removed: a driver that lost its run, and a worker that wakes up late, waste time and nothing else. What is
-replaced or removed besides (failures, notes) decides about attempts, never about labels.
+Labels and receipts are only created, under names that were never used before, and only label files that do not count
+are removed. So a driver that lost its run, or a worker that wakes up late, can only waste time. Failures and notes are
+replaced and removed; they decide about attempts, never about labels.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ _READ = {
     "solver": ("mode", "max_height"),
 }  # section of the config -> keys that readers of finished runs ask for
 Place = TypeVar("Place", bound=Location)
-FAILURES, DAMAGE = "failures", "damage"
+FAILURES = "failures"
+DAMAGE, IN_FLIGHT = "damage", "in-flight"  # kinds of notes in failures/
 _RESTORE = "put run.json back as it was, or start anew in another folder: the labels stay where they are"
 _FAILURE = re.compile(r"shard-(\d{5,})\.json")
 _NAMED = 5  # files an error lists
@@ -83,12 +84,12 @@ _MANIFEST_FACTS = ("manifest_path", "manifest_fingerprint", "subset", "shards", 
 
 
 def failure_name(shard: int, note: str = "") -> str:
-    """A shard's last failure below the run's folder, or a note beside it (`find_notes`)."""
+    """Name of a shard's failure record below the run's folder, or of a note of that kind."""
     return f"{FAILURES}/{shard_name(shard)}{note and f'.{note}'}.json"
 
 
 class RunMismatch(DtoError):
-    """A run folder that belongs to other settings; the message names each difference on a line of its own."""
+    """A run folder of other settings; the message has one line for each difference."""
 
 
 class RunDirectoryError(DtoError):
@@ -97,7 +98,7 @@ class RunDirectoryError(DtoError):
 
 @dataclass(frozen=True)
 class RunDirectory(Generic[Place]):
-    """The names inside one run's folder: Paths where it is local, URIs where it is one."""
+    """The names inside one run's folder: Paths if it is local, else URIs."""
 
     root: Place
 
@@ -106,7 +107,7 @@ class RunDirectory(Generic[Place]):
         return open_store(self.root)
 
     def at(self, name: str) -> Place:
-        """Where a name of the run's folder lies."""
+        """The place of a file of the run's folder."""
         root: Location = self.root
         return cast(Place, root / name if isinstance(root, Path) else join_location(root, name))
 
@@ -127,7 +128,7 @@ class RunDirectory(Generic[Place]):
             return False
 
     def create_folders(self) -> None:
-        """Raises: RunDirectoryError where the folder cannot be made, or cannot be created in safely."""
+        """Raises: RunDirectoryError if the folder cannot be made, or its file system cannot create files safely."""
         try:
             self.store.prepare((LABELS, RECEIPTS, FAILURES, LEASE_FOLDER))
         except StoreError:
@@ -142,11 +143,11 @@ class RunDirectory(Generic[Place]):
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong with a shard that is not done; never counts as done."""
+    """Attempts at a shard that failed; never counts as done."""
 
     shard: int
-    attempts: int  # that were charged to the shard
-    given_up: bool  # True: quarantined until somebody asks for a retry
+    attempts: int  # used up
+    given_up: bool  # True: left out until --retry-failed
     error: str  # of the last attempt, one line
     worker: str
     failed_at: float  # [s since 1970 UTC]
@@ -161,7 +162,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class RunScan:
-    """What the files of a run say about its shards."""
+    """State of a run's shards by its files."""
 
     labels: CountedLabels
     records: dict[int, Failure] = field(default_factory=dict)  # shard -> its failure record
@@ -178,20 +179,16 @@ class RunScan:
 
     @cached_property
     def failures(self) -> dict[int, Failure]:
-        """Of shards that were never done."""
+        """Failure records of shards that were never done."""
         return {shard: failure for shard, failure in self.records.items() if shard not in self.settled}
 
     @cached_property
     def settled(self) -> frozenset[int]:
-        """Shards that are done, or were until damage was found, and still have a failure record."""
+        """Shards with a failure record that are done, or were until damage was found."""
         return frozenset(self.records.keys() & (self.done.keys() | self.damaged.keys()))
 
-    def with_failures(self, failures: Iterable[Failure]) -> RunScan:
-        """The same with other records of these shards."""
-        return replace(self, records={**self.records, **{failure.shard: failure for failure in failures}})
-
     def without(self, damage: Mapping[int, str]) -> RunScan:
-        """The same with shards whose label file a closer look found damaged -> why: they are done again."""
+        """The same scan with these shards (-> reason) not done, as their label files are damaged."""
         damaged = {shard: receipt.generation for shard, receipt in self.done.items() if shard in damage}
         done = {shard: receipt for shard, receipt in self.done.items() if shard not in damage}
         labels = replace(self.labels, done=done, void={**self.void, **damage})
@@ -202,7 +199,7 @@ def open_run(directory: RunDirectory, identity: RunIdentity, lock: DriverLock | 
     """Create a run, or check that an existing one is the same. Call it under the lock.
 
     Returns:
-        What run.json holds (of the first launch, where the run existed).
+        The identity in run.json: that of the first launch if the run existed.
 
     Raises:
         RunMismatch: other settings, another manifest or other versions, one difference a line.
@@ -221,29 +218,29 @@ def open_run(directory: RunDirectory, identity: RunIdentity, lock: DriverLock | 
     if holds_labels(directory):
         advice = "use the recorded settings to go on, or another folder to start anew"
         raise RunMismatch("\n".join([f"{directory.root} belongs to another run; {advice}:", *differences]))
-    # A launch failed before its first label: its run.json and what it wrote of failures are forgotten.
+    # A launch failed before its first label: its run.json and failure records are replaced.
     for name in directory.store.entries(FAILURES):
         directory.store.remove(f"{FAILURES}/{name}")
     if lock is not None:
-        lock.check(ask=True)  # the one file that is replaced: whoever took over may have begun with it
+        lock.check(ask=True)  # the one file that is replaced: a driver that took over may use it
     directory.store.replace("run.json", own)
     return identity
 
 
 def holds_labels(directory: RunDirectory) -> bool:
-    """Whether a run has made anything that other settings would make otherwise: a label file or a receipt."""
+    """Whether a run has a label file or a receipt: both depend on its settings."""
     names = (name for folder in (LABELS, RECEIPTS) for name in directory.store.entries(folder))
     return any(not is_temporary(name) for name in names)
 
 
 def find_foreign_files(directory: RunDirectory) -> str:
-    """Why a folder is not to be made a run: it holds files that are no run's; "" where nothing stands against it."""
+    """The reason why a folder cannot become a run: it holds other files; "" if it can."""
     if directory.is_run():
         return ""
     root, own = directory.root, {"run.json", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER, "lost+found"}
     local = isinstance(root, Path) and root.is_dir()
-    names = os.listdir(root) if local else directory.store.entries()  # behind a URI files only, folders are no things
-    # a disk's own things do not count: lost+found, .snapshot, .nfs0000...
+    names = os.listdir(root) if local else directory.store.entries()  # behind a URI: files only
+    # files of the disk itself do not count: lost+found, .snapshot, .nfs0000...
     foreign = sorted(name for name in names if name not in own and not name.startswith("."))
     if not foreign:
         return ""
@@ -252,7 +249,7 @@ def find_foreign_files(directory: RunDirectory) -> str:
 
 
 def read_identity(directory: RunDirectory) -> RunIdentity:
-    """What run.json holds. Raises: RunDirectoryError where there is none or it cannot be read."""
+    """The identity in run.json. Raises: RunDirectoryError if there is none or it cannot be read."""
     path = directory.at("run.json")
     try:
         found = parse_json(directory.store.read("run.json"))
@@ -266,7 +263,7 @@ def read_identity(directory: RunDirectory) -> RunIdentity:
         if identity.shards > _MOST_SHARDS:
             raise ValueError(f"shards is {identity.shards}")
         known = {section: {key: identity.config[section][key] for key in keys} for section, keys in _READ.items()}
-        build_sections(PipelineConfig, known)  # the types of what readers of finished runs ask for
+        build_sections(PipelineConfig, known)  # checks the types of the options that readers of finished runs use
         return identity
     except FileNotFoundError as error:
         raise RunDirectoryError(f"{directory.root} holds no run.json; `dto run` makes one") from error
@@ -276,11 +273,9 @@ def read_identity(directory: RunDirectory) -> RunIdentity:
 
 
 def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = False) -> RunScan:
-    """Read every receipt and failure, and the sizes of the label files.
+    """Read every receipt and failure record, and the sizes of the label files.
 
-    A failure that cannot be read is one of no attempts, so that its shard is worked like any other.
-
-    `footers`: look at the end of every label file too, see `_check_footers`.
+    A failure record that cannot be read counts as no attempts. `footers`: check the end of every label file too.
     """
     labels = count_labels(directory.root, identity.config_hash, identity.manifest_fingerprint)
     failures: dict[int, Failure] = {}
@@ -303,7 +298,7 @@ def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Seque
 
     Args:
         partial: take what is done of a run that is not finished.
-        manifests: where its manifest may lie now, in place of what run.json says.
+        manifests: where its manifest may be now, in place of the path in run.json.
 
     Raises:
         RunDirectoryError: not a run, or shards have no valid receipt and `partial` is not set.
@@ -333,9 +328,9 @@ def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Seque
 
 
 def settle_records(directory: RunDirectory, scan: RunScan, going_on: Collection[int] = ()) -> None:
-    """Take away label files that do not count or are damaged, and failures of shards that are done.
+    """Remove label files that do not count or are damaged, and failure records of shards that are done.
 
-    `going_on`: shards whose failures are those of a repair that is not at its end.
+    `going_on`: shards whose failure record is kept, as their repair is not finished.
     """
     damaged = (label_name(*place) for place in scan.damaged.items())
     settled = (failure_name(shard) for shard in scan.settled - set(going_on))
@@ -344,17 +339,17 @@ def settle_records(directory: RunDirectory, scan: RunScan, going_on: Collection[
 
 
 def record_failure(directory: RunDirectory, failure: Failure) -> None:
-    """Write or replace the failure of a shard."""
+    """Write or replace the failure record of a shard."""
     directory.store.replace(failure_name(failure.shard), json_bytes(failure.to_dict()))
 
 
 def clear_failure(directory: RunDirectory, shard: int) -> None:
-    """Forget the failures of a shard: it is done, or is to be tried afresh."""
+    """Remove the failure record of a shard that is done, or starts again with no attempts."""
     directory.store.remove(failure_name(shard))
 
 
 def read_shard_failure(directory: RunDirectory, shard: int) -> Failure | None:
-    """The failure of one shard; None where there is none, or one that cannot be read (a launch's scan names it)."""
+    """The failure record of one shard; None if there is none or it cannot be read (a launch names it)."""
     try:
         return parse_failure(directory.store.read(failure_name(shard)), directory.failure_file(shard))
     except (FileNotFoundError, RecordInvalid):
@@ -362,46 +357,45 @@ def read_shard_failure(directory: RunDirectory, shard: int) -> Failure | None:
 
 
 def parse_failure(data: bytes, path: Location) -> Failure:
-    """A failure's bytes; errors name `path`. Raises: RecordInvalid."""
+    """Parse a failure record; errors name `path`. Raises: RecordInvalid."""
     return Failure(**parse_record(data, path, FAILURE_SCHEMA, Failure))
 
 
 def note_damage(directory: RunDirectory, shards: Iterable[int]) -> None:
-    """Leave word for the next launch that label files are damaged. Raises: OSError where it cannot be written."""
+    """Note for the next launch that label files are damaged. Raises: OSError if it cannot be written."""
     for shard in shards:
         directory.store.replace(failure_name(shard, DAMAGE), json_bytes({"schema": DAMAGE_SCHEMA, "shard": shard}))
 
 
 def find_notes(directory: RunDirectory, kind: str) -> list[int]:
-    """Shards of which failures/ holds a note of a kind beside their failure."""
+    """Shards with a note of a kind in failures/."""
     found = (re.fullmatch(rf"shard-(\d{{5,}})\.{kind}\.json", name) for name in directory.store.entries(FAILURES))
     return sorted(int(match[1]) for match in found if match)
 
 
 def find_strays(directory: RunDirectory, identity: RunIdentity) -> list[str]:
-    """Names at and below labels/ that are no shard's of this run, and that whoever reads the whole folder reads too."""
+    """Files in labels/ and its subfolders that belong to no shard, and that a reader of the whole folder would read."""
     names: list[str] = []
     with suppress(FileNotFoundError):
         names = [*list_names(join_location(directory.root, LABELS), ("",))]
-    read = (name for name in names if not any(part[0] in "._" for part in name.split("/")))  # others are not
+    read = (name for name in names if not any(part[0] in "._" for part in name.split("/")))  # hidden ones are not read
     return sorted(name for name in read if (place := parse_name(name)) is None or place[0] >= identity.shards)
 
 
-def sweep_temporary(directory: RunDirectory) -> int:
-    """Remove what killed processes left half written; returns how many files. Call it under the lock."""
+def sweep_leftovers(directory: RunDirectory) -> None:
+    """Remove half-written files and in-flight notes of processes that died. Call it under the lock."""
     store = directory.store
-    folders = ("", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER)
-    leftovers = [f"{folder}/{name}" for folder in folders for name in store.entries(folder) if is_temporary(name)]
-    for name in leftovers:
-        store.remove(name.lstrip("/"))
-    return len(leftovers)
+    for folder in ("", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER):
+        for name in filter(is_temporary, store.entries(folder)):
+            store.remove(f"{folder}/{name}".lstrip("/"))
+    for shard in find_notes(directory, IN_FLIGHT):
+        store.remove(failure_name(shard, IN_FLIGHT))
 
 
 def _check_footers(scan: RunScan) -> dict[int, str]:
-    """Shards whose label file does not end as a Parquet file with the receipt's shard key in its footer -> why.
+    """Shards whose label file does not end as Parquet, or whose footer lacks the receipt's shard key -> reason.
 
-    The bytes are looked through, not parsed: a footer takes milliseconds to parse and microseconds to search, and the
-    key (sha256 over config, manifest and row ids) stands nowhere else.
+    The footer is searched for the key (a sha256, so found nowhere else): that takes microseconds, parsing milliseconds.
     """
     void = dict.fromkeys(scan.done, "its label file is gone")
     shards = {label_name(shard, receipt.generation): shard for shard, receipt in scan.done.items()}

@@ -1,8 +1,7 @@
-"""What a run is: all that decides the bytes of its labels, so that a launch tells its own run from another.
+"""Identity of a run: everything that decides the bytes of its labels, so that a launch recognises its own run.
 
-Settings by value, inputs (body model, networks) by content, libraries by version. Where something lies, and how its
-path was spelled, is no part of it: places are for finding. The driver makes every place absolute, so that workers with
-another working directory look where it looked. Knows no files of a run and loads no PyTorch.
+Settings by value, inputs (body model, networks) by content, libraries by version; paths are not part of it. The driver
+makes every path absolute, so that workers with another working directory find the same files. Loads no PyTorch.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from dto_pipeline.schema import LABELS_SCHEMA_NAME
 BODY = "body"  # its name among a run's inputs
 _NETWORKS = (("depth", "model"), ("masks", "model"), ("attributes", "model"), ("attributes", "gender_model"))
 LIBRARIES = ("torch", "numpy", "pyarrow")  # another version of these may change a byte of the labels
-# options that say where something lies or how it is had; its content is compared in their place
+# options with a place or a way to get a file: its content is compared instead
 _PLACES = {
     "body": ("model_path",),
     "depth": ("root", "model", "revision", "offline"),
@@ -41,33 +40,33 @@ _PLACES = {
     "attributes": ("model", "revision", "gender_model", "gender_revision", "offline"),
 }
 _ALWAYS = ("source", "unit")
-# options that count where no network is asked for, and only there; all others count only where one is
+# options that count only without a network; all others count only with one
 _WITHOUT_NETWORK: dict[str, tuple[str, ...]] = {"depth": ("kind", "scale"), "masks": (), "attributes": ()}
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What decides the bytes of a run's labels, and how many there will be."""
+    """Everything that decides the bytes of a run's labels, and their number."""
 
-    config: dict[str, Any]  # PipelineConfig.to_dict of the first start
+    config: dict[str, Any]  # PipelineConfig.to_dict of the first launch
     config_hash: str  # over `label_settings` and `inputs`; every receipt and label file holds it
-    manifest_path: str  # where it was; another place with the same fingerprint is the same manifest
+    manifest_path: str  # at the first launch; another path with the same fingerprint is the same manifest
     manifest_fingerprint: str
     subset: str
     shards: int
     images: int
     persons: int
     versions: dict[str, str]
-    inputs: dict[str, str] = field(default_factory=dict)  # see `identify_inputs`; {} until 0.3.0
+    inputs: dict[str, str] = field(default_factory=dict)  # see `identify_inputs`; {} in 0.3.0
 
     @property
     def body_sha256(self) -> str:
-        """Of the body model; "" where run.json tells none."""
+        """Of the body model; "" if run.json has none."""
         return self.inputs.get(BODY, "")
 
 
 def identify_run(config: PipelineConfig, manifest: Manifest, manifest_path: str | Path) -> RunIdentity:
-    """What a run of `config` over `manifest` with this installation is.
+    """Identity of a run of `config` over `manifest` with this installation.
 
     Raises:
         BodyModelError, ModelMissing, ModelError: a body model or network is not named, not here or not pinned.
@@ -90,7 +89,7 @@ def identify_run(config: PipelineConfig, manifest: Manifest, manifest_path: str 
 def label_settings(config: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The part of a config (`PipelineConfig.to_dict`) that can change a label.
 
-    Not in it: the `run` section, places, and options of a network or a solver that is not asked for.
+    Without the `run` section, places, and options of a network or a solver that is not used.
     """
     kept = {}
     for section in config.keys() - {"run"}:
@@ -113,9 +112,9 @@ def hash_settings(config: Mapping[str, Mapping[str, Any]], inputs: Mapping[str, 
 
 
 def describe_run_difference(recorded: RunIdentity, wanted: RunIdentity) -> list[str]:
-    """One line per difference that may change a label byte; the `run` section and all places may differ."""
+    """One line per difference that may change a label byte; the `run` section and paths may differ."""
     before, after = label_settings(recorded.config), label_settings(wanted.config)
-    if ("joint" in before) != ("joint" in after):  # solver.mode differs; forty options of one mode would hide it
+    if ("joint" in before) != ("joint" in after):  # solver.mode differs; the forty options of one mode would hide it
         before.pop("joint", None)
         after.pop("joint", None)
     lines = describe_difference(before, after)
@@ -142,11 +141,11 @@ class Places:
     """Folders of a run."""
 
     images: Location
-    depth: Location | None  # None = a network looks
+    depth: Location | None  # None = a network makes the maps
 
 
 def settle_config(config: PipelineConfig, manifest: Manifest) -> PipelineConfig:
-    """The config as a run works by it: every place absolute, a body model named. Raises: ConfigError, it is not."""
+    """The config with absolute paths and the body model named. Raises: ConfigError if none is named."""
     config = with_body(config, config.body.model_path or manifest.body)
     require_body(config.body)
     settled = config.to_dict()
@@ -165,7 +164,7 @@ def settle_config(config: PipelineConfig, manifest: Manifest) -> PipelineConfig:
 def find_places(
     config: PipelineConfig, manifest: Manifest, images_root: str | Path | None, depth_root: str | Path | None
 ) -> Places:
-    """Where a run looks for photographs and depth maps: as told, else as the config or the manifest names it."""
+    """Folders of photographs and depth maps: as given, else those of the config or the manifest."""
     images = absolute(images_root) if images_root else manifest.images_root
     if config.depth.source != "files":
         return Places(images, None)
@@ -174,20 +173,22 @@ def find_places(
 
 
 def find_missing(config: PipelineConfig, manifest: Manifest, places: Places, here: bool = True) -> list[str]:
-    """What every image would fail for, a sentence each; [] where nothing is missing as far as can be told.
+    """Inputs without which every image would fail, a sentence each; [] if nothing is known to be missing.
 
-    `here`: on this machine; False = on a cluster's nodes, which may see folders that this machine does not. Raises:
-    StorageError for a URI that no file system opens.
+    `here`: False if workers on other machines may see folders that this machine does not. Raises: StorageError for a
+    URI of an unknown kind.
     """
     missing = []
     if config.depth.source == "files" and manifest.depth_root is None:
-        advice = "build it with `depth` in the data set's YAML, or look with a network: depth.source=model, depth.model"
+        advice = (
+            "build it with `depth` in the data set's YAML, or let a network make them: depth.source=model, depth.model"
+        )
         missing.append(f"{manifest.path} names no depth maps; {advice}; see docs/seeing.md")
     if not here:
         return missing
     for what, place in (("images", places.images), ("depth", places.depth)):
         if place and not folder_exists(place):
-            advice = f"check the path, or name it where it lies now: --{what} DIR"
+            advice = f"check the path, or name its new place: --{what} DIR"
             missing.append(f"{what} folder {place} of {manifest.path}: there is no such folder here; {advice}")
     try:
         if isinstance(body := as_location(config.body.model_path), Path):
@@ -200,17 +201,14 @@ def find_missing(config: PipelineConfig, manifest: Manifest, places: Places, her
 def identify_inputs(config: PipelineConfig) -> dict[str, str]:
     """Content of everything that decides labels besides config and manifest: name -> sha256, or NAME@COMMIT.
 
-    Every file is read once a process and kept in mind by size and time of change.
+    Every file is read once per process, and again if its size or time of change differs.
 
     Raises:
-        BodyModelError, ModelMissing, ModelError: one is not named, not there or not pinned.
+        BodyModelError, ModelMissing, ModelError: one is not named, missing or not pinned.
     """
     path = config.body.model_path
-    place = as_location(path)
-    if isinstance(place, Path):
-        return {BODY: sha256_once(locate_body(path)), **identify_networks(config)}
     try:
-        with local_copy(place, (".npz",)) as copy:
-            return {BODY: sha256_once(locate_body(copy)), **identify_networks(config)}
+        with local_copy(as_location(path), (".npz",)) as body:
+            return {BODY: sha256_once(locate_body(body)), **identify_networks(config)}
     except FileNotFoundError as error:
         raise BodyModelError(f"no body model at {path}; expected an npz made by `dto body import`") from error

@@ -1,15 +1,14 @@
-"""One driver per run: a lease with a heartbeat. Knows nothing of shards. Seconds.
+"""One driver per run: a lease with a heartbeat. Seconds.
 
     lease/00000007.json    the newest number is the lease; its owner rewrites it every `heartbeat_s`
 
-Taking the lease means creating the next number, which one process only can (create if absent). Only the owner of a
-number writes its file, so a driver that slept through a take-over cannot undo it: it sees a higher number and stops.
-The newest file stays when its owner leaves (``released``), so that numbers never come twice.
+To take the lease is to create the next number, which only one process can (create if absent). Only the owner of a
+number writes its file: a driver that slept through a take-over sees a higher number and stops. The newest file stays
+when its owner leaves (``released``), so that no number is used twice.
 
-A driver of this machine is judged by its process: a dead one is followed at once, and on a local folder one that
-lives, paused or not, refuses all others. Any other is judged by its heartbeat, not by clocks of two hosts: an observer
-watches the file for as long as it promises (`lease_s`) on its own monotonic clock. A change means a live driver; no
-change means a dead one, whatever the clocks say. The times in the file are for people.
+A driver of this machine is judged by its process: if it is dead, the next driver starts at once; if it lives, paused or
+not, it keeps a local folder. Any other driver is judged by its heartbeat, not by the clocks of two hosts: an observer
+watches the file for `lease_s` on its own monotonic clock, and a file that does not change means a dead driver.
 """
 
 from __future__ import annotations
@@ -33,41 +32,41 @@ from dto_pipeline.data.storage import Location, Store, open_store
 from dto_pipeline.errors import DtoError
 
 LEASE_FOLDER = "lease"
-LOOK_S = 1.0  # how often a lease is looked at that may be a dead driver's
+LOOK_S = 1.0  # how often the lease of a perhaps dead driver is read
 LEASE_SCHEMA = "dto-lease/1"
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # counts the machine's sleep, where there is one
 _NAME = re.compile(r"(\d{8})\.json")
-_LEFT: set[str] = set()  # tokens of this process's locks that were left when nothing could be written
+_LEFT: set[str] = set()  # tokens of locks that this process left when nothing could be written
 _LOG = logging.getLogger(__name__)
 
 
 class RunLocked(DtoError):
-    """Another driver is at work on this run; the message names it."""
+    """Another driver works on this run; the message names it."""
 
 
 class RunLockLost(DtoError):
-    """Another driver took this run over, or this one could not say in time that it lives."""
+    """Another driver took this run over, or this one could not write its heartbeat in time."""
 
 
 @dataclass(frozen=True)
 class LeaseRecord:
-    """What a lease file says."""
+    """Content of a lease file."""
 
     pid: int
     host: str
     machine: str  # boot and pid namespace of the process; "" = unknown
-    process: str  # when that process started, by its machine's own count: pids come again
+    process: str  # when that process started, by its machine's count: pids are reused
     token: str  # one per driver
-    since: str  # UTC, by the owner's clock; for people
+    since: str  # UTC, by the owner's clock; for display
     beat: int
-    beat_at: str  # UTC, by the owner's clock; for people
+    beat_at: str  # UTC, by the owner's clock; for display
     heartbeat_s: float
     lease_s: float
-    released: bool = False  # True: its owner left in good order
+    released: bool = False  # True: its owner gave it back
 
     @property
     def state(self) -> str:
-        """``alive``, ``gone``, or ``on another host`` (cannot be told from here)."""
+        """``alive``, ``gone``, or ``on another host`` (not known here)."""
         if self.host != socket.gethostname() or (self.machine and self.machine != machine_mark()):
             return "on another host"
         found = process_mark(self.pid)
@@ -75,16 +74,19 @@ class LeaseRecord:
 
     @property
     def is_free(self) -> bool:
-        """Whether nobody drives by it: left in good order, or its owner is known to be dead."""
+        """Whether it was given back, or its owner is known to be dead."""
         return self.released or self.token in _LEFT or (bool(self.machine) and self.state == "gone")
 
     def describe(self) -> str:
-        """Who, where, since when."""
+        """Process, host and start, as text."""
         return f"process {self.pid} on {self.host} since {self.since}"
+
+    def to_bytes(self) -> bytes:
+        return json_bytes({"schema": LEASE_SCHEMA, **asdict(self)})
 
 
 class DriverLock:
-    """Context manager that holds a run for this process: beats in a daemon thread; `check` it now and then."""
+    """Context manager that holds a run for this process, with a heartbeat in a daemon thread; `check` it regularly."""
 
     def __init__(
         self, root: Location, config: RunConfig | None = None, clock: Callable[[], float] | None = None
@@ -100,7 +102,7 @@ class DriverLock:
         self._thread = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
 
     def __enter__(self) -> DriverLock:
-        """Raises: RunLocked when a live driver holds the run; DtoError where the folder cannot be written."""
+        """Raises: RunLocked if a live driver holds the run; DtoError if the folder cannot be written."""
         try:
             self.acquire()
         except OSError as error:
@@ -113,12 +115,12 @@ class DriverLock:
     def __exit__(self, *_: object) -> None:
         try:
             self.release()
-        except OSError as problem:  # others wait until it expires, or we end; what went wrong before matters more
+        except OSError as problem:  # others wait until it expires, or this process ends; an earlier error matters more
             _LEFT.add(self._record.token)
             _LOG.warning("the lease of %s could not be given back: %s", self._store.root, problem)
 
     def acquire(self) -> None:
-        """Take the lease, at once or after watching a silent driver for as long as it promised to be silent at most.
+        """Take the lease: at once if it is free, else after watching its owner for as long as the lease lasts.
 
         Raises:
             RunLocked: a live driver holds it.
@@ -127,18 +129,24 @@ class DriverLock:
             epoch, data = read_newest(self._store)
             record = parse_lease(data)
             if self._is_local and record is not None and not record.is_free and record.state == "alive":
-                raise RunLocked(refusal(self._store, record))
+                raise self._locked(record)
             free = data is None or (record is not None and record.is_free)
             if (free or self._watch(epoch, data, record)) and self._claim(epoch + 1):
                 break
+        if record is not None and not record.released and record.token not in _LEFT:
+            advice = "if a run without workers dies at the same image again, --workers 1 finds that image and goes on"
+            _LOG.warning("%s drove %s and died; %s", record.describe(), self._store.root, advice)
         self._renewed_at = self._clock()
         self._thread.start()
 
     def _watch(self, epoch: int, data: bytes | None, record: LeaseRecord | None) -> bool:
-        """Look at a lease for as long as it lasts; True if it was silent, False if it was left meanwhile."""
-        patience = record.lease_s if record else self._record.lease_s
+        """Watch a lease; True if it did not change, False if its owner gave it back.
+
+        A file that cannot be read is watched for two heartbeats only: a live owner writes it anew at each.
+        """
+        patience = record.lease_s if record else 2 * self._record.heartbeat_s
         who = record.describe() if record else "an unreadable lease"
-        _LOG.warning("%s is held by %s: taken over if it is silent for %.0f s", self._store.root, who, patience)
+        _LOG.warning("%s is held by %s: taken over if nothing changes for %.0f s", self._store.root, who, patience)
         started = self._clock()
         while self._clock() - started < patience:
             time.sleep(LOOK_S)
@@ -147,15 +155,22 @@ class DriverLock:
                 now = parse_lease(found[1])
                 if now is not None and now.is_free:
                     return False
-                raise RunLocked(refusal(self._store, now))
-        _LOG.warning("%s is taken over from %s: silent for %.0f s", self._store.root, who, patience)
+                raise self._locked(now)
         return True
 
+    def _locked(self, record: LeaseRecord | None) -> RunLocked:
+        who, until = "another process", ""
+        if record is not None and not record.released:
+            who = f"{record.describe()} (heartbeat {record.beat}, every {record.heartbeat_s:g} s)"
+            until = f": its lease ends {record.lease_s:g} s after its last heartbeat"
+        advice = f"wait for it, or stop it and start again{until}"
+        return RunLocked(f"{self._store.root} is being worked on by {who}; {advice}")
+
     def check(self, ask: bool = False) -> None:
-        """`ask`: look for another driver now, not at the next heartbeat.
+        """`ask`: look for another driver now, not only at the next heartbeat.
 
         Raises:
-            RunLockLost: the heartbeat found that the run is another driver's, or could not be written.
+            RunLockLost: another driver has the run, or the heartbeat could not be written.
         """
         if ask:
             self.beat()
@@ -163,15 +178,15 @@ class DriverLock:
             raise RunLockLost(self._lost)
 
     def release(self) -> None:
-        """Stop beating and leave the lease, if it is still ours, to whoever comes next."""
+        """Stop the heartbeat and give the lease back, if it is still ours."""
         self._stop.set()
         self._thread.join()
-        if not self._lost and _newest_epoch(self._store) == self._epoch:
-            self._store.replace(_name(self._epoch), _to_bytes(replace(self._record, released=True)))
+        if not self._lost and _epochs(self._store)[-1:] == [self._epoch]:
+            self._store.replace(_name(self._epoch), replace(self._record, released=True).to_bytes())
 
     def _claim(self, epoch: int) -> bool:
-        """Create the lease file `epoch`; an answer that was lost on the way is found out by the token."""
-        name, data = _name(epoch), _to_bytes(self._record)
+        """Create the lease file `epoch`; if the store's answer was lost, the token shows whether it is ours."""
+        name, data = _name(epoch), self._record.to_bytes()
         if not self._store.create(name, data) and self._store.read(name) != data:
             return False
         self._epoch = epoch
@@ -187,16 +202,17 @@ class DriverLock:
             _LOG.error("%s", self._lost)
 
     def beat(self) -> None:
-        """Say that this driver lives, or find out that another one has the run."""
+        """Write the heartbeat, or find that another driver has the run."""
         asked_at, root = self._clock(), self._store.root
         try:
-            if _newest_epoch(self._store) > self._epoch:
-                record = parse_lease(read_newest(self._store)[1])
+            epoch, data = read_newest(self._store)
+            if epoch > self._epoch:
+                record = parse_lease(data)
                 who = record.describe() if record else "another driver"
                 self._lost = f"{root} was taken over by {who}: this driver was silent for too long and stops"
                 return
             self._record = replace(self._record, beat=self._record.beat + 1, beat_at=_utc_now())
-            self._store.replace(_name(self._epoch), _to_bytes(self._record))
+            self._store.replace(_name(self._epoch), self._record.to_bytes())
             self._renewed_at = asked_at
         except OSError as error:
             _LOG.warning("the heartbeat of %s could not be written: %s", root, error)
@@ -207,7 +223,7 @@ class DriverLock:
 
 
 def read_holder(root: Location) -> LeaseRecord | None:
-    """Who holds a run, or held it last and has not left in good order; None where nobody does."""
+    """The record of the driver that holds a run, or died while it did; None if there is none."""
     record = parse_lease(read_newest(open_store(root))[1])
     return None if record is None or record.released else record
 
@@ -220,39 +236,30 @@ def new_record(config: RunConfig) -> LeaseRecord:
 
 
 def read_newest(store: Store) -> tuple[int, bytes | None]:
-    """Number and bytes of the newest lease file; (0, None) where nobody ever held one."""
-    while epoch := _newest_epoch(store):
+    """Number and bytes of the newest lease file; (0, None) if there never was one."""
+    while epochs := _epochs(store):
         try:
-            return epoch, store.read(_name(epoch))
+            return epochs[-1], store.read(_name(epochs[-1]))
         except FileNotFoundError:
-            continue  # a newer one was made, and this one swept, since we looked
+            continue  # meanwhile a newer one was created, and this one removed
     return 0, None
 
 
 def parse_lease(data: bytes | None) -> LeaseRecord | None:
-    """The record of a lease file; None where it cannot be read."""
+    """The record of a lease file; None if it cannot be read."""
     try:
         return LeaseRecord(**parse_record(data or b"", LEASE_FOLDER, LEASE_SCHEMA, LeaseRecord))
     except RecordInvalid:
         return None
 
 
-def refusal(store: Store, record: LeaseRecord | None) -> str:
-    """What somebody is told who must not drive a run now."""
-    who, until = "another process", ""
-    if record is not None and not record.released:
-        who = f"{record.describe()} (heartbeat {record.beat}, every {record.heartbeat_s:g} s)"
-        until = f": its lease ends {record.lease_s:g} s after its last heartbeat"
-    return f"{store.root} is being worked on by {who}; wait for it, or stop it and start again{until}"
-
-
 def process_name() -> str:
-    """Name of this process as receipts spell it: host:pid."""
+    """Name of this process in receipts: host:pid."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def machine_mark() -> str:
-    """What tells this boot of this machine, and this container's pids, from others; "" where it cannot be known."""
+    """Identity of this boot of this machine, and of this container's pids; "" if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
@@ -261,7 +268,7 @@ def machine_mark() -> str:
 
 
 def process_mark(pid: int) -> str:
-    """When a process of this machine started [kernel ticks]; "" where there is none."""
+    """When a process of this machine started [kernel ticks]; "" if there is none."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -270,19 +277,12 @@ def process_mark(pid: int) -> str:
 
 
 def _epochs(store: Store) -> list[int]:
-    return [int(match[1]) for match in map(_NAME.fullmatch, store.entries(LEASE_FOLDER)) if match]
-
-
-def _newest_epoch(store: Store) -> int:
-    return max(_epochs(store), default=0)
+    """Numbers of the lease files, ascending."""
+    return sorted(int(match[1]) for match in map(_NAME.fullmatch, store.entries(LEASE_FOLDER)) if match)
 
 
 def _name(epoch: int) -> str:
     return f"{LEASE_FOLDER}/{epoch:08d}.json"
-
-
-def _to_bytes(record: LeaseRecord) -> bytes:
-    return json_bytes({"schema": LEASE_SCHEMA, **asdict(record)})
 
 
 def _utc_now() -> str:

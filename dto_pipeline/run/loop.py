@@ -1,9 +1,8 @@
-"""The driver's loop: who does which shard next, what a failure costs, which workers are replaced or ended.
+"""The driver's loop: assign shards to workers, count failures, replace dead workers, end hung ones.
 
-`Schedule` knows the shards, `drive` the workers: it joins a schedule to any `WorkerPool` and tells a `Ledger` what to
-remember, so that the same loop drives real workers and, in virtual time, thousands of fake ones. No files, no Ray, no
-clock but the pool's. A worker is named by a string and has one shard at a time; its death is charged to that shard.
-Seconds.
+`Schedule` has the shards, `drive` the workers: it connects a schedule with any `WorkerPool` and reports to a `Ledger`,
+so that the same loop drives real workers and, in virtual time, thousands of simulated ones. No files, no Ray, and no
+clock but the pool's. A worker has a name and one shard at a time; its death counts against that shard. Seconds.
 """
 
 from __future__ import annotations
@@ -17,53 +16,53 @@ from itertools import islice
 from dto_pipeline.config import RunConfig
 from dto_pipeline.errors import DtoError
 from dto_pipeline.run.pool import (
-    Crew,
     Event,
+    FailedAttempt,
     Ledger,
     ShardDone,
     ShardProgress,
     ShardRaised,
+    WorkerCounts,
     WorkerDraining,
     WorkerLost,
     WorkerPlaced,
     WorkerPool,
     WorkerReady,
 )
-from dto_pipeline.run.sanity import Charge, FailureBudget
+from dto_pipeline.run.sanity import FailureBudget
 
 DEADLINE_FACTOR = 10.0  # a first attempt may take this many times the median shard ...
 DEADLINE_FLOOR_S = 120.0  # ... but never less than this [s]
 _DEADLINE_SAMPLES = 5  # shards done before the median means anything
 _RECENT = 64  # durations remembered
-MEMORY_ATTEMPTS = 3  # deaths for want of memory that a shard is not charged for
-POLL_S = 5.0  # the loop looks at watchdog and waiting workers at least this often
-WATCH_S = 1.0  # and at most this often: it looks at every worker, which thousands of them would make dear
-SAY_WAITING_S = 60.0  # how often it says that no worker has come yet
-MAX_START_FAILURES = 3  # workers that die in a row before they were ready: the fault is not a shard's ...
+MEMORY_ATTEMPTS = 3  # deaths for lack of memory that do not count against a shard
+POLL_S = 5.0  # the loop checks deadlines and waiting workers at least this often
+WATCH_S = 1.0  # and at most this often: with thousands of workers the check is expensive
+MAX_START_FAILURES = 3  # workers that die in a row before they were ready: no shard is the cause ...
 START_FAILURE_SHARE = 0.1  # ... and at least this part of all workers: of 512 that start at once some die by chance
-MAX_NODE_FAILURES = 5  # workers that die in a row on one node, not all at one shard: the fault is the node's
+MAX_NODE_FAILURES = 5  # workers that die in a row on one node, not all at one shard: the node is the cause
 
 
 class RunAborted(DtoError):
-    """The run cannot go on; shards that are done stay done. The message says why and what to try."""
+    """The run cannot go on; shards that are done stay done. The message has the reason and the next step."""
 
 
 class TooManyFailed(RunAborted):
     """More shards or images than `run.max_failed_shards` or `run.max_failed_images`: the rest stays pending."""
 
-    exit_code = 1  # as for a run that came to its end with so many
+    exit_code = 1  # as for a run that ended with so many
 
 
 def likely_next(order: Sequence[int], workers: int) -> dict[int, int]:
-    """Shard -> the one that its worker will be given next, each `workers`-th, as long as no worker comes or goes.
+    """Shard -> the next shard of the same worker: each `workers`-th, as long as no worker comes or goes.
 
-    So each knows what to read ahead, and no two read the same.
+    So each worker knows what to load ahead, and no two load the same.
     """
     return dict(zip(order, order[max(1, workers) :], strict=False))
 
 
 class Schedule:
-    """Shards of one launch that are pending, under way or given up, and what each has cost."""
+    """Shards of one launch that are pending, under way or given up, and the attempts of each."""
 
     def __init__(
         self,
@@ -78,7 +77,7 @@ class Schedule:
             attempts: used up in earlier launches, per shard.
             allows_another: (shard, attempt, out of memory) -> whether a shard whose process died may be tried again
                 although it has used up its attempts, see `run.deaths`.
-            partial: shards of which only some images are done: how long they take says nothing about whole ones.
+            partial: shards of which only some images are done: their durations do not count.
         """
         self.config = config
         self.pending: deque[int] = deque(shards)
@@ -88,8 +87,8 @@ class Schedule:
         self._partial = frozenset(partial)
         self._following = likely_next([shard for shard in self.pending if shard not in partial], config.workers)
         self._allows_another = allows_another
-        self._short_of_memory: Counter[int] = Counter()  # deaths for want of memory that no attempt was charged for
-        self._doubted: set[int] = set()  # shards whose worker died once before it had begun, as far as known
+        self._memory_deaths: Counter[int] = Counter()  # deaths for lack of memory that did not count
+        self._spared: set[int] = set()  # shards whose worker died once before it had begun, as far as known
         self._durations: deque[float] = deque(maxlen=_RECENT)
 
     @property
@@ -98,7 +97,7 @@ class Schedule:
         return len(self.pending) + len(self.under_way)
 
     def take(self, before: int | None, workers: int) -> int:
-        """A shard for a worker that did `before` last: the one it has begun to read, if that is among the next few."""
+        """The shard for a worker that did `before` last: the one it has loaded ahead, if that is one of the next."""
         shard = self._following.get(-1 if before is None else before)
         if shard is None or shard not in islice(self.pending, 2 * workers):
             shard = self.pending[0]
@@ -107,31 +106,31 @@ class Schedule:
         return shard
 
     def done(self, shard: int, seconds: float, computed: bool = True) -> None:
-        """`computed`: False where the result was found on disk, so that its duration says nothing."""
+        """`computed`: False if the labels were found on disk, so that the duration does not count."""
         self.under_way.discard(shard)
         if computed and shard not in self._partial:
             self._durations.append(seconds)
 
-    def failed(self, shard: int) -> Charge:
+    def failed(self, shard: int) -> FailedAttempt:
         """Its runner raised: one attempt used up; queued again at the end, or given up."""
         return self._charge(shard, another=False)
 
     def died(
         self, shard: int, blameless: bool = False, begun: bool = True, out_of_memory: bool = False
-    ) -> Charge | None:
-        """Its worker died: it is queued again and charged, unless that was `blameless`.
+    ) -> FailedAttempt | None:
+        """Its worker died: it is queued again, and an attempt is used up unless the death was `blameless`.
 
-        `begun` is False where the worker is not known to have begun with it, which is believed once per shard.
-        `out_of_memory`: its machine lacked memory, which others may have taken: the shard comes last, without a charge,
-        `MEMORY_ATTEMPTS` times; what takes the memory away more often may be the shard itself.
+        `begun` False: the worker is not known to have begun the shard; that is accepted once per shard.
+        `out_of_memory`: its machine lacked memory, perhaps because of others: the shard comes last and no attempt is
+        used up, `MEMORY_ATTEMPTS` times; after that the shard itself may be the cause.
         """
         self.under_way.discard(shard)
         spared = blameless
         if not begun and not blameless:
-            spared = shard not in self._doubted
-            self._doubted.add(shard)
-        if out_of_memory and not blameless and self._short_of_memory[shard] < MEMORY_ATTEMPTS:
-            self._short_of_memory[shard] += 1
+            spared = shard not in self._spared
+            self._spared.add(shard)
+        if out_of_memory and not blameless and self._memory_deaths[shard] < MEMORY_ATTEMPTS:
+            self._memory_deaths[shard] += 1
             self.pending.append(shard)
             return None
         if spared:
@@ -139,15 +138,15 @@ class Schedule:
             return None
         return self._charge(shard, self._allows_another(shard, self.attempts.get(shard, 0) + 1, out_of_memory))
 
-    def deadline(self, shard: int | None = None) -> float:
+    def deadline(self, shard: int) -> float:
         """Seconds a shard may take: a multiple of the median for a first attempt, the configured limit afterwards."""
         limit = self.config.shard_timeout_s
-        if self.attempts.get(-1 if shard is None else shard, 0) > 0 or len(self._durations) < _DEADLINE_SAMPLES:
+        if self.attempts.get(shard, 0) > 0 or len(self._durations) < _DEADLINE_SAMPLES:
             return limit
         return min(limit, max(DEADLINE_FLOOR_S, DEADLINE_FACTOR * statistics.median(self._durations)))
 
-    def _charge(self, shard: int, another: bool) -> Charge:
-        """Count an attempt. `another`: one more is allowed, however many there were."""
+    def _charge(self, shard: int, another: bool) -> FailedAttempt:
+        """Count an attempt, then queue the shard again or give it up. `another`: one more is allowed in any case."""
         self.under_way.discard(shard)
         self.attempts[shard] = self.attempts.get(shard, 0) + 1
         given_up = self.attempts[shard] >= self.config.max_attempts and not another
@@ -155,13 +154,13 @@ class Schedule:
             self.given_up.add(shard)
         else:
             self.pending.append(shard)
-        return Charge(shard, self.attempts[shard], given_up)
+        return FailedAttempt(shard, self.attempts[shard], given_up)
 
 
 def drive(schedule: Schedule, pool: WorkerPool, ledger: Ledger, budget: FailureBudget | None = None) -> None:
     """Work until every shard of `schedule` is done or given up.
 
-    `budget`: how many failures are allowed; None = any number. Raises: RunAborted where workers cannot start,
+    `budget`: how many failures are allowed; None = any number. Raises: RunAborted if workers cannot start,
     TooManyFailed.
     """
     _Loop(schedule, pool, ledger, budget or FailureBudget(1.0, {})).run()
@@ -169,18 +168,18 @@ def drive(schedule: Schedule, pool: WorkerPool, ledger: Ledger, budget: FailureB
 
 @dataclass
 class _Worker:
-    placed_at: float | None = None  # since when it warms up; None = it waits for its place
+    placed_at: float | None = None  # since when it loads; None = it waits for CPUs and GPUs
     ready: bool = False
-    leaving: bool = False  # its node is about to go: it finishes its shard, somebody else does the rest
+    leaving: bool = False  # its node is about to be taken away: it finishes its shard and gets no other
     node: str = ""
     shard: int | None = None  # None = idle
     before: int | None = None  # the shard it had last
-    since: float = 0.0  # when it was given its shard
+    since: float = 0.0  # when it got its shard
     images: int = 0  # of the shard that are done
 
 
 class _Loop:
-    """State of one `drive`: its workers, since when nobody is ready, what died in a row and where."""
+    """State of one `drive`."""
 
     def __init__(self, schedule: Schedule, pool: WorkerPool, ledger: Ledger, budget: FailureBudget) -> None:
         self.schedule, self.pool, self.ledger, self.budget = schedule, pool, ledger, budget
@@ -188,13 +187,13 @@ class _Loop:
         self.failed_starts: list[str] = []  # the node of each in a row, "" = unknown
         self.died_on: dict[str, list[int | None]] = {}  # node -> shards (None = a start) since one was finished there
         self.avoided: set[str] = set()
-        self.idle_since = self.said_at = self.watched_at = pool.now()
+        self.idle_since = self.watched_at = pool.now()
 
     def run(self) -> None:
         schedule, pool = self.schedule, self.pool
         while schedule.unfinished:
-            crew = self._count()
-            for _ in range(crew.wanted - crew.working - crew.starting):
+            counts = self._count()
+            for _ in range(counts.wanted - sum(not worker.leaving for worker in self.workers.values())):
                 self.workers[pool.start_worker()] = _Worker()
             for name, worker in self.workers.items():
                 if worker.ready and not worker.leaving and worker.shard is None and schedule.pending:
@@ -206,21 +205,21 @@ class _Loop:
                     self._handle(event, self.workers[event.worker])
             if pool.now() - self.watched_at >= WATCH_S:
                 self.watched_at = pool.now()
-                self._watch()
+                self._end_hanging()
             self.ledger.tick(self._count())
 
-    def _count(self) -> Crew:
-        workers, unfinished = self.workers.values(), self.schedule.unfinished
-        ready = sum(worker.ready for worker in workers)
-        leaving = sum(worker.leaving and worker.ready for worker in workers)
-        return Crew(
-            working=ready - leaving,
-            leaving=leaving,
+    def _count(self) -> WorkerCounts:
+        workers = self.workers.values()
+        working = sum(worker.ready and not worker.leaving for worker in workers)
+        if working:
+            self.idle_since = self.pool.now()
+        return WorkerCounts(
+            working=working,
+            leaving=sum(worker.ready and worker.leaving for worker in workers),
             loading=sum(worker.placed_at is not None and not worker.ready for worker in workers),
-            starting=len(workers) - ready,
-            wanted=min(max(1, self.schedule.config.workers), unfinished),  # with 0 this process is the one
-            unfinished=unfinished,
+            wanted=min(max(1, self.schedule.config.workers), self.schedule.unfinished),  # with 0: this process
             images=sum(worker.images for worker in workers if worker.shard is not None),
+            idle_s=self.pool.now() - self.idle_since,
         )
 
     def _handle(self, event: Event, worker: _Worker) -> None:
@@ -240,17 +239,17 @@ class _Loop:
                 self.died_on.pop(worker.node, None)
                 self.ledger.shard_done(event.receipt)
                 self.budget.shard_done(event.receipt)
-                self._judge()
+                self._check_budget()
             case ShardRaised():
                 worker.shard = None
-                self._charged(self.schedule.failed(event.shard), event.worker, event.error, event.detail)
+                self._attempt_failed(self.schedule.failed(event.shard), event.worker, event.error, event.detail)
                 if event.fatal:
-                    self._end(event.worker, event.error, blameless=True)  # the shard it was at has been charged above
+                    self._end(event.worker, event.error, blameless=True)  # its shard has been charged above
             case WorkerLost():
                 self._worker_lost(event)
 
     def _worker_lost(self, event: WorkerLost, in_a_row: bool = True) -> None:
-        """`in_a_row`: whether a failed start counts towards those after which the run is stopped."""
+        """`in_a_row`: whether a failed start counts towards those that stop the run."""
         self.ledger.worker_lost(event.worker, event.error, event.out_of_memory)
         worker = self.workers.pop(event.worker)
         node = event.node or worker.node
@@ -260,12 +259,12 @@ class _Loop:
             if in_a_row and not event.blameless and node not in self.avoided:
                 self._start_failed(node, event.error)
         elif worker.shard is not None:
-            charge = self.schedule.died(worker.shard, event.blameless, event.begun, event.out_of_memory)
-            if charge is not None:
-                self._charged(charge, event.worker, event.error, event.detail)
+            attempt = self.schedule.died(worker.shard, event.blameless, event.begun, event.out_of_memory)
+            if attempt is not None:
+                self._attempt_failed(attempt, event.worker, event.error, event.detail)
 
     def _judge_node(self, node: str, shard: int | None, error: str) -> None:
-        """Count a death; a node on which one follows the other is left out, if there is another to go to."""
+        """Count a death; avoid a node on which workers die in a row, if there is another."""
         if not node or node in self.avoided:
             return
         died = self.died_on.setdefault(node, [])
@@ -276,59 +275,54 @@ class _Loop:
         self.avoided.add(node)
         self.pool.avoid_node(node)
         self.failed_starts = [other for other in self.failed_starts if other != node]
-        what = f"{MAX_NODE_FAILURES} workers in a row died there; the last said: {error}"
+        what = f"{MAX_NODE_FAILURES} workers in a row died there; the last error: {error}"
         self.ledger.worker_lost(f"node {node}", f"no more workers are started on it: {what}")
 
     def _other_nodes(self, node: str) -> set[str]:
         return {worker.node for worker in self.workers.values() if worker.ready and worker.node} - {node}
 
     def _start_failed(self, node: str, error: str) -> None:
-        """Stop where starts fail in a row, unless all on one node while others work: that is judged as the node's."""
+        """Stop if starts fail in a row, unless all on one node while others work: then only the node is judged."""
         self.failed_starts.append(node)
         failed = len(self.failed_starts)
         alone = node and set(self.failed_starts) == {node} and self._other_nodes(node)
         if failed >= max(MAX_START_FAILURES, START_FAILURE_SHARE * self.schedule.config.workers) and not alone:
-            raise RunAborted(f"{failed} workers in a row could not start; the last said: {error}")
+            raise RunAborted(f"{failed} workers in a row could not start; the last error: {error}")
 
-    def _charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
-        self.ledger.shard_charged(charge, worker, error, detail)
+    def _attempt_failed(self, attempt: FailedAttempt, worker: str, error: str, detail: str) -> None:
+        self.ledger.attempt_failed(attempt, worker, error, detail)
         given_up, limit = len(self.schedule.given_up), self.schedule.config.max_failed_shards
         if given_up > limit:
-            advice = "look at failures/, then start again with --retry-failed, or raise run.max_failed_shards"
-            raise TooManyFailed(f"{given_up} shards were given up, more than {limit}; the last said: {error}; {advice}")
-        self.budget.shard_charged(charge, error)
-        self._judge()
+            advice = "read failures/, then start again with --retry-failed, or raise run.max_failed_shards"
+            raise TooManyFailed(
+                f"{given_up} shards were given up, more than {limit}; the last error: {error}; {advice}"
+            )
+        self.budget.attempt_failed(attempt.shard, attempt.given_up, error)
+        self._check_budget()
 
-    def _judge(self) -> None:
-        """Stop where too much was lost; not at the end, where nothing is left to be saved and a summary follows."""
+    def _check_budget(self) -> None:
+        """Stop if too much failed; not at the end, where a summary follows."""
         if self.schedule.unfinished and (complaint := self.budget.complaint()):
             raise TooManyFailed(complaint)
 
-    def _watch(self) -> None:
-        """End who has nothing left to do, hangs at a shard, or hangs while it loads; say that nobody has come yet.
+    def _end_hanging(self) -> None:
+        """End workers that hang at a shard or while they load, and idle ones on draining nodes.
 
-        Workers without a place wait for CPUs or GPUs. Who hang together are no row of failures while others work.
+        Waiting for CPUs or GPUs has no limit. While others work, workers that hang together do not count as a row.
         """
         now, schedule = self.pool.now(), self.schedule
-        shortest = schedule.deadline()
         for name, worker in list(self.workers.items()):
             seconds = now - worker.since
             if worker.ready and worker.leaving and worker.shard is None:
                 self._end(name, "its node is being drained; it had nothing left to do", blameless=True)
-            elif worker.shard is not None and seconds > shortest and seconds > schedule.deadline(worker.shard):
+            elif worker.shard is not None and seconds > schedule.deadline(worker.shard):
                 self._end(name, f"hung for {seconds:.0f} s at shard {worker.shard} and was ended")
         for name, worker in list(self.workers.items()):
             if worker.placed_at is None or worker.ready or now - worker.placed_at <= schedule.config.warm_up_timeout_s:
                 continue
-            what = f"had its place for {now - worker.placed_at:.0f} s and was still loading (run.warm_up_timeout_s)"
+            what = f"had its CPUs for {now - worker.placed_at:.0f} s and was still loading (run.warm_up_timeout_s)"
             self.pool.kill(name)
             self._worker_lost(WorkerLost(name, f"{what}; it was ended"), in_a_row=not self._count().working)
-        crew = self._count()
-        if crew.working:
-            self.idle_since = self.said_at = now
-        elif now - self.said_at >= SAY_WAITING_S:
-            self.said_at = now
-            self.ledger.waiting(now - self.idle_since, crew.loading)
 
     def _end(self, worker: str, reason: str, blameless: bool = False) -> None:
         self.pool.kill(worker)

@@ -1,9 +1,9 @@
-"""The scenes of a shard: loaded ahead, seen by networks, optimised batch by batch; every row comes back, in order.
+"""Place the scenes of a shard: load them ahead, run the networks, optimise batch by batch; one row per image, in order.
 
-While window n is optimised, the networks look at window n + 1 and window n + 2 is loaded, each in its own thread;
-behind the last window of some rows comes the first of those that come next. Windows are cut by the config alone: on a
-GPU the company an image has in a network's batch can change its last bits. An error of a network or of the optimiser
-costs the scene that caused it: the others are done again without it. Pixels.
+While window n is optimised, the networks process window n + 1 and window n + 2 is loaded, each in its own thread; after
+the last window of a shard comes the first of the next shard. Windows depend on the config alone: on a GPU the other
+images of a network's batch can change an image's last bits. An error of a network or of the optimiser costs only the
+scene that causes it: the others are done again without it. Pixels.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.timing import StageClock
 
 _LOG = logging.getLogger(__name__)
-_BATCHES_PER_WINDOW = 4  # of a network: images of one shape find each other within a window
+_BATCHES_PER_WINDOW = 4  # of a network: images of one shape are batched within a window
 _LEAST_THREADS_GPU = 4  # that decode, however few cores there are
 MAX_PADDING = 1.5  # padded pixels of a batch per pixel of its images: beyond it a new batch is cheaper
 MAX_BATCH_PIXELS = 1 << 26  # padded pixels of a batch: bounds the disparity tensor to 256 MB
@@ -45,7 +45,7 @@ _Ahead = Future[tuple[ManifestRows, list[Scene], StageClock]]  # rows, their sce
 
 
 class SceneSize(NamedTuple):
-    """What the planner needs to know of one image."""
+    """Size of one image, for planning batches."""
 
     height: int  # [px], 0 = unknown
     width: int  # [px], 0 = unknown
@@ -53,7 +53,7 @@ class SceneSize(NamedTuple):
 
 
 class ScenePlacer:
-    """Owns the optimiser, the networks and the threads that load scenes and look at them."""
+    """Owns the optimiser, the networks, and the threads that load scenes and run networks."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class ScenePlacer:
         perception: Perception | None = None,
         centred: bool = True,
     ) -> None:
-        """`depth`: maps that are files, None where a network makes them; `centred`: see `data.scenes.load_scenes`."""
+        """`depth`: maps from files, None if a network makes them; `centred`: see `data.scenes.load_scenes`."""
         self._optimizer = optimizer
         self._config = config
         self._images = images
@@ -76,10 +76,10 @@ class ScenePlacer:
         self._decoders = ThreadPoolExecutor(self._sizes["run.decode_threads"], thread_name_prefix="decode")
         self._perception = perception or Perception(config, optimizer.body, self._device)
         self._loading = ThreadPoolExecutor(1, thread_name_prefix="loading")
-        # on a GPU the next window's images are carried there while this one's are looked at
-        self._perceiving = ThreadPoolExecutor(1 + on_gpu, thread_name_prefix="looking")
-        self._ahead: _Ahead | None = None  # the first window of what comes next
-        self.images_done = 0  # since somebody set it to 0: for progress only
+        # on a GPU the next window's images are copied there while the networks process this one's
+        self._perceiving = ThreadPoolExecutor(1 + on_gpu, thread_name_prefix="networks")
+        self._ahead: _Ahead | None = None  # the first window of the next shard
+        self.images_done = 0  # for progress only; the caller resets it
 
     def place(
         self, rows: ManifestRows, clock: StageClock, following: Callable[[], ManifestRows] | None = None
@@ -88,7 +88,7 @@ class ScenePlacer:
 
         Args:
             clock: gets the seconds of each stage.
-            following: gives the rows that will probably be asked for next; called in another thread.
+            following: returns the rows that probably come next; called in another thread.
 
         Raises:
             DeviceLost: the accelerator failed; this process cannot go on.
@@ -105,7 +105,7 @@ class ScenePlacer:
         return [placed[position] for position in range(rows.num_rows)]
 
     def keep_labels(self, rows: ManifestRows, status: ImageStatus, message: str) -> list[PlacedScene]:
-        """One placed scene per manifest row with the labels as given; no image is opened."""
+        """One placed scene per manifest row with its labels as given; opens no image."""
         scenes = read_label_scenes(rows)
         for scene in scenes:
             scene.problem = (status, message)
@@ -123,7 +123,7 @@ class ScenePlacer:
         clock: StageClock,
         following: Callable[[], ManifestRows] | None,
     ) -> Iterator[Scene]:
-        """The scenes of some rows, loaded and seen by networks, in the order of the batches."""
+        """The scenes of some rows, loaded and processed by networks, in the order of the batches."""
 
         def windows() -> Iterator[tuple[ManifestRows, _Ahead | None]]:
             ahead, self._ahead = self._ahead, None
@@ -138,7 +138,7 @@ class ScenePlacer:
             yield from scenes
 
     def _windows(self, rows: ManifestRows, batches: Sequence[Sequence[int]]) -> Iterator[ManifestRows]:
-        """Rows that are loaded together; how work is moved decides their number only where no network sees them."""
+        """Rows that are loaded together; options of the section `run` count only if no network processes them."""
         config, images = self._config, self._sizes["run.batch_images"]
         if config.depth.source == "model":
             images = _BATCHES_PER_WINDOW * self._sizes["depth.batch"]
@@ -149,7 +149,7 @@ class ScenePlacer:
             yield rows.take(positions)
 
     def _load(self, window: ManifestRows, ahead: _Ahead | None, clock: StageClock) -> list[Scene]:
-        """The scenes of a window; those that were loaded ahead, where they are of these very images."""
+        """The scenes of a window, loaded ahead if they are of these images."""
         if ahead is not None and ahead.exception() is None:
             expected, scenes, spent = ahead.result()
             if expected.column("image_id").equals(window.column("image_id")):  # names are unique; NaN equals nothing
@@ -176,66 +176,64 @@ class ScenePlacer:
         )
 
     def _perceive(self, scenes: Sequence[Scene], clock: StageClock) -> Sequence[Scene]:
-        """Let the networks see scenes; after an error, one scene at a time, to find the one that causes it."""
-        try:
-            self._perception.perceive(scenes, clock)
-            return scenes
-        except Exception as error:
-            status, failure = self._judge(error, "networks, ", scenes)
-        # Outside the handler: the traceback held every tensor of the failed window.
-        if len(scenes) == 1:
-            scenes[0].problem = (status, failure)
-            return scenes
-        for scene in scenes:
-            self._perceive([scene], clock)
-        return scenes
+        """Run the networks on scenes."""
+
+        def work(some: Sequence[Scene]) -> Sequence[Scene]:
+            self._perception.perceive(some, clock)
+            return some
+
+        return self._isolate_errors(scenes, work, lambda scene: scene)
 
     def _place_batch(self, scenes: Sequence[Scene], clock: StageClock) -> list[PlacedScene]:
-        """One placed scene per scene; those with a problem, or without people, pass through."""
+        """One placed scene per scene; those with a problem, or without people, keep their labels."""
+
+        def work(some: Sequence[Scene]) -> Sequence[PlacedScene]:
+            with clock("collate"):
+                batch = collate_scenes(some, self._device)
+            optimized = self._optimizer(batch)
+            with clock("split"):
+                return split_batch(some, optimized, self._config)
+
         if not self._optimizer.body.has_kid_axis:
             refuse_kid_axis(scenes)
         able = [i for i, scene in enumerate(scenes) if scene.problem is None and scene.num_people > 0]
-        results = dict(zip(able, self._optimize([scenes[i] for i in able], clock), strict=True))
+        placed = self._isolate_errors([scenes[i] for i in able], work, keep_labels) if able else []
+        results = dict(zip(able, placed, strict=True))
         for scene in scenes:
             # a shard's pixels do not fit into memory
             scene.image = scene.disparity = scene.disparity_there = scene.masks = None
         return [results[i] if i in results else keep_labels(scene) for i, scene in enumerate(scenes)]
 
-    def _optimize(self, scenes: Sequence[Scene], clock: StageClock) -> list[PlacedScene]:
-        """Optimise together; on an error halve the batch (memory) or go one by one until the offender is alone."""
-        if not scenes:
-            return []
+    def _isolate_errors(
+        self,
+        scenes: Sequence[Scene],
+        work: Callable[[Sequence[Scene]], Sequence[_Result]],
+        failed: Callable[[Scene], _Result],
+    ) -> Sequence[_Result]:
+        """Results of `work`; after an error in halves (memory) or one by one, to lose only the scene that causes it.
+
+        `failed`: the result of a scene whose `problem` says what happened. Raises: DeviceLost if the CUDA context can
+        no longer be used.
+        """
         try:
-            return self._optimize_together(scenes, clock)  # a frame of its own holds its tensors
+            return work(scenes)
         except Exception as error:
-            status, failure = self._judge(error, "", scenes)
+            failure = one_line(error)
+            if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+                raise DeviceLost(failure) from error
+            memory = isinstance(error, torch.OutOfMemoryError) or lacks_memory(error)
         # Outside the handler: the traceback held every tensor of the failed batch.
+        _LOG.warning("%d scenes, first %s: %s", len(scenes), scenes[0].image_id, failure)
         if len(scenes) == 1:
-            scenes[0].problem = (status, failure)
-            return [keep_labels(scenes[0])]
-        step = (len(scenes) + 1) // 2 if status is ImageStatus.OUT_OF_MEMORY else 1
+            scenes[0].problem = (ImageStatus.OUT_OF_MEMORY if memory else ImageStatus.INTERNAL_ERROR), failure
+            return [failed(scenes[0])]
+        step = (len(scenes) + 1) // 2 if memory else 1
         parts = [scenes[start : start + step] for start in range(0, len(scenes), step)]
-        return [placed for part in parts for placed in self._optimize(part, clock)]
-
-    def _optimize_together(self, scenes: Sequence[Scene], clock: StageClock) -> list[PlacedScene]:
-        with clock("collate"):
-            batch = collate_scenes(scenes, self._device)
-        optimized = self._optimizer(batch)
-        with clock("split"):
-            return split_batch(scenes, optimized, self._config)
-
-    def _judge(self, error: Exception, what: str, scenes: Sequence[Scene]) -> tuple[ImageStatus, str]:
-        """What the row of an image says that raised. Raises: DeviceLost where the CUDA context is of no more use."""
-        failure = one_line(error)
-        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
-            raise DeviceLost(failure) from error
-        _LOG.warning("%s%d scenes, first %s: %s", what, len(scenes), scenes[0].image_id, failure)
-        memory = isinstance(error, torch.OutOfMemoryError) or lacks_memory(error)
-        return (ImageStatus.OUT_OF_MEMORY if memory else ImageStatus.INTERNAL_ERROR), failure
+        return [result for part in parts for result in self._isolate_errors(part, work, failed)]
 
 
 def run_ahead(executor: Executor, work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-    """`map` that begins the next item before it gives the result of the one before; errors are raised in their turn."""
+    """`map` that starts the next item before it yields the result of the previous one; errors are raised in order."""
     coming: Future[_Result] | None = None
     for item in items:
         following = executor.submit(work, item)
@@ -247,7 +245,7 @@ def run_ahead(executor: Executor, work: Callable[[_Item], _Result], items: Itera
 
 
 def refuse_kid_axis(scenes: Sequence[Scene]) -> None:
-    """Labels that use a shape direction the body model lacks would be other people: not used, and said so."""
+    """Mark people whose label uses the kid axis, which the body model lacks, as invalid."""
     problem = (
         PersonStatus.INVALID_LABEL,
         "the label uses the kid axis, which the body model lacks; see dto body import",
@@ -258,7 +256,7 @@ def refuse_kid_axis(scenes: Sequence[Scene]) -> None:
 
 
 def scene_sizes(rows: ManifestRows) -> list[SceneSize]:
-    """What the batch planner needs of manifest rows; an image whose file was not fit is of unknown size."""
+    """Sizes of the images of manifest rows; unknown for an image whose file could not be used."""
     columns = (rows.column(name).to_pylist() for name in ("problem_status", "height", "width", "num_persons"))
     return [
         SceneSize(0, 0, people) if unfit in MENDABLE else SceneSize(height, width, people)
@@ -267,18 +265,18 @@ def scene_sizes(rows: ManifestRows) -> list[SceneSize]:
 
 
 def size_on(config: PipelineConfig, option: str, on_gpu: bool) -> int:
-    """The value of an option of `config.BY_DEVICE` on a device; of decoding threads no more than half the cores."""
-    told, by_device = int(config.option(option)), BY_DEVICE[option][on_gpu]
-    if told or option != "run.decode_threads" or not on_gpu:
-        return told or by_device
+    """The value of an option of `config.BY_DEVICE` on a device; decoding threads are at most half the cores."""
+    configured, by_device = int(config.option(option)), BY_DEVICE[option][on_gpu]
+    if configured or option != "run.decode_threads" or not on_gpu:
+        return configured or by_device
     return max(_LEAST_THREADS_GPU, min(by_device, (os.cpu_count() or 1) // 2))
 
 
 def plan_batches(sizes: Sequence[SceneSize], batch_images: int, map_side: int = 512) -> list[list[int]]:
     """Cut a shard into batches of at most `batch_images`: lists of positions in `sizes`, each exactly once.
 
-    Neighbours in a batch have like shapes, as padding costs time and memory, and like numbers of people where the shape
-    is the same. `map_side`: longest side of a person map [px], see `EvidenceConfig.render_max_side`.
+    Images of a batch have similar shapes, as padding costs time and memory, and similar numbers of people. `map_side`:
+    longest side of a person map [px], see `EvidenceConfig.render_max_side`.
     """
     batches: list[list[int]] = []
     for position in sorted(range(len(sizes)), key=lambda i: (sizes[i], i)):
@@ -295,7 +293,7 @@ def _fit_together(sizes: Sequence[SceneSize], map_side: int) -> bool:
     """Whether images may be one batch: not too much padding, not too many pixels or masks of people, padded."""
     own = [size.height * size.width for size in sizes]
     if 0 in own:
-        return False  # whatever it turns out to be, the others' memory was planned without it
+        return False  # of unknown size: it must not add to the memory of others
     height, width = max(size.height for size in sizes), max(size.width for size in sizes)
     padded = len(sizes) * height * width
     masks = padded * min(1.0, map_side / max(height, width)) ** 2 * max(size.people for size in sizes)

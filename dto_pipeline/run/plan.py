@@ -1,22 +1,20 @@
-"""What one launch of a run will do: which shards are done, given up, selected, to be repaired, left for another time.
+"""Plan one launch of a run: which shards are done, given up, selected, to be repaired, or left for later.
 
-A selection narrows one launch; the run stays the whole manifest. `survey_run` only reads, so that a dry run can ask the
-same question; `plan_run` settles first what an earlier launch left behind. Counts are images.
+A selection limits one launch; the run stays the whole manifest. `survey_run` only reads, so that a dry run can use it;
+`plan_run` first cleans up what an earlier launch left. Counts are images.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from dto_pipeline.config import PipelineConfig, RunConfig
+from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
 from dto_pipeline.run import folder as files
-from dto_pipeline.run.deaths import charge_own_deaths
 from dto_pipeline.run.folder import Failure, RunDirectory, RunScan
 from dto_pipeline.run.identity import Places, RunIdentity, find_missing
 from dto_pipeline.run.lease import DriverLock
@@ -27,22 +25,22 @@ _LOG = logging.getLogger(__name__)
 
 
 class SelectionError(DtoError, ValueError):
-    """A selection that means nothing for this manifest; the message says what there is."""
+    """A selection that this manifest cannot have; the message says what it holds."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What a launch is limited to; the defaults are everything."""
+    """The part of a run that a launch is limited to; by default all of it."""
 
     shards: str = ""  # "3-7,12": numbers and closed ranges
     subsets: tuple[str, ...] = ()  # names of data sets
     limit: int | None = None  # images, rounded to whole shards
 
     def find_shards(self, count: int, subset: str) -> frozenset[int]:
-        """Shards of a manifest of `count` shards of `subset` that are selected (the limit is applied to work later).
+        """The selected ones of a manifest's `count` shards of `subset`; the limit is applied later, to their work.
 
         Raises:
-            SelectionError: a range that cannot be read or lies outside, or a subset the manifest does not hold.
+            SelectionError: a range that cannot be read or is outside, or a subset the manifest does not hold.
         """
         for name in self.subsets:
             if name != subset:
@@ -77,14 +75,14 @@ EVERYTHING = Selection()
 
 @dataclass(frozen=True)
 class Retry:
-    """Which failures a launch takes up again; the defaults are none."""
+    """Which failures a launch tries again; by default none."""
 
     shards: bool = False  # those that were given up
     images: frozenset[str] = frozenset()  # statuses of images in finished shards
 
     @classmethod
     def of(cls, wanted: bool, statuses: Iterable[str] = ()) -> Retry:
-        """Meaning of ``--retry-failed [--status S,..]``: without statuses everything that failed.
+        """From ``--retry-failed [--status S,..]``: without statuses everything that failed.
 
         Raises:
             SelectionError: a word that is not a failure, or statuses without a retry.
@@ -95,24 +93,24 @@ class Retry:
         if unknown := sorted(set(words) - choices):
             raise SelectionError(f"{unknown} are no failures; choose from {sorted(choices)} (failed: whole shards)")
         if words and not wanted:
-            raise SelectionError("--status names failures to take up again: use it with --retry-failed")
+            raise SelectionError("--status selects failures to try again: use it with --retry-failed")
         every = wanted and not words
         return cls(every or ShardStatus.FAILED in words, failures if every else failures.intersection(words))
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What one launch of a run will do."""
+    """Work of one launch."""
 
     identity: RunIdentity
-    scan: RunScan  # what there was
+    scan: RunScan  # of the folder before
     work: dict[int, int]  # shard -> images to be done in it, shards in order
-    repairs: frozenset[int]  # shards of `work` that are done already: only their failed images are done again
+    repairs: frozenset[int]  # finished shards in `work`: only their failed images are done again
     retry: Retry
     unselected: list[int]  # shards that are neither done nor given up nor selected
-    failed: dict[int, str]  # shards given up earlier that are not taken up again -> error
-    earlier: dict[int, Failure]  # attempts at the shards of `work` in earlier launches
-    forgiven: tuple[int, ...]  # shards given up earlier that are taken up again
+    failed: dict[int, str]  # shards given up earlier and not tried again -> error
+    earlier: dict[int, Failure]  # shard of `work` -> its attempts in earlier launches
+    forgiven: tuple[int, ...]  # shards given up earlier that are tried again, from no attempts
 
     @property
     def done(self) -> dict[int, Receipt]:
@@ -122,7 +120,7 @@ class RunPlan:
 def find_refusals(
     directory: RunDirectory, manifest: Manifest, config: PipelineConfig, address: str, places: Places
 ) -> list[str]:
-    """Why no launch may begin: what every image, or every worker, would fail for, as far as this machine can tell."""
+    """Reasons why no launch can begin: missing inputs and foreign files, as far as this machine sees them."""
     missing = find_missing(config, manifest, places, here=address == "local" or config.run.workers == 0)
     return [text for text in (*missing, files.find_foreign_files(directory)) if text]
 
@@ -135,10 +133,10 @@ def survey_run(
     selection: Selection,
     retry: Retry,
 ) -> RunPlan:
-    """What is to be done, given what `scan` found. Reads failure records of repaired shards, writes nothing.
+    """Plan the work that is left. Reads failure records of repaired shards, writes nothing.
 
     Raises:
-        SelectionError: a selection that means nothing for this manifest.
+        SelectionError: a selection that this manifest cannot have.
     """
     chosen = selection.find_shards(manifest.num_shards, manifest.subset)
     given_up = {shard: failure for shard, failure in scan.failures.items() if failure.given_up}
@@ -153,7 +151,7 @@ def survey_run(
     taken = selection.take(wanted)
     repairs = frozenset(taken) & scan.done.keys()
     earlier = {shard: scan.failures[shard] for shard in taken if shard in scan.failures and shard not in forgiven}
-    for shard in repairs.intersection(scan.settled):  # repairs not brought to an end; given up ones begin afresh
+    for shard in repairs.intersection(scan.settled):  # unfinished repairs; those given up start from no attempts
         failure = files.read_shard_failure(directory, shard)
         if failure is not None and not failure.given_up:
             earlier[shard] = failure
@@ -162,33 +160,28 @@ def survey_run(
 
 
 def scan_closely(directory: RunDirectory, identity: RunIdentity, recheck: bool = False) -> tuple[RunScan, list[int]]:
-    """What a launch finds, and the shards that notes of damage name. `recheck`: read every label file."""
+    """Scan a run as a launch does; also returns the shards with notes of damage. `recheck`: read every label file."""
     scan = files.scan_run(directory, identity, footers=True)
     noted = files.find_notes(directory, files.DAMAGE)
-    looked_at = scan.done if recheck else {shard: scan.done[shard] for shard in noted if shard in scan.done}
-    return scan.without(find_damage(directory, looked_at)), noted
+    checked = scan.done if recheck else {shard: scan.done[shard] for shard in noted if shard in scan.done}
+    return scan.without(find_damage(directory, checked)), noted
 
 
 def plan_run(
     directory: RunDirectory,
     identity: RunIdentity,
     manifest: Manifest,
-    config: RunConfig,
     selection: Selection,
     retry: Retry,
     recheck: bool = False,
     lock: DriverLock | None = None,
 ) -> RunPlan:
-    """Open the run, take away what does not hold, and list what is left. Call it under the lock."""
+    """Open the run, clean up what earlier launches left, and plan what is left to do. Call it under the lock."""
     files.open_run(directory, identity, lock)
-    swept = files.sweep_temporary(directory)
-    scan, noted = scan_closely(directory, identity, recheck)  # before deaths are charged: that writes failures anew
+    files.sweep_leftovers(directory)
+    scan, noted = scan_closely(directory, identity, recheck)
     for reason in scan.unreadable.values():
-        _LOG.warning("%s; the attempts of its shard are counted anew", reason)
-    deaths = charge_own_deaths(directory, config, time.time())
-    for failure in deaths:
-        _LOG.warning("shard %d: %s (attempt %d)", failure.shard, failure.error, failure.attempts)
-    scan = scan.with_failures(deaths)
+        _LOG.warning("%s; the attempts at its shard are counted from 0", reason)
     plan = survey_run(directory, identity, manifest, scan, selection, retry)
     files.settle_records(directory, scan, going_on=plan.repairs & plan.earlier.keys())
     for shard in noted:
@@ -197,6 +190,4 @@ def plan_run(
         files.clear_failure(directory, shard)
     for shard, reason in scan.void.items():
         _LOG.warning("shard %d is done again: %s", shard, reason)
-    if swept:
-        _LOG.info("%d temporary files of an earlier launch were removed", swept)
     return plan

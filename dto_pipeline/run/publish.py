@@ -1,9 +1,9 @@
-"""From a shard's rows to its published files: the footer, adoption of orphans, the receipt.
+"""Publish a shard: the label file with its footer, then the receipt; adopt label files without a receipt.
 
-First the label file is created under a name that nobody has used, then the receipt likewise, then label files of older
-generations are removed. Whoever is killed in between, comes late or loses an answer leaves nothing visible, an orphan
-that the next attempt adopts by its footer's key and hash, or an older file that the next launch removes. A label file
-holds nothing that varies between equal runs; a receipt tells of what lies there, read back from the store.
+Each file is created under a name that nobody has used; then label files of older generations are removed. A process
+that is killed in between, comes late or loses an answer leaves nothing visible, a label file that the next attempt
+adopts by the key and hash in its footer, or an older file that the next launch removes. A label file holds nothing that
+differs between equal runs; a receipt describes the file as read back from the store.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from types import MappingProxyType
 from typing import Any
@@ -47,31 +47,30 @@ LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is i
 
 
 class PublishError(RuntimeError):
-    """Two writers left different files for one shard; trying again settles it."""
+    """Two writers left different files for one shard; another attempt resolves it."""
 
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """Which files of one shard are there."""
+    """Which files of one shard exist."""
 
-    receipt: Receipt | None  # of the newest generation that holds
+    receipt: Receipt | None  # the valid one of the newest generation
     free: int  # the first generation that nobody has used
-    orphan: int | None  # a generation above `receipt` with a label file and no receipt that holds
-    vouched: bool  # there is a receipt beside the orphan, which does not hold: its generation is used up
+    orphan: int | None  # a generation above `receipt` with a label file and no receipt
 
 
 def find_shard_files(
     directory: RunDirectory, identity: RunIdentity, shard: int, first: int = 0, highest: int = -1
 ) -> ShardFiles:
-    """Look at the generations of a shard from `first` on, until one that nobody has used, past all up to `highest`.
+    """Go through the generations of a shard from `first` until an unused one above `highest`.
 
-    Of those some may have left no trace, as the label file of an attempt that died and was cleared away.
+    Generations up to `highest` may have left no files: the label file of an attempt that died may have been removed.
     """
-    found = ShardFiles(None, first, None, False)
+    found = ShardFiles(None, first, None)
     keys = identity.config_hash, identity.manifest_fingerprint
     for generation in count(first):
-        label_bytes = _ask_or_none(directory.store.size, label_name(shard, generation))
-        data = _ask_or_none(directory.store.read, receipt_name(shard, generation))
+        label_bytes = _or_none(directory.store.size, label_name(shard, generation))
+        data = _or_none(directory.store.read, receipt_name(shard, generation))
         if label_bytes is None and data is None and generation > highest:
             return found
         try:
@@ -79,16 +78,14 @@ def find_shard_files(
         except RecordInvalid:
             receipt = None
         if receipt is not None and not why_void(receipt, (shard, generation), *keys, label_bytes):
-            found = ShardFiles(receipt, generation + 1, None, False)
-        elif label_bytes is not None:
-            found = ShardFiles(found.receipt, generation + 1, generation, data is not None)
-        elif data is not None:
-            found = replace(found, free=generation + 1)
+            found = ShardFiles(receipt, generation + 1, None)
+        elif label_bytes is not None or data is not None:
+            found = ShardFiles(found.receipt, generation + 1, generation if data is None else None)
     raise AssertionError("generations without end")
 
 
 def list_generations(directory: RunDirectory) -> dict[int, int]:
-    """shard -> the highest generation that a label file or a receipt has; shards without any but 0 are left out."""
+    """Shard -> its highest generation with a file, where that is not 0."""
     names = (name for folder in (LABELS, RECEIPTS) for name in directory.store.entries(folder))
     highest: dict[int, int] = {}
     for shard, generation in filter(None, map(parse_name, names)):
@@ -98,28 +95,30 @@ def list_generations(directory: RunDirectory) -> dict[int, int]:
 
 
 def lacks_receipt_only(directory: RunDirectory, shard: int) -> bool:
-    """Whether labels of a shard lie there without a receipt: their process died at the very end."""
-    free = next(n for n in count() if _ask_or_none(directory.store.size, receipt_name(shard, n)) is None)
-    return _ask_or_none(directory.store.size, label_name(shard, free)) is not None
+    """Whether a shard has a label file without a receipt: its process died at the very end."""
+    free = next(n for n in count() if _or_none(directory.store.size, receipt_name(shard, n)) is None)
+    return _or_none(directory.store.size, label_name(shard, free)) is not None
 
 
 def shard_key(identity: RunIdentity, image_ids: Sequence[str]) -> str:
-    """sha256 (hex) over all that decides a shard's bytes, and the rows' ids in order."""
+    """sha256 (hex) over everything that decides a shard's bytes, and the row ids in order."""
     facts = [identity.config_hash, identity.manifest_fingerprint, identity.versions, list(image_ids)]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def find_orphan(
-    directory: RunDirectory, shard: int, generation: int, key: str, image_ids: Sequence[str]
-) -> LabelTable | None:
-    """The rows of a label file that somebody finished without leaving a receipt that holds.
+def _image_ids(table: LabelTable) -> list[str]:
+    ids: list[str] = table.column("image_id").to_pylist()
+    return ids
 
-    None unless the footer carries `key`, the rows are the right ones and their hash is the footer's.
-    """
+
+def find_orphan(
+    directory: RunDirectory, identity: RunIdentity, shard: int, generation: int, image_ids: Sequence[str]
+) -> LabelTable | None:
+    """Rows of a label file without a receipt; None unless key, rows and their hash are those of this shard."""
     path = directory.label_file(shard, generation)
     try:
         footer, table = read_label_metadata(path), read_labels(path)
-        if footer.get("shard_key") != key or table.column("image_id").to_pylist() != list(image_ids):
+        if footer.get("shard_key") != shard_key(identity, image_ids) or _image_ids(table) != list(image_ids):
             reason = "it belongs to other settings or rows"
         elif footer.get("rows_sha256") != rows_sha256(table):
             reason = "its rows are not those that were written"
@@ -127,9 +126,8 @@ def find_orphan(
             return table
     except (LabelsError, OSError) as error:
         reason = str(error)
-    _LOG.warning(
-        "shard %d: %s has no receipt that holds and cannot be adopted (%s); it is done again", shard, path, reason
-    )
+    message = "shard %d: %s has no receipt and cannot be adopted (%s); it is done again"
+    _LOG.warning(message, shard, path, reason)
     return None
 
 
@@ -138,15 +136,15 @@ def publish_labels(
     identity: RunIdentity,
     shard: int,
     generation: int,
-    key: str,
     table: LabelTable,
     facts: Mapping[str, str],
 ) -> LabelTable:
     """Create a shard's label file, or take the one that another worker created meanwhile; returns its rows.
 
-    `facts`: what the footer tells of the inputs and only the caller knows (body model, licence ...). Raises:
-    PublishError where what lies there is not this shard's.
+    `facts`: what the footer says about inputs (body model, licence ...). Raises: PublishError if the file that exists
+    is not this shard's.
     """
+    ids = _image_ids(table)
     footer = {
         "config": json.dumps(label_settings(identity.config), sort_keys=True),
         "config_hash": identity.config_hash,
@@ -155,7 +153,7 @@ def publish_labels(
         "shard": str(shard),
         "shards": str(identity.shards),
         "images": str(table.num_rows),
-        "shard_key": key,
+        "shard_key": shard_key(identity, ids),
         "rows_sha256": rows_sha256(table),
         "versions": json.dumps(identity.versions, sort_keys=True),
         "inputs": json.dumps(identity.inputs, sort_keys=True),
@@ -164,9 +162,9 @@ def publish_labels(
     path = directory.label_file(shard, generation)
     if write_label_shard(table, path, footer):
         return table
-    found = find_orphan(directory, shard, generation, key, table.column("image_id").to_pylist())
+    found = find_orphan(directory, identity, shard, generation, ids)
     if found is None:
-        raise PublishError(f"{path} appeared meanwhile and is not what it should be; the next attempt leaves it alone")
+        raise PublishError(f"{path} was created meanwhile with other content; the next attempt uses another name")
     return found
 
 
@@ -175,7 +173,6 @@ def commit_receipt(
     identity: RunIdentity,
     shard: int,
     generation: int,
-    key: str,
     table: LabelTable,
     wall_s: float,
     stages: Mapping[str, float] = MappingProxyType({}),
@@ -184,14 +181,14 @@ def commit_receipt(
 ) -> Receipt:
     """Declare a published shard done; counts come from `table`, hash and size from the file itself.
 
-    Label files of older generations are removed; this one too where a newer one counts by now. `wall_s`, `stages`:
-    seconds that the work took, in all and by stage.
+    Then remove label files of older generations, or this one if a newer one counts by now. `wall_s`, `stages`: seconds
+    of the work, in all and by stage.
 
     Returns:
-        The receipt that counts: where another worker was first, its own.
+        The receipt that counts: another worker's if it was first.
 
     Raises:
-        PublishError: another worker declared the generation done, and its label file is not there or another one.
+        PublishError: another worker declared this generation done, and its receipt is not valid.
     """
     images, people = count_statuses(table)
     receipt = Receipt(
@@ -203,7 +200,7 @@ def commit_receipt(
         person_status=people,
         label_sha256=sha256_of(directory.label_file(shard, generation)),
         label_bytes=directory.store.size(label_name(shard, generation)),
-        shard_key=key,
+        shard_key=shard_key(identity, _image_ids(table)),
         config_hash=identity.config_hash,
         manifest_fingerprint=identity.manifest_fingerprint,
         signs=count_signs(table, identity.config),
@@ -218,28 +215,28 @@ def commit_receipt(
     directory.store.create(receipt_name(shard, generation), json_bytes(receipt.to_dict()))
     counting = find_shard_files(directory, identity, shard, generation).receipt
     if counting is None:
-        raise PublishError(f"{directory.receipt_file(shard, generation)} is another worker's and does not hold")
+        raise PublishError(f"{directory.receipt_file(shard, generation)} is another worker's and not valid")
     for older in range(counting.generation):
         directory.store.remove(label_name(shard, older))
     return counting
 
 
 def count_statuses(table: LabelTable) -> tuple[dict[str, int], dict[str, int]]:
-    """Status words of the images and of the persons of a label table, counted."""
+    """Statuses of the images and of the persons of a label table, counted."""
     persons = table.column("persons").combine_chunks().flatten().field("status").to_pylist()
     images = Counter(table.column("status").to_pylist())
     return dict(sorted(images.items())), dict(sorted(Counter(persons).items()))
 
 
 def rows_sha256(table: LabelTable) -> str:
-    """Over all rows of a label table; its file's footer tells it too."""
+    """Hash of all rows of a label table, as in the footer of its file."""
     digest = TableDigest()
     digest.update(table)
     return digest.hexdigest()
 
 
-def _ask_or_none(ask: Callable[[str], Any], name: str) -> Any:
-    """What a store answers about a name; None where there is no such file."""
+def _or_none(ask: Callable[[str], Any], name: str) -> Any:
+    """The store's answer about a file; None if it does not exist."""
     try:
         return ask(name)
     except FileNotFoundError:
@@ -247,14 +244,14 @@ def _ask_or_none(ask: Callable[[str], Any], name: str) -> Any:
 
 
 def find_damage(directory: RunDirectory, done: Mapping[int, Receipt]) -> dict[int, str]:
-    """Shards whose label file is not the one their receipt tells of -> why. Reads all of them, for flipped bits."""
+    """Shards whose label file differs from its receipt -> reason. Reads every label file."""
     damage = {}
     for shard, receipt in sorted(done.items()):
         path = directory.label_file(shard, receipt.generation)
         try:
-            found, told = sha256_of(path), receipt.label_sha256
-            if found != told:
-                damage[shard] = f"the sha256 of its label file is {found[:16]}, the receipt says {told[:16]}"
+            found, expected = sha256_of(path), receipt.label_sha256
+            if found != expected:
+                damage[shard] = f"the sha256 of its label file is {found[:16]}, the receipt says {expected[:16]}"
                 continue
             table, key = read_labels(path), read_label_metadata(path).get("shard_key")
         except (LabelsError, OSError) as error:
@@ -273,18 +270,18 @@ def finish_run(
     facts: dict[str, str],
     body_sha256: str,
 ) -> None:
-    """Make a folder the finished run of a manifest, so that predictions are looked at, exported and merged as any run.
+    """Make a folder the finished run of a manifest, so that all verbs read predictions like any run.
 
     Args:
         manifest: its rows are those of the labels, shard by shard.
-        config: what readers need to know, above all the body model.
+        config: options that readers need, above all the body model.
         read_labels: shard -> its label table.
-        facts: what made the labels, by name; goes into the versions of run.json, so that another maker's run differs.
+        facts: versions of run.json that identify what made the labels.
         body_sha256: of the body model.
 
     Raises:
         RunMismatch: the folder belongs to another run.
-        RunLocked: somebody else is at work on it.
+        RunLocked: another process works on it.
     """
     plain = identify_run(settle_config(config, manifest), manifest, absolute(manifest.path))
     identity = dataclasses.replace(plain, versions={**plain.versions, **facts})
@@ -293,12 +290,9 @@ def finish_run(
         identity = open_run(directory, identity, lock)
         generations = list_generations(directory)
         for shard in range(manifest.num_shards):
-            standing = find_shard_files(directory, identity, shard, highest=generations.get(shard, -1))
-            if standing.receipt is not None:
-                continue
-            started, table = time.perf_counter(), read_labels(shard)
-            key = shard_key(identity, table.column("image_id").to_pylist())
-            where = directory, identity, shard, standing.free, key
-            table = publish_labels(*where, table, {"body_sha256": body_sha256})
-            commit_receipt(*where, table, time.perf_counter() - started)
+            found = find_shard_files(directory, identity, shard, highest=generations.get(shard, -1))
+            if found.receipt is None:
+                started, where = time.perf_counter(), (directory, identity, shard, found.free)
+                table = publish_labels(*where, read_labels(shard), {"body_sha256": body_sha256})
+                commit_receipt(*where, table, time.perf_counter() - started)
         settle_records(directory, scan_run(directory, identity))

@@ -1,25 +1,23 @@
-"""Workers as Ray actors: how they are started, fed and ended; decides nothing (see `run.loop`). Seconds.
+"""Workers as Ray actors: start, feed and end them. Decisions are in `run.loop`. Seconds.
 
-Ray itself restarts no actor and no task: what a death costs is the driver's business. Only shard numbers and receipts
-travel. Beside its work every actor answers one question in a thread of its own, again and again: what has it begun, and
-how far is it. The outstanding answer is how the death of an idle worker is noticed, and how a shard that a dead worker
-had not begun is told from the one that may have killed it.
+Ray restarts no actor and no task: the driver counts deaths and replaces workers. Only shard numbers and receipts are
+sent. A thread of every actor answers one question again and again: which shard has it begun, and how many images are
+done. The pending answer shows the death of an idle worker, and whether a dead worker had begun its shard.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DeviceLost, DtoError, one_line
-from dto_pipeline.run.deaths import UNKNOWN, has_grown, oom_kills
+from dto_pipeline.run.deaths import UNKNOWN, oom_kills
 from dto_pipeline.run.lease import process_name
 from dto_pipeline.run.pool import (
     Event,
@@ -30,41 +28,26 @@ from dto_pipeline.run.pool import (
     WorkerDraining,
     WorkerLost,
     WorkerPlaced,
+    WorkerPool,
     WorkerReady,
 )
 from dto_pipeline.run.ray_start import start_ray
 
-_LOOK_S = 5.0  # how often a worker tells how far it is [s]
-_TOLD_S = 0.05  # how long a worker waits for its word to be on its way before it begins a shard [s]
-_COUNT_S = 10.0  # how long a machine has to say whether it ended processes for want of memory [s]
+_LOOK_S = 5.0  # how often a worker reports its progress [s]
+_SENT_S = 0.05  # how long a worker waits until its report is sent before it begins a shard [s]
+_COUNT_S = 10.0  # how long a machine has to answer whether it ended processes for lack of memory [s]
 _DRAIN_POLL_S = 5.0  # how often Ray is asked which nodes are about to be taken away [s]
-_MEMORY_MARKS = ("NODE_OUT_OF_MEMORY", "node running low on memory")  # in what Ray says of an actor's death
-_OWNER_DIED = "owner has died"  # how Ray says that the raylet of the owner of all actors, this process, is gone
+_MEMORY_MARKS = ("NODE_OUT_OF_MEMORY", "node running low on memory")  # in Ray's reason for an actor's death
+_OWNER_DIED = "owner has died"  # in Ray's errors when the raylet of this process, the owner of all actors, is gone
 _LOG = logging.getLogger(__name__)
 
 
 class RayGone(DtoError):
-    """The part of Ray that this process hangs on has died; its workers die with it. Shards that are done stay done."""
-
-
-class _Place(NamedTuple):
-    """Where an actor runs."""
-
-    process: str  # host:pid
-    node: str  # Ray's id of the machine
-    oom_kills: int  # of the machine until now, see `deaths.oom_kills`
-
-
-class _Look(NamedTuple):
-    """What a worker says about itself."""
-
-    begun: int  # shards begun so far
-    shard: int  # the last of them, -1 = none
-    images: int  # done of it
+    """The part of Ray that this process needs has died, and its workers with it. Shards that are done stay done."""
 
 
 class _Worker:
-    """What runs in the actor's process."""
+    """The actor."""
 
     def __init__(self, runner: list[Any]) -> None:
         """`runner`: reference to it, alone in a list, so that Ray leaves it packed: unpacking it imports PyTorch."""
@@ -72,63 +55,64 @@ class _Worker:
         self._runner: Runner | None = None
         self._news = threading.Condition()
         self._begun, self._shard = 0, -1
-        self._told = threading.Event()
+        self._sent = threading.Event()
 
-    def where(self) -> _Place:
-        return _Place(process_name(), ray.get_runtime_context().get_node_id(), oom_kills())
+    def where(self) -> tuple[str, str, int]:
+        """Process, Ray's id of its machine, and the machine's `deaths.oom_kills` until now."""
+        return process_name(), ray.get_runtime_context().get_node_id(), oom_kills()
 
     def ping(self) -> None:
-        """Warm up; the answer means that shards are welcome."""
+        """Warm up; the answer means that it can do shards."""
         self._runner = ray.get(self._packed)
         self._runner.warm_up()
 
     def run(self, shard: int, attempt: int) -> Receipt:
         with self._news:
             self._begun, self._shard = self._begun + 1, shard
-            self._told.clear()
+            self._sent.clear()
             self._news.notify_all()
-        self._told.wait(_TOLD_S)
+        self._sent.wait(_SENT_S)
         assert self._runner is not None
         return self._runner.run(shard, attempt)
 
-    @ray.method(concurrency_group="look")
-    def look(self, begun: int) -> _Look:
-        """Answers at once when a shard was begun that the asker does not know of, else after a while."""
+    @ray.method(concurrency_group="report")
+    def report(self, begun: int) -> tuple[int, int, int]:
+        """Shards begun, the last of them, its images done; at once if `begun` has changed, else after a while."""
         with self._news:
             self._news.wait_for(lambda: self._begun != begun, _LOOK_S)
-            self._told.set()
-            return _Look(self._begun, self._shard, getattr(self._runner, "images_done", 0))
+            self._sent.set()
+            return self._begun, self._shard, getattr(self._runner, "images_done", 0)
 
 
 @dataclass
 class _Actor:
-    """One worker as the driver sees it."""
+    """One worker, as known to the driver."""
 
     handle: Any
     place: str = "not started yet"  # host:pid once it has answered
     node: str = ""
-    begun: int = 0  # shards it has begun, as far as we were told
-    answered: int = 0  # shards it has given an answer for
+    begun: int = 0  # shards it has begun, by its last report
+    answered: int = 0  # shards it has finished or raised for
     oom_kills: int = UNKNOWN  # of its machine when it began
     draining: bool = False
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What an outstanding reference stands for: a method of the actor, for ``run`` with its shard."""
+    """Meaning of a pending reference: a method of the actor, for ``run`` with its shard."""
 
     worker: str
     method: str
     shard: int = -1
 
 
-class RayPool:
-    """A `WorkerPool` of Ray actors. Starts Ray, or uses the one this process is already connected to."""
+class RayPool(WorkerPool):
+    """Ray actors. Starts Ray, or uses the one this process is already connected to."""
 
     def __init__(self, runner: Runner, config: RunConfig, address: str = "local") -> None:
         """
         Args:
-            runner: not warmed up; a copy travels to every actor.
+            runner: not warmed up; a copy is sent to every actor.
             address: ``local`` starts Ray here; ``auto``, ``HOST:PORT`` or ``ray://HOST:PORT`` joins a cluster.
 
         Raises:
@@ -151,13 +135,13 @@ class RayPool:
         self._actors: dict[str, _Actor] = {}
         self._tasks: dict[Any, _Task] = {}  # in the order of submission
         self._started = 0
-        self._asked_at = float("-inf")  # when Ray was asked last which nodes are being drained
+        self._asked_at = float("-inf")  # when Ray was asked last about draining nodes
 
     def start_worker(self) -> str:
         self._started += 1
         worker = f"worker-{self._started}"
         to_actor: Any = ray.remote  # its types do not know concurrency groups
-        actor_class = to_actor(concurrency_groups={"look": 1})(_Worker)
+        actor_class = to_actor(concurrency_groups={"report": 1})(_Worker)
         handle = actor_class.options(**self._options).remote([self._runner])
         self._actors[worker] = _Actor(handle)
         self._tasks[handle.where.remote()] = _Task(worker, "where")
@@ -169,19 +153,19 @@ class RayPool:
         self._tasks[reference] = _Task(worker, "run", shard)
 
     def wait(self, timeout_s: float) -> list[Event]:
-        """Raises: RayGone where the connection to a cluster broke."""
+        """Raises: RayGone if the connection to a cluster broke."""
         references = list(self._tasks)
         try:
             ray.wait(references, num_returns=1, timeout=timeout_s)
-            # Everything that is ready by now, in the order of submission: answers of a worker come before its death.
-            # What it says beside its work comes last, because a death shows there as well.
+            # Everything that is ready, in the order of submission: answers of a worker come before its death. Progress
+            # reports come last, because they fail with the worker too.
             arrived = set(ray.wait(references, num_returns=len(references), timeout=0)[0])
             heard = [reference for reference in references if reference in arrived]
-            ordered = sorted(heard, key=lambda reference: self._tasks[reference].method == "look")
+            ordered = sorted(heard, key=lambda reference: self._tasks[reference].method == "report")
             events = [self._collect(ref) for ref in ordered if ref in self._tasks]
             return [*filter(None, events), *self._find_draining()]
         except ConnectionError as error:  # of Ray's client, behind ray://
-            self._actors.clear()  # out of reach; the cluster ends them with the connection
+            self._actors.clear()  # out of reach; the cluster ends them
             raise RayGone(f"the connection to Ray broke ({error}); start again: done stays done") from error
 
     def kill(self, worker: str) -> None:
@@ -193,9 +177,6 @@ class RayPool:
         self._avoided.append(node)
         selector = {"ray.io/node-id": f"!in({','.join(self._avoided)})"}
         self._options = {**self._options, "label_selector": selector}
-
-    def now(self) -> float:
-        return time.monotonic()
 
     def close(self) -> None:
         for worker in list(self._actors):
@@ -223,17 +204,18 @@ class RayPool:
         if task.method == "run":
             actor.answered += 1
             return ShardDone(task.worker, task.shard, answer)
-        if task.method == "look":
-            actor.begun = answer.begun
-        self._tasks[actor.handle.look.remote(actor.begun)] = _Task(task.worker, "look")  # one question stays open
-        if task.method == "look":
-            busy = answer.begun > actor.answered
-            return ShardProgress(task.worker, answer.shard, answer.images) if busy else None
+        if task.method == "report":
+            actor.begun, shard, images = answer
+        self._tasks[actor.handle.report.remote(actor.begun)] = _Task(
+            task.worker, "report"
+        )  # one question is always pending
+        if task.method == "report":
+            return ShardProgress(task.worker, shard, images) if actor.begun > actor.answered else None
         _LOG.info("%s is ready (%s)", task.worker, actor.place)
         return WorkerReady(task.worker, actor.node)
 
     def _find_draining(self) -> list[Event]:
-        """Workers whose node is about to be taken away, each once. Ray has no public function that tells."""
+        """Workers whose node is about to be taken away, each once. Ray has no public function for it."""
         now, nodes = self.now(), set()
         if now - self._asked_at >= _DRAIN_POLL_S:
             self._asked_at = now
@@ -241,7 +223,7 @@ class RayPool:
                 nodes = set(ray._private.state.state.get_draining_nodes())
             except (AttributeError, ray.exceptions.RayError, ConnectionError) as error:
                 self._asked_at = float("inf")
-                what = "Ray does not tell here which nodes are drained (%s): workers there are lost like others"
+                what = "this Ray does not list draining nodes (%s): workers on them are lost like others"
                 _LOG.warning(what, one_line(error))
         found: list[Event] = []
         for worker, actor in self._actors.items():
@@ -252,9 +234,9 @@ class RayPool:
         return found
 
     def _lost(self, worker: str, error: ray.exceptions.RayError) -> WorkerLost:
-        """Its process or node is gone or out of reach: it is ended. Raises: RayGone, Ray takes us for dead."""
+        """Its process or node is gone or out of reach: end it. Raises: RayGone if Ray on this machine has died."""
         if _OWNER_DIED in str(error):
-            self._actors.clear()  # there is nobody left whom Ray could end
+            self._actors.clear()  # all are gone
             raise RayGone("Ray has died on the driver's machine, and the workers with it; start again: done stays done")
         actor = self._actors[worker]
         self.kill(worker)
@@ -269,22 +251,22 @@ class RayPool:
         return WorkerLost(worker, reason, str(error), blameless, begun, actor.node, memory)
 
     def _lacked_memory(self, actor: _Actor) -> bool:
-        """Whether the kernel has ended processes of an actor's machine for want of memory since the actor began."""
+        """Whether the kernel has ended processes of an actor's machine for lack of memory since the actor started."""
         if not actor.node or actor.oom_kills == UNKNOWN:
             return False
         if actor.node == ray.get_runtime_context().get_node_id():
-            return has_grown(actor.oom_kills, oom_kills())
+            return oom_kills() > actor.oom_kills
         there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(actor.node, soft=False)
         count: Any = ray.remote(oom_kills)
         try:
             asked = count.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote()
-            return has_grown(actor.oom_kills, ray.get(asked, timeout=_COUNT_S))
-        except (ray.exceptions.RayError, TimeoutError):  # the machine is gone, or too busy to say
+            return bool(ray.get(asked, timeout=_COUNT_S) > actor.oom_kills)
+        except (ray.exceptions.RayError, TimeoutError):  # the machine is gone, or too busy to answer
             return False
 
 
 def gpus_per_worker(config: RunConfig, there: int) -> float:
-    """What an actor asks of Ray: as told; else one of the GPUs `there`, or a part of one where workers are more."""
+    """GPUs an actor asks for: as configured; else one of the GPUs `there`, or a part of one if workers are more."""
     if config.gpus_per_worker >= 0:
         return config.gpus_per_worker
     if config.device == "cpu" or there == 0:

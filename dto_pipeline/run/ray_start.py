@@ -1,7 +1,7 @@
-"""How Ray is started or joined; an address that answers and a short place for sockets are looked for before.
+"""Start Ray, or join a cluster; check beforehand that the address answers and that paths of sockets are short enough.
 
-Ray says little when it cannot start: it waits for minutes, raises a bare exception, or ends the process from its C++
-part, with exit code 1 and without a word of ours. Here that becomes one sentence. Seconds, bytes.
+If Ray cannot start, it waits for minutes, raises a bare exception, or its C++ part ends the process with exit code 1.
+Here that becomes one sentence. Seconds, bytes.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ import ray
 from dto_pipeline.config import RunConfig
 from dto_pipeline.errors import DtoError, one_line
 
-REACH_S = 10.0  # a cluster that is there answers within this [s]
-_SOCKET_BYTES = 107  # a socket's path may have so many, says Linux
+REACH_S = 10.0  # a cluster answers within this [s]
+_SOCKET_BYTES = 107  # longest path of a socket on Linux
 _SOCKET_BELOW = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # as Ray names them
 _SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _PARTS = ("gcs_server", "raylet")  # processes that a local Ray cannot live without
-_LOOK_S = 0.1  # how often they are looked at while Ray starts [s]
-_OWN_WORDS_S = 3.0  # how long Ray has to say by itself that they are gone [s]
+_LOOK_S = 0.1  # how often they are checked while Ray starts [s]
+_OWN_WORDS_S = 3.0  # how long Ray has to raise an error of its own when they are gone [s]
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
-    "RAY_AUTH_MODE": "disabled",  # unsaid, a local start writes a token file that later clients stumble over
+    "RAY_AUTH_MODE": "disabled",  # by default a local start writes a token file that breaks later clients
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # `uv run dto run` must not rebuild the environment per worker
-    "RAY_DEDUP_LOGS": "0",  # equal lines of two workers are two facts
+    "RAY_DEDUP_LOGS": "0",  # equal lines of two workers are two events
 }
 _LOG = logging.getLogger(__name__)
 
 
 class ClusterUnreachable(DtoError):
-    """Ray cannot be started, or no cluster answers at the address; the message says what to try."""
+    """Ray cannot be started, or no cluster answers at the address; the message has the next step."""
 
 
 def start_ray(config: RunConfig, address: str) -> None:
     """Connect this process to Ray: a fresh one on this machine (``local``) or the cluster at `address`.
 
-    Raises: ClusterUnreachable where nothing answers within seconds, or Ray cannot start for whatever reason.
+    Raises: ClusterUnreachable if nothing answers within seconds, or Ray cannot start.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -54,7 +54,7 @@ def start_ray(config: RunConfig, address: str) -> None:
     if address == "local":
         needed = math.ceil(max(1, config.workers) * config.cpus_per_worker)
         local = {
-            # More workers than cores is slow, but must not wait for ever.
+            # More workers than cores are slow, but must not wait for ever.
             "num_cpus": max(os.cpu_count() or 1, needed),
             "object_store_memory": 256 << 20,  # shard numbers and receipts need next to nothing
             "include_dashboard": False,
@@ -73,10 +73,10 @@ def start_ray(config: RunConfig, address: str) -> None:
 
 
 def check_reachable(address: str) -> None:
-    """Refuse an address where nothing answers: Ray itself would try for minutes."""
+    """Refuse an address where nothing answers: Ray would try for minutes."""
     target, host, port = _resolve(address)
     if address == "auto" and not port:
-        return  # Ray looks for processes of a cluster on this machine, and says at once if there are none
+        return  # Ray looks for a cluster on this machine, and raises at once if there is none
     advice = "is the cluster up, and the port right (6379 for HOST:PORT, 10001 for ray://)?"
     if not host or not port.isdecimal():
         raise ClusterUnreachable(f"--address {target}: expected local, auto, HOST:PORT or ray://HOST:PORT")
@@ -98,9 +98,9 @@ def check_reachable(address: str) -> None:
 
 
 def short_place() -> str | None:
-    """Where Ray is to keep its sockets and logs, as TMPDIR is too long for sockets; None = Ray's own choice will do.
+    """A folder for Ray's sockets and logs if TMPDIR is too long for sockets; None = Ray's own choice is good.
 
-    Raises: ClusterUnreachable where RAY_TMPDIR, somebody's own choice, is too long, or there is no short folder.
+    Raises: ClusterUnreachable if RAY_TMPDIR is too long, or there is no short folder.
     """
     chosen = os.environ.get("RAY_TMPDIR")
     folder = chosen or tempfile.gettempdir()
@@ -116,7 +116,7 @@ def short_place() -> str | None:
             place.mkdir(mode=0o700, exist_ok=True)
             if place.lstat().st_uid == os.getuid() and not place.is_symlink() and os.access(place, os.W_OK):
                 place.chmod(0o700)
-                return str(place / "ray")  # which Ray opens to everybody
+                return str(place / "ray")  # Ray makes it readable for all users
         except OSError:
             continue
     raise ClusterUnreachable(
@@ -125,10 +125,10 @@ def short_place() -> str | None:
 
 
 def dead_parts() -> dict[int, str]:
-    """Parts of a Ray that this process started which have died: pid -> name."""
+    """Dead processes of a Ray that this process started: pid -> name."""
     found = {}
     for children in Path("/proc/self/task").glob("*/children"):  # of every thread
-        with suppress(OSError):  # a thread or process that is gone, or a kernel that does not tell
+        with suppress(OSError):  # a thread or process that is gone, or a kernel without this file
             for pid in children.read_text().split():
                 text = Path(f"/proc/{pid}/stat").read_text()
                 name, state = text[text.find("(") + 1 : text.rfind(")")], text.rpartition(")")[2].split()
@@ -139,14 +139,14 @@ def dead_parts() -> dict[int, str]:
 
 @contextmanager
 def watched_start(address: str) -> Iterator[None]:
-    """End this process with a sentence where Ray would end it without one.
+    """End this process with a sentence if Ray would end it without one.
 
-    Where a part of Ray dies while the driver registers, Ray's C++ part waits for a minute and then ends the process,
-    which nothing in Python can catch. So a thread looks at these parts; once one is gone, Ray has some seconds to
-    raise an error of its own.
+    If a process of Ray dies while the driver registers, Ray's C++ part waits for a minute and then ends the driver,
+    which Python cannot catch. So a thread watches these processes; when one is gone, Ray has some seconds to raise an
+    error of its own.
     """
     started = threading.Event()
-    earlier = dead_parts()  # of a Ray that this process ended before
+    earlier = dead_parts()  # of a Ray that this process used before
 
     def watch() -> None:
         while not started.wait(_LOOK_S if address == "local" else REACH_S):
@@ -172,14 +172,14 @@ def watched_start(address: str) -> Iterator[None]:
 
 
 def start_advice(address: str) -> str:
-    """What to try where Ray does not start."""
+    """The next step if Ray does not start."""
     if address == "local":
-        return "see that memory, /dev/shm and the disk of its logs have room, and start again, or use --workers 0"
+        return "check that memory, /dev/shm and the disk of its logs have room, and start again, or use --workers 0"
     return "the cluster must be up and have this machine's versions of Ray and Python; --address local starts Ray here"
 
 
 def _resolve(address: str) -> tuple[str, str, str]:
-    """An address as Ray resolves it, its host and its port."""
+    """An address as Ray resolves it, with its host and its port."""
     target = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
     host, _, port = target.removeprefix("ray://").partition("/")[0].rpartition(":")
     return target, host.strip("[]"), port

@@ -1,11 +1,12 @@
-"""One shard from manifest rows to a receipt: load, optimise, write, publish; or its failed images once more. Seconds.
+"""Do one shard: read its manifest rows, place its scenes, publish labels and receipt; or do its failed images again.
 
-Its label bytes are a function of manifest, config and library versions: never of threads, workers, attempts or time.
+Label bytes depend on manifest, config and library versions only, never on threads, workers, attempts or time. Seconds.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -24,7 +25,7 @@ from dto_pipeline.data.tars import open_images
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.seeing import Perception
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.deaths import InFlight, clear_note, find_condemned, find_suspicion, work_one_by_one, write_note
+from dto_pipeline.run.deaths import clear_note, find_earlier_deaths, work_one_by_one
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference, find_missing, find_places, identify_run
 from dto_pipeline.run.lease import process_name
@@ -38,19 +39,20 @@ from dto_pipeline.run.publish import (
     list_generations,
     publish_labels,
     rows_sha256,
-    shard_key,
 )
 from dto_pipeline.timing import StageClock
+
+THREADS_PER_CPU = 4  # more threads only take time: 999 on two CPUs made a small run 20 times slower
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What a warmed-up runner owns."""
+    """What a runner owns after `warm_up`."""
 
     identity: RunIdentity
     manifest: Manifest
     placer: ScenePlacer
-    facts: dict[str, str]  # what the footer tells of the inputs: the same on every machine, so no places
+    facts: dict[str, str]  # about the inputs, for the footer: the same on every machine, so no paths
     generations: dict[int, int]  # of shards that were done more than once, see `publish.list_generations`
 
 
@@ -61,8 +63,6 @@ class _Job:
     shard: int
     attempt: int
     rows: ManifestRows
-    image_ids: list[str]
-    key: str
     started: float  # on `time.perf_counter` [s]
     clock: StageClock
 
@@ -82,9 +82,9 @@ class ShardRunner:
     ) -> None:
         """
         Args:
-            images_root, depth_root: folders in place of those named by the manifest and the config.
-            retry_images: statuses; images of finished shards that bear one are done again.
-            following: shard -> what probably comes next (`loop.likely_next`): loaded while its last images are solved.
+            images_root, depth_root: folders in place of those of manifest and config.
+            retry_images: statuses; images of finished shards with one of them are done again.
+            following: shard -> the probable next one (`loop.likely_next`), which is loaded ahead.
         """
         self.config = config
         self.manifest_path = absolute(manifest_path)
@@ -97,84 +97,74 @@ class ShardRunner:
 
     @property
     def images_done(self) -> int:
-        """Images done of the shard that is being worked on."""
+        """Images done of the current shard."""
         return 0 if self._loaded is None else self._loaded.placer.images_done
 
     def warm_up(self) -> None:
-        """Load the models once in this process. Raises: a DtoError where it does not see what the run needs."""
+        """Load the models once in this process. Raises: a DtoError if an input of the run is not there."""
         if self._loaded is None:
             self._loaded = self._load()
 
     def run(self, shard: int, attempt: int = 1) -> Receipt:
-        """Do one shard: its label file and its receipt exist afterwards.
+        """Do one shard, so that its label file and its receipt exist.
 
-        On its last attempts a shard that has ended processes is worked image by image.
+        On its last attempts a shard whose process died goes image by image.
 
         Raises:
             DeviceLost: the accelerator failed; this process cannot go on.
-            Exception: whatever stops a whole shard (disk full, manifest gone ...); single images never do.
+            Exception: an error of the whole shard (disk full, manifest gone ...); single images never raise.
         """
         loaded = self._warm()
         found = find_shard_files(self.directory, loaded.identity, shard, highest=loaded.generations.get(shard, -1))
-        if found.receipt is not None and not self._is_to_be_repaired(found.receipt):
+        if found.receipt is not None and not self._needs_repair(found.receipt):
             return found.receipt
         started, clock = time.perf_counter(), StageClock()
         loaded.placer.images_done = 0
         with clock("read"):
             rows = loaded.manifest.read_shard(shard)
-        image_ids = rows.column("image_id").to_pylist()
-        job = _Job(shard, attempt, rows, image_ids, shard_key(loaded.identity, image_ids), started, clock)
-        own = self.config.run.workers == 0  # no driver of its own would notice the death of this process
+        job = _Job(shard, attempt, rows, started, clock)
         try:
-            if own:
-                write_note(self.directory, InFlight(shard, attempt, "", driver=True))
             receipt = self._adopt(job, found) or found.receipt
             if receipt is None:
                 table = self._publish(job, found.free, self._place(job, rows))
                 return self._commit(job, found.free, table)
-            if not self._is_to_be_repaired(receipt):
+            if not self._needs_repair(receipt):
                 return receipt
             return self._repair(job, receipt, max(found.free, receipt.generation + 1))
         finally:
-            if own or attempt >= self.config.run.max_attempts:
+            if attempt >= self.config.run.max_attempts:
                 clear_note(self.directory, shard)
 
-    def _is_to_be_repaired(self, receipt: Receipt) -> bool:
+    def _needs_repair(self, receipt: Receipt) -> bool:
         return not self._retry_images.isdisjoint(receipt.image_status)
 
     def _adopt(self, job: _Job, found: ShardFiles) -> Receipt | None:
-        """Declare labels done that lie there whole without a receipt; where its name is used up, under a new one."""
+        """Declare a whole label file without a receipt done."""
         if found.orphan is None:
             return None
-        table = find_orphan(self.directory, job.shard, found.orphan, job.key, job.image_ids)
-        if table is None:
-            return None
-        generation = found.orphan
-        if found.vouched:
-            generation, table = found.free, splice_rows(table, [], table.slice(0, 0))  # as it is written first
-            table = self._publish(job, generation, table)
-        return self._commit(job, generation, table, adopted=True)
+        ids = job.rows.column("image_id").to_pylist()
+        table = find_orphan(self.directory, self._warm().identity, job.shard, found.orphan, ids)
+        return None if table is None else self._commit(job, found.orphan, table, adopted=True)
 
     def _publish(self, job: _Job, generation: int, table: LabelTable) -> LabelTable:
         loaded = self._warm()
         with job.clock("write"):
-            where = self.directory, loaded.identity, job.shard, generation, job.key
-            return publish_labels(*where, table, loaded.facts)
+            return publish_labels(self.directory, loaded.identity, job.shard, generation, table, loaded.facts)
 
     def _commit(
         self, job: _Job, generation: int, table: LabelTable, before: Receipt | None = None, adopted: bool = False
     ) -> Receipt:
-        """Declare a shard done; the work that `before` tells of is added, or a repair would look like a whole shard."""
+        """Declare a shard done. `before`: of the generation that was repaired, whose seconds are added."""
         seconds = Counter(job.clock.seconds)
         wall_s = time.perf_counter() - job.started
         if before is not None:
             seconds.update(before.stage_seconds)
             wall_s, adopted = wall_s + before.wall_s, before.adopted
         where = self.directory, self._warm().identity, job.shard, generation
-        return commit_receipt(*where, job.key, table, wall_s, seconds, job.attempt, adopted)
+        return commit_receipt(*where, table, wall_s, seconds, job.attempt, adopted)
 
     def _repair(self, job: _Job, before: Receipt, generation: int) -> Receipt:
-        """Do the failed images of a finished shard again; its other rows stay. Where nothing changed: `before`."""
+        """Do the failed images of a finished shard again, keep its other rows; `before` if nothing changed."""
         path = self.directory.label_file(job.shard, before.generation)
         with job.clock("read"):
             labels = read_labels(path)
@@ -186,26 +176,21 @@ class ShardRunner:
         return self._commit(job, generation, self._publish(job, generation, table), before)
 
     def _place(self, job: _Job, rows: ManifestRows) -> LabelTable:
-        """Label rows of manifest rows: all together, or one by one where the shard has ended processes."""
+        """Label rows of manifest rows: all together, or image by image if processes died at this shard."""
         loaded, shard, attempt = self._warm(), job.shard, job.attempt
         placer = loaded.placer
-        failure = find_suspicion(self.directory, shard, attempt, self.config.run.max_attempts)
+        failure = find_earlier_deaths(self.directory, shard, attempt, self.config.run.max_attempts)
         if failure is None:
             following = self._next.get(shard)
             read = None if following is None else functools.partial(loaded.manifest.read_shard, following)
             return build_label_table(placer.place(rows, job.clock, read))
         images = rows.column("image_id").to_pylist()
-        own = self.config.run.workers == 0
-
-        def note(image: str, survived: tuple[str, ...]) -> None:
-            write_note(self.directory, InFlight(shard, attempt, image, survived, own))
-
-        placed = work_one_by_one(images, failure, lambda i: placer.place(rows.take([i]), job.clock)[0], note)
-        condemned = find_condemned(failure)
-        for position, image in enumerate(images):
-            if position not in placed:
-                placed[position] = placer.keep_labels(rows.take([position]), *condemned[image])[0]
-        return build_label_table([placed[position] for position in range(len(images))])
+        placed = work_one_by_one(
+            *(self.directory, failure, attempt, images),
+            lambda i: placer.place(rows.take([i]), job.clock)[0],
+            lambda i, status, message: placer.keep_labels(rows.take([i]), status, message)[0],
+        )
+        return build_label_table(placed)
 
     def _warm(self) -> _Loaded:
         self.warm_up()
@@ -213,34 +198,38 @@ class ShardRunner:
         return self._loaded
 
     def _load(self) -> _Loaded:
-        torch.set_num_threads(self.config.run.torch_threads)
+        threads, cpus = self.config.run.torch_threads, os.cpu_count() or 1
+        if threads > THREADS_PER_CPU * cpus:
+            most = f"expected at most {THREADS_PER_CPU * cpus}, {THREADS_PER_CPU} for each of the {cpus} CPUs here"
+            raise DtoError(f"run.torch_threads is {threads}; {most}; more threads are slower")
+        torch.set_num_threads(threads)
         manifest = Manifest.open(self.manifest_path)
         identity = read_identity(self.directory)
         places = find_places(self.config, manifest, self._images_root, self._depth_root)
         if missing := find_missing(self.config, manifest, places):
-            raise RunDirectoryError(f"the worker {process_name()} does not see what the run needs: {missing[0]}")
+            raise RunDirectoryError(f"the worker {process_name()} lacks an input of the run: {missing[0]}")
         here = identify_run(self.config, manifest, self.manifest_path)
         if differences := describe_run_difference(identity, here):
             raise RunMismatch("\n".join([f"{process_name()} differs from {self.directory.root}:", *differences]))
         device = choose_device(self.config.run.device)
         body = fetch_body(self.config.body.model_path, self.config.body.kid_axis, device)
         if body.sha256 != identity.body_sha256:
-            raise RunMismatch(
-                f"the body model {self.config.body.model_path} was changed while it was read; start again"
-            )
+            path = self.config.body.model_path
+            raise RunMismatch(f"the body model {path} was changed while it was read; start again")
         perception = Perception(self.config, body, device)
         depth = None if perception.depth is not None else open_depth(self.config.depth, places.depth or "")
         centred = manifest.dataset.get("principal_point", "centre") == "centre"
         images = open_images(places.images, self.manifest_path)
         placer = ScenePlacer(SceneOptimizer(body, self.config), self.config, images, depth, perception, centred)
-        told = ("dataset", "label_files")
-        facts: dict[str, str] = {name: text for name, text in manifest.metadata.items() if name in told}
+        facts: dict[str, str] = {
+            name: text for name, text in manifest.metadata.items() if name in ("dataset", "label_files")
+        }
         facts |= {"licence": str(manifest.dataset.get("licence", "")), "body_sha256": body.sha256, **perception.facts}
         return _Loaded(identity, manifest, placer, facts, list_generations(self.directory))
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of `RunConfig.device`; ``auto`` = the first GPU, or the CPU. Raises: DtoError, there is none such."""
+    """The device of `RunConfig.device`; ``auto`` = the first GPU, or the CPU. Raises: DtoError if it does not exist."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -19,8 +19,7 @@ _PACE_S = 1.0  # every image takes so much longer
 _VICTIMS = ((Kind.WORKER, 0.86), (Kind.DRIVER, 0.07), (Kind.RAYLET, 0.07))  # of random kills, with their shares
 _RANDOM_PACE_S = 3.0  # the same under many random kills: a run is hit several times, so that Ray starts less often
 _MANY_KILLS = 10
-_ANY_MOMENT, _NEXT_RECEIPT = 0.3, 0.5  # shares of random kills that wait for nothing, for one more receipt; the
-# others wait, without Ray, until a shard is in hand, so that processes die at the same one again and again
+_ANY_MOMENT = 0.3  # share of random kills that wait for nothing; the others wait for one more receipt
 _DEADLY_IMAGES = 2  # of every start with Ray: each ends the first two workers that open it
 _PAUSE_S = 3.0  # most that is waited on top, before each
 _STANDSTILL_S = 60.0  # so long is waited for a receipt, if need be
@@ -67,7 +66,7 @@ def _kill_at_random(run: DisturbedRun, workers: int, victims: Sequence[tuple[Kin
         faults = [slow_images(pace), *(_deadly_images(run) if workers else [])]
         start = run.start(*run.retry, *_move_work(run), workers=workers, faults=faults)
         while start.alive and run.wants_kills:
-            _wait_for_a_moment(run, start, in_hand=not workers)
+            _wait_for_a_moment(run, start)
             (kind,) = run.dice.choices([kind for kind, _ in victims], [share for _, share in victims])
             run.kill(kind)
         code = run.finish(start)
@@ -95,13 +94,9 @@ def _deadly_images(run: DisturbedRun) -> list[Fault]:
     return [Fault(image, DIE, times=2) for image in run.dice.sample(images, min(_DEADLY_IMAGES, len(images)))]
 
 
-def _wait_for_a_moment(run: DisturbedRun, start: Start, in_hand: bool) -> None:
+def _wait_for_a_moment(run: DisturbedRun, start: Start) -> None:
     """Some kills come at any moment, Ray's start included; most come while there is work to lose."""
-    draw, latest = run.dice.random(), time.monotonic() + _STANDSTILL_S
-    receipts, notes = run.receipts_there, run.notes_in_hand
-    for_hand = in_hand and draw > _NEXT_RECEIPT
-    while draw > _ANY_MOMENT and start.alive and time.monotonic() < latest:
-        if run.notes_in_hand - notes if for_hand else run.receipts_there != receipts:
-            break
+    draw, latest, receipts = run.dice.random(), time.monotonic() + _STANDSTILL_S, run.receipts_there
+    while draw > _ANY_MOMENT and start.alive and time.monotonic() < latest and run.receipts_there == receipts:
         time.sleep(0.05)
     time.sleep(run.dice.uniform(0, _PAUSE_S))

@@ -16,7 +16,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -183,15 +183,6 @@ class DisturbedRun:
         return len(list((self.view / "receipts").glob("shard-*.json")))
 
     @property
-    def notes_in_hand(self) -> frozenset[tuple[str, int]]:
-        """Notes of processes that are (or were, when they died) at work on a shard: name and time of writing [ns]."""
-        found = []
-        for path in (self.view / "failures").glob("shard-*.in-flight.json"):
-            with suppress(FileNotFoundError):  # taken away in between
-                found.append((path.name, path.stat().st_mtime_ns))
-        return frozenset(found)
-
-    @property
     def deaths_by_faults(self) -> int:
         """Processes of the last start that ended themselves at a planted fault."""
         return len(list((self.home / f"faults-{self._starts}").glob("fault-*")))
@@ -207,7 +198,7 @@ class DisturbedRun:
         return find_marked(self._mark, kind)
 
     def kill(self, kind: Kind, number: signal.Signals = signal.SIGKILL) -> MarkedProcess | None:
-        """Send a signal to one process of a kind, drawn by lot; None where there is none."""
+        """Send a signal to one process of a kind, chosen at random; None if there is none."""
         victims = self.processes(kind)
         victim = self.dice.choice(victims) if victims else None
         if victim is None or not victim.send(number):

@@ -13,7 +13,7 @@ from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.people import read_people
 from dto_pipeline.lab.difficulty import choose_difficulty
-from dto_pipeline.lab.known_scenes import build_known_scene
+from dto_pipeline.lab.known_scenes import SynthScene
 from dto_pipeline.lab.solver_outcomes import place_all
 from dto_pipeline.models.body import BodyModel
 
@@ -49,7 +49,7 @@ def test_a_run_on_synthetic_data_is_measured_before_and_after(made: Path, capsys
 
 
 def test_a_run_on_the_files_places_people_where_the_benchmark_in_memory_does(made: Path, body: BodyModel) -> None:
-    known = [build_known_scene(choose_difficulty("standard"), 23, number, body) for number in range(IMAGES)]
+    known = [SynthScene(23, number, body, choose_difficulty("standard")).known for number in range(IMAGES)]
     outcome = place_all(known, PipelineConfig(), "paper")
     people = read_people(find_label_files(made / "run/labels"))
     assert np.array_equal(people.transl, np.concatenate([item.transl for item in outcome.placed]))

@@ -55,7 +55,7 @@ def test_too_many_given_up_shards_are_no_mistake_of_the_user(manifest, run_dir, 
     monkeypatch.setattr("dto_pipeline.run.worker.ShardRunner.run", fail)
     stop = ["--set", "run.max_failed_shards=1", "--set", "run.max_attempts=1"]
     assert main(["run", manifest, "-o", run_dir, *CALM, *stop]) == 1
-    assert "2 shards were given up, more than 1; the last said: RuntimeError: it raised" in capsys.readouterr().err
+    assert "2 shards were given up, more than 1; the last error: RuntimeError: it raised" in capsys.readouterr().err
     assert main(["run", manifest, "-o", run_dir, *CALM, "--dry-run"]) == 0
     assert "1 pending, 2 given up" in capsys.readouterr().out
 
@@ -81,12 +81,11 @@ def test_watching_ends_when_nothing_is_pending_and_its_exit_code_says_how(manife
     rest.start()
     code = main(["status", run_dir, "--watch", "0.2"])
     rest.join()
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("shards: ")]
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("shards  ")]
 
     assert code == 0
     assert "2 pending" in lines[0]
     assert "0 pending" in lines[-1]
-    assert "images/s" in lines[0]
 
 
 def test_a_watch_in_json_is_one_object_a_line(manifest, run_dir, capsys):
@@ -101,7 +100,7 @@ def test_a_watch_in_json_is_one_object_a_line(manifest, run_dir, capsys):
 
 def test_the_status_says_what_to_make_of_a_driver():
     assert "driver died" in describe_driver("gone", pending=3, given_up=0)
-    assert "nobody works on it" in describe_driver(None, pending=3, given_up=0)
+    assert "no driver works on it" in describe_driver(None, pending=3, given_up=0)
     assert describe_driver("alive", pending=3, given_up=0) == ""
     assert "--retry-failed" in describe_driver(None, pending=0, given_up=1)
     assert describe_driver(None, pending=0, given_up=0) == ""
@@ -114,7 +113,7 @@ def test_a_driver_that_is_asked_to_end_leaves_in_good_order_and_charges_nobody(m
     command = [sys.executable, "-c", script, manifest, run_dir, "0", "0.5"]
     with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as driver:
         deadline = time.monotonic() + 60
-        while not list(Path(run_dir).glob("failures/*.in-flight.json")):
+        while not list(Path(run_dir).glob("receipts/*.json")):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         os.kill(driver.pid, signal.SIGTERM)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dto_pipeline.data.dataset import DatasetError, dataset_from_dict, load_dataset, shipped_datasets
+from tests.memory_store import put
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 PLAIN = {"name": "x", "source": "camerahmr", "labels": "l.npz", "images": "i"}
@@ -75,6 +76,17 @@ def test_a_data_root_may_be_a_uri_and_depth_maps_lie_below_it_or_elsewhere():
     assert dataset_from_dict(PLAIN, "s3://bucket/data").labels_path == "s3://bucket/data/l.npz"
     assert dataset_from_dict({**PLAIN, "depth": "d"}, "s3://bucket/data").depth_root == "s3://bucket/data/d"
     assert dataset_from_dict({**PLAIN, "depth": "d"}, "s3://bucket/data", {"depth": "/d"}).depth_root == Path("/d")
+
+
+def test_a_description_is_read_from_a_uri_as_from_its_path(tmp_path):
+    text = "name: x\nsource: camerahmr\nlabels: l.npz\nimages: i\n"
+    (tmp_path / "a b.yaml").write_text(text)
+    put("yaml/x.yaml", text.encode())
+    expected = dataset_from_dict(PLAIN, "/data")
+    assert load_dataset((tmp_path / "a b.yaml").as_uri(), "/data") == expected
+    assert load_dataset("memory://yaml/x.yaml", "/data") == expected
+    with pytest.raises(DatasetError, match=r"memory://yaml/y\.yaml does not exist"):
+        load_dataset("memory://yaml/y.yaml", "/data")
 
 
 def test_a_missing_key_a_missing_file_and_a_broken_file_are_told_apart(tmp_path):

@@ -26,6 +26,7 @@ from dto_pipeline.data.files import (
     write_bytes_atomic,
     write_json_atomic,
 )
+from tests.small_disks import files_no_larger_than
 
 
 def names(folder):
@@ -118,9 +119,9 @@ def test_a_folder_that_cannot_be_synced_stops_nobody(tmp_path, monkeypatch, numb
 
 def test_a_file_or_folder_whose_sync_fails_is_named_with_the_cause(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", refusal(errno.EIO))
-    with pytest.raises(OSError, match="does not sync the file"):
+    with pytest.raises(OSError, match="cannot sync it"):
         write_bytes_atomic(tmp_path / "x", b"1")
-    with pytest.raises(OSError, match="the folder cannot be synced"):
+    with pytest.raises(OSError, match="cannot sync it"):
         sync(tmp_path)
 
 
@@ -133,6 +134,13 @@ def test_a_file_system_that_neither_links_nor_renames_without_replacing_is_named
             commit_new(temporary, tmp_path / "x")
         commit_over(temporary, tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == b"1"
+
+
+def test_a_disk_without_room_is_named_by_the_file_that_was_to_be_written(tmp_path):
+    with files_no_larger_than(1000), pytest.raises(OSError, match=str(tmp_path / "x")) as caught:
+        write_bytes_atomic(tmp_path / "x", bytes(5000))
+    assert caught.value.errno == errno.EFBIG
+    assert names(tmp_path) == []
 
 
 def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path):

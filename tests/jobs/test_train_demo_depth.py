@@ -25,7 +25,7 @@ from train_demo_depth import (
 from dto_pipeline.config import DepthConfig
 from dto_pipeline.data.images import read_image
 from dto_pipeline.lab.demo import TrueDepth, depth_quality, measure_network
-from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data, build_scene, build_true_pictures
+from dto_pipeline.lab.demo_data import DemoScene, DemoSettings, build_demo_data, build_true_pictures
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth_anything import DepthNetwork
 
@@ -66,7 +66,7 @@ def test_the_loss_is_zero_for_the_truth_and_sees_an_offset_that_scale_and_shift_
 
 def test_training_scenes_are_those_of_the_generator_with_seeds_of_their_own(tmp_path: Path, body: BodyModel) -> None:
     assert len({TRAINING_SEED, HELD_OUT_SEED, DemoSettings().seed}) == 3
-    (scene,), whole = load_training_scenes(tmp_path, 5, range(1, 2)), build_scene(5, 1, body)
+    (scene,), whole = load_training_scenes(tmp_path, 5, range(1, 2)), DemoScene(5, 1, body)
     np.testing.assert_array_equal(scene.person, whole.picture.person)
     np.testing.assert_allclose(scene.inverse, 1 / whole.picture.z, rtol=2e-3)
 

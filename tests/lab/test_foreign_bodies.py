@@ -16,7 +16,7 @@ from dto_pipeline.data.people import read_people
 from dto_pipeline.lab.benchmark import BenchmarkSettings, measure
 from dto_pipeline.lab.difficulty import choose_difficulty
 from dto_pipeline.lab.foreign_bodies import AnnyMissing, load_anny
-from dto_pipeline.lab.known_scenes import MadeScene, build_known_scene
+from dto_pipeline.lab.known_scenes import SynthScene
 from dto_pipeline.models.body import BodyModel
 
 
@@ -24,18 +24,18 @@ def test_without_the_package_the_next_step_is_named(body: BodyModel, monkeypatch
     monkeypatch.setitem(sys.modules, "anny", None)
     load_anny.cache_clear()
     with pytest.raises(AnnyMissing, match=r"pip install 'dto-pipeline\[anny\]'"):
-        build_known_scene(choose_difficulty("foreign"), 3, 0, body)
+        SynthScene(3, 0, body, choose_difficulty("foreign")).truth  # noqa: B018
     with pytest.raises(AnnyMissing):  # before any other difficulty is worked on
         measure(BenchmarkSettings(images=10**6, seed=9, difficulties=("easy", "foreign")), PipelineConfig(), body)
 
 
 @pytest.fixture(scope="module")
-def scene(body: BodyModel) -> MadeScene:
+def scene(body: BodyModel) -> SynthScene:
     load_anny.cache_clear()
-    return build_known_scene(choose_difficulty("foreign"), 3, 0, body)
+    return SynthScene(3, 0, body, choose_difficulty("foreign"))
 
 
-def test_a_label_falls_on_what_is_seen_at_an_adults_height(scene: MadeScene, body: BodyModel) -> None:
+def test_a_label_falls_on_what_is_seen_at_an_adults_height(scene: SynthScene, body: BodyModel) -> None:
     labels, truth, focal = scene.labels, scene.truth, scene.crowd.view.focal
     betas = np.pad(labels.betas, ((0, 0), (0, 1)))
     joints = body.joints(*(torch.as_tensor(value) for value in (labels.pose, betas, labels.transl))).numpy()
@@ -46,7 +46,7 @@ def test_a_label_falls_on_what_is_seen_at_an_adults_height(scene: MadeScene, bod
     assert np.allclose(labels.factor * truth.height, 1.70, atol=0.2)
 
 
-def test_true_people_stand_on_the_ground_and_children_are_small(scene: MadeScene) -> None:
+def test_true_people_stand_on_the_ground_and_children_are_small(scene: SynthScene) -> None:
     view, truth = scene.crowd.view, scene.truth
     down = (truth.vertices @ view.level_to_camera)[..., 1].max(1)
     assert np.allclose(down, view.eye_height, atol=1e-3)
@@ -55,21 +55,18 @@ def test_true_people_stand_on_the_ground_and_children_are_small(scene: MadeScene
     assert (truth.height[~young] > 1.3).all()
 
 
-def test_equal_arguments_give_equal_foreign_crowds(scene: MadeScene, body: BodyModel) -> None:
-    again = build_known_scene(choose_difficulty("foreign"), 3, 0, body)
+def test_equal_arguments_give_equal_foreign_crowds(scene: SynthScene, body: BodyModel) -> None:
+    again = SynthScene(3, 0, body, choose_difficulty("foreign"))
     assert np.array_equal(again.labels.transl, scene.labels.transl)
-    first, second = (found.scene.disparity for found in (scene, again))
-    assert first is not None
-    assert second is not None
-    assert np.array_equal(first, second)
+    assert np.array_equal(again.depth[0], scene.depth[0])
 
 
 def test_pictures_of_them_are_written_with_true_hips_and_heights(
-    scene: MadeScene, tmp_path: Path, body: BodyModel
+    scene: SynthScene, tmp_path: Path, body: BodyModel
 ) -> None:
     command = ["synth", "--difficulty", "standard", "--bodies", "anny", "--images", "2", "--seed", "3", "--quiet"]
     assert main([*command, "-o", str(tmp_path / "crowds")]) == 0
-    made = build_known_scene(choose_difficulty("standard", ["bodies=anny"]), 3, 0, body)
+    made = SynthScene(3, 0, body, choose_difficulty("standard", ["bodies=anny"]))
     people = made.crowd.num_people
     with np.load(tmp_path / "crowds/truth.npz", allow_pickle=False) as truth:
         assert np.array_equal(truth["pelvis"][:people], made.truth.joints[:, 0])
@@ -82,7 +79,7 @@ def test_pictures_of_them_are_written_with_true_hips_and_heights(
     with np.load(tmp_path / "crowds/labels/release.npz", allow_pickle=False) as labels:
         keypoints = labels["gtkps"][:people]
     picture = read_image(tmp_path / "crowds/images/000/000000.jpg").rgb
-    assert picture.shape[:2] == made.z_map.shape
+    assert picture.shape[:2] == made.seen[0].shape
     seen = keypoints[..., 2] > 0.6
     assert 10 < seen.sum(1).max() < 44  # the ears nobody has are not seen
     assert np.isfinite(keypoints).all()

@@ -10,7 +10,7 @@ import pytest
 from dto_pipeline.axes import ADULT_FEMALE, ADULT_MALE, BABY, KID_AXIS
 from dto_pipeline.config import PriorConfig
 from dto_pipeline.lab.crowd import HEIGHT_RANGE, plan_crowd
-from dto_pipeline.lab.demo_data import BREAKAGES, DEPTH, DemoScene, build_scene, plan_breakages
+from dto_pipeline.lab.demo_data import BREAKAGES, DEPTH, DemoScene, plan_breakages
 from dto_pipeline.lab.known_scenes import observe_disparity
 from dto_pipeline.lab.people import CHART, FEMALE, MALE, height_law, rest_height, sample_heights, solve_height
 from dto_pipeline.models.body import BodyModel, load_body
@@ -47,7 +47,7 @@ SEED = 7
 
 @cache
 def scene(number: int) -> DemoScene:
-    return build_scene(SEED, number, load_body("demo"))
+    return DemoScene(SEED, number, load_body("demo"))
 
 
 @pytest.fixture(params=[0, 2])
@@ -119,7 +119,7 @@ def test_disparity_is_the_announced_line_of_true_inverse_depth() -> None:
 
 
 def test_near_people_have_small_relative_depth_as_networks_give_it(crowd_scene: DemoScene) -> None:
-    disparity = crowd_scene.disparity.astype(np.float64)
+    disparity = crowd_scene.depth[0].astype(np.float64)
     for index in np.flatnonzero(crowd_scene.truth.transl[:, 2] < 6):
         assert 1 / np.median(disparity[crowd_scene.masks[index]]) < 0.02
 

@@ -26,7 +26,7 @@ from dto_pipeline.lab.benchmark import (
 )
 from dto_pipeline.lab.crowd_files import MARKER, CrowdFilesError, write_synth
 from dto_pipeline.lab.difficulty import DIFFICULTIES, DifficultyError, choose_difficulty
-from dto_pipeline.lab.known_scenes import MadeScene, build_known_scene, plan_hard_crowd
+from dto_pipeline.lab.known_scenes import SynthScene, plan_hard_crowd
 from dto_pipeline.lab.solver_outcomes import (
     ACCEPTED,
     EVERYBODY,
@@ -67,14 +67,14 @@ def test_a_whole_data_set_is_recognised_and_another_one_refused(body: BodyModel,
 def test_the_truth_is_that_of_the_scene_and_labels_are_what_solvers_see(body: BodyModel, tmp_path: Path) -> None:
     kind = choose_difficulty("standard")
     write_synth(tmp_path, kind, 2, 9, body)
-    scenes = [build_known_scene(kind, 9, number, body) for number in range(2)]
+    scenes = [SynthScene(9, number, body, kind) for number in range(2)]
     truth, labels = read_people(tmp_path), read_people(tmp_path / "labels/release.npz")
     assert np.array_equal(truth.transl, np.concatenate([scene.truth.transl for scene in scenes]))
-    assert np.array_equal(labels.transl, np.concatenate([scene.scene.transl for scene in scenes]))
+    assert np.array_equal(labels.transl, np.concatenate([scene.known.scene.transl for scene in scenes]))
     depth = np.load(tmp_path / "depth/000/000001.npy", allow_pickle=False)
-    assert np.array_equal(depth, np.asarray(scenes[1].scene.disparity))
+    assert np.array_equal(depth, np.asarray(scenes[1].depth[0]))
     with np.load(tmp_path / "truth.npz", allow_pickle=False) as archive:
-        assert np.allclose(archive["height"], np.concatenate([scene.height for scene in scenes]))
+        assert np.allclose(archive["height"], np.concatenate([scene.truth.height for scene in scenes]))
 
 
 def heights_of(heights: str, wanted: int) -> np.ndarray:
@@ -95,11 +95,11 @@ def test_heights_are_the_growth_charts_unless_the_priors_are_asked_for() -> None
 
 
 def test_every_difficulty_is_hard_in_its_own_way(body: BodyModel) -> None:
-    def scene(name: str, *options: str) -> MadeScene:
-        return build_known_scene(choose_difficulty(name, options), 3, 2, body)
+    def scene(name: str, *options: str) -> SynthScene:
+        return SynthScene(3, 2, body, choose_difficulty(name, options))
 
     for name, kind in DIFFICULTIES.items():
-        assert kind.bodies != "stand-in" or scene(name).scene.num_people >= 2
+        assert kind.bodies != "stand-in" or scene(name).known.scene.num_people >= 2
     plain, corrupt = scene("standard"), scene("standard", "wrong_labels=1")
     assert (np.abs(corrupt.labels.factor / plain.labels.factor - 1) > 1e-6).all()
     assert np.allclose(
@@ -107,7 +107,7 @@ def test_every_difficulty_is_hard_in_its_own_way(body: BodyModel) -> None:
     )
     assert np.array_equal(corrupt.truth.transl, plain.truth.transl)
     assert scene("standard", "leak=6").masks.sum() > plain.masks.sum()
-    tall = scene("other-heights").height / plain.height
+    tall = scene("other-heights").truth.height / plain.truth.height
     assert np.ptp(tall) < 1e-4 < 0.01 < abs(tall[0] - 1) < 0.2  # all people of an image by the same share
 
 
@@ -163,7 +163,7 @@ def test_a_benchmark_leaves_a_page_in_which_each_method_and_switch_has_a_row(
 
 
 def test_the_fair_baseline_is_paper_where_it_moves_people_and_the_height_prior_elsewhere(body: BodyModel) -> None:
-    known = [build_known_scene(choose_difficulty("pairs"), 5, number, body) for number in range(6)]
+    known = [SynthScene(5, number, body, choose_difficulty("pairs")).known for number in range(6)]
     assert {item.scene.num_people for item in known} == {2}
     paper = place_all(known, PipelineConfig(), "paper")
     fair, moved, prior = paper.else_prior, paper.moved, paper.prior
@@ -178,7 +178,7 @@ def test_the_fair_baseline_is_paper_where_it_moves_people_and_the_height_prior_e
 
 def test_labels_of_a_wrong_camera_look_the_same_in_the_picture(body: BodyModel) -> None:
     right, wrong = (
-        build_known_scene(choose_difficulty("easy", [option]), 5, 3, body).scene
+        SynthScene(5, 3, body, choose_difficulty("easy", [option])).known.scene
         for option in ("leak=0", "focal_error=0.1")
     )
     seen = [scene.transl[:, :2] / scene.transl[:, 2:] * scene.intrinsics[0, 0] for scene in (right, wrong)]
@@ -209,7 +209,7 @@ def test_seeds_used_for_tuning_are_refused() -> None:
 
 
 def test_a_switch_takes_away_just_its_part(body: BodyModel) -> None:
-    known = [build_known_scene(choose_difficulty("children"), 11, number, body) for number in range(4)]
+    known = [SynthScene(11, number, body, choose_difficulty("children")).known for number in range(4)]
     config = PipelineConfig()
     off = {switch.name: override(config, *switch.options["paper"]) for switch in SWITCHES}
     with_ground = place_all(known, config, "paper").placed

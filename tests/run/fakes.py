@@ -13,8 +13,17 @@ from typing import Any
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run.lease import process_name
-from dto_pipeline.run.loop import Charge
-from dto_pipeline.run.pool import Crew, Event, ShardDone, ShardRaised, WorkerLost, WorkerPlaced, WorkerReady
+from dto_pipeline.run.pool import (
+    Event,
+    FailedAttempt,
+    ShardDone,
+    ShardRaised,
+    WorkerCounts,
+    WorkerLost,
+    WorkerPlaced,
+    WorkerPool,
+    WorkerReady,
+)
 
 START_S = 3.0  # a fake worker needs this long to be ready
 DONE, RAISE, DIE, PREEMPTED, HANG = "done", "raise", "die", "preempted", "hang"
@@ -58,36 +67,31 @@ def make_config(**changes) -> RunConfig:
 
 @dataclass
 class FakeLedger:
-    """Writes down what the loop says."""
+    """Keeps what the loop reports."""
 
     done: list[int] = field(default_factory=list)
-    charges: list[Charge] = field(default_factory=list)
+    failed: list[FailedAttempt] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
-    waited: list[float] = field(default_factory=list)
-    loading: list[int] = field(default_factory=list)  # workers that were, whenever `waited` grew
+    ticks: list[WorkerCounts] = field(default_factory=list)
 
     def shard_done(self, receipt: Receipt) -> None:
         self.done.append(receipt.shard)
 
-    def shard_charged(self, charge: Charge, worker: str, error: str, detail: str) -> None:
-        self.charges.append(charge)
+    def attempt_failed(self, attempt: FailedAttempt, worker: str, error: str, detail: str) -> None:
+        self.failed.append(attempt)
 
     def worker_lost(self, worker: str, error: str, out_of_memory: bool = False) -> None:
         self.lost.append(error)
 
-    def waiting(self, seconds: float, loading: int) -> None:
-        self.waited.append(seconds)
-        self.loading.append(loading)
-
-    def tick(self, crew: Crew) -> None:
-        pass
+    def tick(self, workers: WorkerCounts) -> None:
+        self.ticks.append(workers)
 
     @property
     def given_up(self) -> list[int]:
-        return [charge.shard for charge in self.charges if charge.given_up]
+        return [attempt.shard for attempt in self.failed if attempt.given_up]
 
 
-class FakePool:
+class FakePool(WorkerPool):
     """Workers in virtual time. `behaviour(shard, attempt)` says what happens, `seconds(shard)` how long it takes."""
 
     def __init__(

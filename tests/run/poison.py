@@ -1,24 +1,19 @@
-"""A shard runner in which single images end the process, and a command that drives a run with it in one process.
-
-python -m tests.run.poison MANIFEST RUN_DIR IMAGE_ID
-"""
+"""A shard runner in which single images end the process."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Collection
 from pathlib import Path
 
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.storage import Location
-from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.worker import ShardRunner
 from dto_pipeline.status import ImageStatus
-from tests.run.chaos import label_bytes, tiny_config
+from tests.run.chaos import label_bytes
 
 POISON = "tiny/000007.jpg"  # second image of shard 2 of the tiny set
 
@@ -56,13 +51,3 @@ def check_poisoned(directory: RunDirectory, undisturbed: dict[str, bytes]) -> No
     found = label_bytes(directory.root)
     assert {name for name in found if found[name] != undisturbed[name]} == {"shard-00002.parquet"}
     assert directory.store.entries("failures") == {}
-
-
-def main() -> None:
-    manifest, run_dir, image = sys.argv[1:]
-    runner = PoisonRunner(tiny_config(), Path(manifest), Path(run_dir), [image])
-    run_pipeline(manifest, run_dir, tiny_config(), progress=False, runner=runner)
-
-
-if __name__ == "__main__":
-    main()

@@ -17,7 +17,6 @@ from dto_pipeline.run.placing import (
     size_on,
 )
 from dto_pipeline.run.ray_pool import gpus_per_worker
-from dto_pipeline.run.report import describe_sizes
 from tests.limited import run_limited
 
 _SIZES = st.lists(
@@ -141,10 +140,6 @@ def test_sizes_are_the_devices_where_the_config_does_not_say():
     assert [size_on(config, "depth.batch", gpu) for gpu in (False, True)] == list(BY_DEVICE["depth.batch"])
     assert size_on(config, "run.decode_threads", False) == 2
     assert size_on(config, "run.decode_threads", True) == max(4, min(8, (os.cpu_count() or 1) // 2))
-    assert describe_sizes(config) == "5 images a batch, 2 decoding threads (8 on a GPU)"
-    assert describe_sizes(load_config(None, ["depth.source=model", "depth.model=demo"])) == (
-        "8 images a batch (32 on a GPU), 2 decoding threads (8 on a GPU), on a GPU 32 images a network batch"
-    )
 
 
 def test_workers_get_a_gpu_each_or_share_what_there_is():

@@ -16,7 +16,7 @@ from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.identity import hash_settings
-from dto_pipeline.run.loop import Charge, Schedule, TooManyFailed, drive
+from dto_pipeline.run.loop import Schedule, TooManyFailed, drive
 from dto_pipeline.run.sanity import (
     FAILED_IN_A_ROW,
     JUDGED_FROM,
@@ -139,9 +139,9 @@ def test_repairs_are_not_judged_on_the_way() -> None:
 
 def test_shards_that_are_given_up_lose_their_images() -> None:
     budget = FailureBudget(0.05, {0: 50, 1: 50})
-    budget.shard_charged(Charge(0, 1, given_up=False), "disk")
+    budget.attempt_failed(0, False, "disk")
     assert budget.complaint() == ""
-    budget.shard_charged(Charge(0, 2, given_up=True), "disk")
+    budget.attempt_failed(0, True, "disk")
     assert "50 of 50 images" in budget.complaint()
     assert "disk" in budget.complaint()
 
@@ -153,7 +153,7 @@ def test_shards_that_all_fail_stop_the_run_before_all_were_tried(fate: str) -> N
     with pytest.raises(TooManyFailed, match=r"10 shards failed one after the other.*it (raised|died)") as caught:
         drive(Schedule(range(4000), make_config()), pool, ledger, budget)
     assert caught.value.exit_code == 1
-    assert len(ledger.charges) == FAILED_IN_A_ROW
+    assert len(ledger.failed) == FAILED_IN_A_ROW
 
 
 def test_many_workers_that_die_by_chance_do_not_stop_a_run_in_which_shards_are_finished() -> None:

@@ -24,7 +24,7 @@ def test_every_shard_is_done_once():
     ledger = _drive(FakePool())
 
     assert sorted(ledger.done) == list(range(12))
-    assert not ledger.charges
+    assert not ledger.failed
     assert not ledger.lost
 
 
@@ -40,7 +40,7 @@ def test_a_worker_that_dies_once_is_replaced_and_its_shard_done():
     ledger = _drive(pool)
 
     assert sorted(ledger.done) == list(range(12))
-    assert [(c.shard, c.attempts, c.given_up) for c in ledger.charges] == [(3, 1, False)]
+    assert [(c.shard, c.attempts, c.given_up) for c in ledger.failed] == [(3, 1, False)]
     assert len(pool.started) == 3
 
 
@@ -50,7 +50,7 @@ def test_a_poison_shard_is_given_up_and_all_others_are_done(fate):
 
     assert sorted(ledger.done) == [n for n in range(12) if n != 3]
     assert ledger.given_up == [3]
-    assert {c.shard for c in ledger.charges} == {3}
+    assert {c.shard for c in ledger.failed} == {3}
 
 
 def test_a_worker_that_hangs_is_ended_and_its_shard_done_elsewhere():
@@ -67,7 +67,7 @@ def test_preemption_never_gives_a_shard_up():
     ledger = _drive(FakePool(lambda shard, attempt: next(fates)), max_attempts=1)
 
     assert sorted(ledger.done) == list(range(12))
-    assert not ledger.charges
+    assert not ledger.failed
 
 
 def test_workers_that_cannot_start_stop_the_run_with_their_message():
@@ -87,13 +87,13 @@ def test_too_many_given_up_shards_stop_the_run():
     assert caught.value.exit_code == 1
 
 
-def test_waiting_for_workers_is_said_once_a_minute():
+def test_the_time_without_a_ready_worker_is_reported():
     ledger = FakeLedger()
     with pytest.raises(KeyboardInterrupt):
         drive(Schedule(range(2), make_config()), FakePool(starts=repeat("never"), interrupt_at=200.0), ledger)
 
-    assert ledger.waited == [60.0, 120.0, 180.0]
-    assert ledger.loading == [0, 0, 0]
+    assert ledger.ticks[-1].idle_s == pytest.approx(200.0, abs=5.0)
+    assert ledger.ticks[-1].loading == 0
 
 
 def test_workers_that_wait_for_their_place_are_never_taken_for_hanging():
@@ -109,19 +109,19 @@ def test_a_worker_that_hangs_while_it_loads_is_ended_and_replaced():
     ledger = _drive(pool, warm_up_timeout_s=50.0)
 
     assert sorted(ledger.done) == list(range(12))
-    assert not ledger.charges
+    assert not ledger.failed
     assert pool.killed == ["fake-1"]
     assert "was still loading (run.warm_up_timeout_s)" in ledger.lost[0]
     assert pool.now() < 12 * 20.0  # two worked in the end
 
 
-def test_workers_that_all_hang_while_they_load_stop_the_run_and_it_is_said_before():
+def test_workers_that_all_hang_while_they_load_stop_the_run_and_are_reported_before():
     ledger = FakeLedger()
     with pytest.raises(RunAborted, match=r"could not start; .*still loading"):
         drive(Schedule(range(12), make_config()), FakePool(starts=repeat("hang")), ledger)
 
-    assert ledger.waited[0] == 60.0
-    assert ledger.loading[0] == 2
+    assert max(workers.idle_s for workers in ledger.ticks) > 60.0
+    assert max(workers.loading for workers in ledger.ticks) == 2
 
 
 def test_a_few_of_many_workers_may_die_at_the_start_by_chance():
@@ -208,7 +208,7 @@ def test_workers_of_a_draining_node_finish_what_they_hold_and_are_replaced_at_on
     ledger = _drive(pool, shards=20, workers=2)
 
     assert sorted(ledger.done) == list(range(20))
-    assert not ledger.charges
+    assert not ledger.failed
     drained = [worker for worker in pool.started if pool.node_of[worker] == "goes"]
     assert drained[0] in pool.killed  # ended once it had nothing left
     assert sum(worker == drained[0] for worker, _, _ in pool.executions) <= 3

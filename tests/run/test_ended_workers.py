@@ -40,4 +40,4 @@ def test_a_device_that_takes_its_process_along_costs_one_try_and_not_the_run(ray
     drive(Schedule(range(6), make_config()), LosesItsDevice(ray_pool.kill), ledger)
 
     assert sorted(ledger.done) == list(range(6))
-    assert [(charge.shard, charge.attempts) for charge in ledger.charges] == [(3, 1)]
+    assert [(failed.shard, failed.attempts) for failed in ledger.failed] == [(3, 1)]

@@ -32,7 +32,7 @@ from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch
 from dto_pipeline.run.forecast import plan_pipeline
 from dto_pipeline.run.identity import hash_settings, identify_run
 from dto_pipeline.run.plan import Selection
-from dto_pipeline.run.publish import find_orphan, shard_key
+from dto_pipeline.run.publish import find_orphan
 from dto_pipeline.run.worker import ShardRunner
 from dto_pipeline.train.config import DataConfig
 from dto_pipeline.view.run_files import load_run_body, open_run_files
@@ -123,7 +123,7 @@ def test_a_worker_that_misses_a_place_says_which_before_its_first_shard(
         ({"images_root": tmp_path / "nowhere"}, r"images folder .*nowhere.*no such folder here"),
         ({"depth_root": tmp_path / "nowhere"}, r"depth folder .*nowhere.*no such folder here"),
     ):
-        with pytest.raises(RunDirectoryError, match=f"worker .* does not see what the run needs: {what}"):
+        with pytest.raises(RunDirectoryError, match=f"worker .* lacks an input of the run: {what}"):
             ShardRunner(with_body(bodies[0]), tiny.manifest, runs[0], **options).warm_up()  # type: ignore[arg-type]
     with pytest.raises(RunDirectoryError, match=r"body\.model_path: no body model at .*gone"):
         ShardRunner(with_body(tmp_path / "gone.npz"), tiny.manifest, runs[0]).warm_up()
@@ -134,11 +134,11 @@ def test_labels_of_another_body_are_not_adopted(
 ) -> None:
     manifest = Manifest.open(tiny.manifest)
     ids = manifest.read_shard(0).column("image_id").to_pylist()
-    keys = [shard_key(identify_run(with_body(body), manifest, tiny.manifest), ids) for body in bodies]
+    own, other = (identify_run(with_body(body), manifest, tiny.manifest) for body in bodies)
     shutil.copytree(runs[0] / "labels", tmp_path / "run" / "labels")
     directory = RunDirectory(tmp_path / "run")
-    assert find_orphan(directory, 0, 0, keys[0], ids) is not None
-    assert find_orphan(directory, 0, 0, keys[1], ids) is None
+    assert find_orphan(directory, own, 0, 0, ids) is not None
+    assert find_orphan(directory, other, 0, 0, ids) is None
 
 
 @pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "model.safetensors"])

@@ -10,13 +10,12 @@ import pytest
 from dto_pipeline.config import RunConfig, load_config
 from dto_pipeline.data.receipts import CountedLabels
 from dto_pipeline.run import folder as files
-from dto_pipeline.run.deaths import InFlight, Suspects, write_note
+from dto_pipeline.run.deaths import DeathRecords, InFlight, write_note
 from dto_pipeline.run.driver import FileLedger
 from dto_pipeline.run.folder import RunDirectory, RunScan
 from dto_pipeline.run.identity import identify_run
 from dto_pipeline.run.plan import Retry, Selection, survey_run
-from dto_pipeline.run.pool import Crew
-from dto_pipeline.run.sanity import Charge
+from dto_pipeline.run.pool import FailedAttempt, WorkerCounts
 from tests.run.fakes import make_manifest, make_receipt
 
 
@@ -28,9 +27,9 @@ def run(tmp_path):
     identity = identify_run(load_config(overrides=["body.model_path=demo"]), manifest, tmp_path / "m.parquet")
     files.open_run(directory, identity)
     plan = survey_run(directory, identity, manifest, RunScan(CountedLabels(directory.root)), Selection(), Retry())
-    suspects = Suspects(directory, {}, RunConfig())
-    ledger = FileLedger(directory, plan, suspects, progress=False)
-    return SimpleNamespace(directory=directory, ledger=ledger, suspects=suspects, plan=plan)
+    deaths = DeathRecords(directory, {}, RunConfig())
+    ledger = FileLedger(directory, plan, deaths, progress=False)
+    return SimpleNamespace(directory=directory, ledger=ledger, deaths=deaths, plan=plan)
 
 
 def test_every_shard_is_one_log_line_with_numbers_for_machines(run, caplog):
@@ -42,10 +41,10 @@ def test_every_shard_is_one_log_line_with_numbers_for_machines(run, caplog):
     assert (record.facts["images_per_s"], record.facts["failed_images"]) == (2.0, 1)
 
 
-def test_a_charge_is_kept_on_disk_with_deaths_and_suspects(run):
+def test_a_failed_attempt_is_kept_on_disk_with_deaths_per_image(run):
     write_note(run.directory, InFlight(1, 3, "x"))
-    run.suspects.allows_another(1, 3)
-    run.ledger.shard_charged(Charge(1, 3, False), "w", "it died", "trace")
+    run.deaths.allows_another(1, 3)
+    run.ledger.attempt_failed(FailedAttempt(1, 3, False), "w", "it died", "trace")
 
     failure = files.read_shard_failure(run.directory, 1)
     assert failure is not None
@@ -54,43 +53,35 @@ def test_a_charge_is_kept_on_disk_with_deaths_and_suspects(run):
     assert files.read_shard_failure(run.directory, 1) is None
 
 
-def test_the_tally_hears_of_everything(run):
-    run.ledger.shard_charged(Charge(1, 1, False), "w", "it raised", "")
-    run.ledger.shard_charged(Charge(1, 2, True), "w", "it raised", "")
+def test_events_of_a_launch_are_counted(run):
+    run.ledger.attempt_failed(FailedAttempt(1, 1, False), "w", "it raised", "")
+    run.ledger.attempt_failed(FailedAttempt(1, 2, True), "w", "it raised", "")
     run.ledger.worker_lost("w", "it died")
     run.ledger.shard_done(make_receipt(0, adopted=True))
 
-    assert (run.ledger.tally.failed_attempts, run.ledger.tally.workers_lost) == (2, 1)
+    assert (run.ledger.counts.failed_attempts, run.ledger.counts.workers_lost) == (2, 1)
 
 
-def crew(**changes) -> Crew:
-    """Nobody is there yet; two workers are wanted for four shards."""
-    nobody = Crew(working=0, leaving=0, loading=0, starting=0, wanted=2, unfinished=4, images=0)
-    return nobody._replace(**changes)
-
-
-def test_the_progress_line_says_who_is_waited_for_and_forgets_it_once_somebody_works(run, capsys):
-    with closing(FileLedger(run.directory, run.plan, run.suspects, progress=True)) as ledger:
+def test_the_progress_line_shows_workers_and_why_others_are_missing(run, capsys, caplog):
+    with closing(FileLedger(run.directory, run.plan, run.deaths, progress=True)) as ledger:
         ledger._draw_every = 0
 
-        def line(now: Crew, waited: float = 0.0) -> str:
+        def line(**now: int) -> str:
             capsys.readouterr()
-            ledger.tick(now)
-            if waited:
-                ledger.waiting(waited, now.loading)
+            ledger.tick(WorkerCounts(**{"wanted": 2, **now}))
             return capsys.readouterr().err
 
-        assert "waiting for workers to be given CPUs and GPUs, failed" in line(crew())
-        assert "waiting for 2 workers to load, failed" in line(crew(loading=2))
-        assert "waiting for 2 workers to load (60 s so far)" in line(crew(loading=2), waited=60.0)
-        assert "waiting for workers to be given CPUs and GPUs (120 s so far)" in line(crew(), waited=120.0)
-        assert "1 of 2 workers, others are not ready, failed: 0 shards, 0 images" in line(crew(working=1))
-        assert "waiting for workers to be given CPUs and GPUs, failed" in line(crew())
-        assert "1 workers finish before their nodes go" in line(crew(leaving=1))
-        ledger.shard_charged(Charge(1, 3, True), "w", "it died", "")
-        told = line(crew(working=2, images=3))
+        assert "workers: 0 of 2 (waiting for CPUs and GPUs), failed" in line()
+        assert "workers: 0 of 2 (2 loading, 59 s), failed" in line(loading=2, idle_s=59)
+        assert "no worker" not in caplog.text
+        assert "workers: 0 of 2 (waiting for CPUs and GPUs, 60 s), failed" in line(idle_s=60)
+        assert "no worker has been ready for 60 s: are the CPUs" in caplog.text
+        assert "workers: 1 of 2 (1 loading), failed: 0 shards, 0 images" in line(working=1, loading=1)
+        assert "workers: 0 of 2 (1 leaving with their nodes), failed" in line(leaving=1)
+        ledger.attempt_failed(FailedAttempt(1, 3, True), "w", "it died", "")
+        told = line(working=2, images=3)
         assert "3/16" in told
-        assert "2 workers, failed: 1 shards, 0 images" in told
+        assert "workers: 2 of 2, failed: 1 shards, 0 images" in told
 
 
 def test_json_lines_carry_facts_and_traces(tmp_path, capsys):

@@ -1,11 +1,11 @@
 """Two writers of one shard, and what a label file's footer tells."""
 
+import dataclasses
 import json
 
 import pytest
 
 from dto_pipeline.data.labels import read_label_metadata, write_label_shard
-from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory, read_identity
 from dto_pipeline.run.publish import PublishError, ShardFiles, find_orphan, find_shard_files, publish_labels, shard_key
@@ -21,17 +21,16 @@ def finished(tiny, tmp_path):
 
 def _orphan(directory):
     """Rows and footer of shard 0, which the caller may publish again."""
-    receipt = read_receipt(directory.receipt_file(0))
     ids = [f"tiny/{number:06d}.jpg" for number in range(3)]
-    table = find_orphan(directory, 0, 0, receipt.shard_key, ids)
+    table = find_orphan(directory, read_identity(directory), 0, 0, ids)
     return table, read_label_metadata(directory.label_file(0))
 
 
 def test_publishing_what_is_already_there_leaves_it_alone(finished):
-    table, footer = _orphan(finished)
+    table, _ = _orphan(finished)
     before = finished.label_file(0).stat()
 
-    publish_labels(finished, read_identity(finished), 0, 0, footer["shard_key"], table, {})
+    publish_labels(finished, read_identity(finished), 0, 0, table, {})
 
     assert finished.label_file(0).stat() == before
 
@@ -42,16 +41,18 @@ def test_a_file_of_other_settings_that_appears_meanwhile_is_not_taken_for_ours(f
     write_label_shard(table, finished.label_file(0), {**footer, "shard_key": "another"})
 
     with pytest.raises(PublishError, match="next attempt"):
-        publish_labels(finished, read_identity(finished), 0, 0, footer["shard_key"], table, {})
+        publish_labels(finished, read_identity(finished), 0, 0, table, {})
 
 
-@pytest.mark.parametrize("key", ["shard_key", "ids"])
-def test_a_label_file_of_other_settings_or_rows_is_not_adopted(finished, key):
-    receipt = read_receipt(finished.receipt_file(0))
-    ids = [f"tiny/{number:06d}.jpg" for number in range(3)]
-    wanted = ("another", ids) if key == "shard_key" else (receipt.shard_key, ids[::-1])
+@pytest.mark.parametrize("other", ["settings", "rows"])
+def test_a_label_file_of_other_settings_or_rows_is_not_adopted(finished, other):
+    identity, ids = read_identity(finished), [f"tiny/{number:06d}.jpg" for number in range(3)]
+    if other == "settings":
+        identity = dataclasses.replace(identity, config_hash="another")
+    else:
+        ids = ids[::-1]
 
-    assert find_orphan(finished, 0, 0, *wanted) is None
+    assert find_orphan(finished, identity, 0, 0, ids) is None
 
 
 def test_a_zombie_that_comes_late_finds_the_receipt_and_does_nothing(finished, tiny):
@@ -65,7 +66,7 @@ def test_a_zombie_that_comes_late_finds_the_receipt_and_does_nothing(finished, t
 def test_a_receipt_without_its_label_file_is_not_valid(finished):
     finished.label_file(0).unlink()
 
-    assert find_shard_files(finished, read_identity(finished), 0) == ShardFiles(None, 1, None, False)
+    assert find_shard_files(finished, read_identity(finished), 0) == ShardFiles(None, 1, None)
 
 
 def test_the_shard_key_depends_on_rows_and_their_order(finished):

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dto_pipeline.run.loop import DEADLINE_FLOOR_S, MEMORY_ATTEMPTS, Schedule, drive, likely_next
-from dto_pipeline.run.pool import Crew, ShardProgress, WorkerDraining, WorkerLost
-from dto_pipeline.run.sanity import Charge
+from dto_pipeline.run.pool import FailedAttempt, ShardProgress, WorkerDraining, WorkerLost
 from tests.run.fakes import DIE, DONE, PREEMPTED, RAISE, FakeLedger, FakePool, make_config
 
 
@@ -20,7 +19,7 @@ def test_a_shard_whose_worker_died_is_charged_and_comes_last():
     schedule = _schedule()
     assert schedule.take(None, 1) == 0
 
-    assert schedule.died(0) == Charge(shard=0, attempts=1, given_up=False)
+    assert schedule.died(0) == FailedAttempt(shard=0, attempts=1, given_up=False)
     assert list(schedule.pending) == [1, 2, 3, 4, 5, 6, 7, 0]
 
 
@@ -37,16 +36,16 @@ def test_a_shard_that_a_dead_worker_had_not_begun_is_spared_once_only():
     schedule.take(None, 1)
     assert schedule.died(0, begun=False) is None
     schedule.take(None, 1)
-    assert schedule.died(0, begun=False) == Charge(0, 1, False)
+    assert schedule.died(0, begun=False) == FailedAttempt(0, 1, False)
 
 
 def test_deaths_that_lead_somewhere_do_not_give_a_shard_up_but_exceptions_do():
     ask = Mock(return_value=True)
     schedule = _schedule([7], max_attempts=2, allows_another=ask)
     for _ in range(4):
-        charge = schedule.died(schedule.take(None, 1))
-        assert charge is not None
-        assert not charge.given_up
+        failed = schedule.died(schedule.take(None, 1))
+        assert failed is not None
+        assert not failed.given_up
 
     assert [call.args for call in ask.mock_calls] == [(7, attempt, False) for attempt in (1, 2, 3, 4)]
     assert schedule.failed(schedule.take(None, 1)).given_up
@@ -55,9 +54,9 @@ def test_deaths_that_lead_somewhere_do_not_give_a_shard_up_but_exceptions_do():
 def test_a_shard_that_takes_the_memory_away_every_time_is_given_up_in_the_end():
     ask = Mock(return_value=False)
     schedule = _schedule([7], max_attempts=2, allows_another=ask)
-    charges = [schedule.died(schedule.take(None, 1), out_of_memory=True) for _ in range(MEMORY_ATTEMPTS + 2)]
+    failed = [schedule.died(schedule.take(None, 1), out_of_memory=True) for _ in range(MEMORY_ATTEMPTS + 2)]
 
-    assert charges == [None] * MEMORY_ATTEMPTS + [Charge(7, 1, False), Charge(7, 2, True)]
+    assert failed == [None] * MEMORY_ATTEMPTS + [FailedAttempt(7, 1, False), FailedAttempt(7, 2, True)]
     assert (schedule.unfinished, schedule.given_up) == (0, {7})
     assert [call.args for call in ask.mock_calls] == [(7, 1, True), (7, 2, True)]
 
@@ -65,7 +64,7 @@ def test_a_shard_that_takes_the_memory_away_every_time_is_given_up_in_the_end():
 def test_attempts_of_earlier_launches_count():
     schedule = _schedule([7], attempts={7: 2}, max_attempts=3)
 
-    assert schedule.failed(schedule.take(None, 1)) == Charge(7, 3, True)
+    assert schedule.failed(schedule.take(None, 1)) == FailedAttempt(7, 3, True)
 
 
 def test_a_hung_shard_is_noticed_early_once_the_usual_duration_is_known_unless_it_failed_before():
@@ -97,22 +96,13 @@ def test_every_worker_is_given_the_shard_it_reads_ahead_of_as_long_as_it_is_pend
     assert schedule.take(0, 3) == 6  # 3 is gone: the first that is left
 
 
-class Crews(FakeLedger):
-    def __init__(self) -> None:
-        super().__init__()
-        self.crews: list[Crew] = []
-
-    def tick(self, crew: Crew) -> None:
-        self.crews.append(crew)
-
-
 def test_every_worker_has_one_shard_at_a_time_and_no_more_come_than_there_are_shards():
-    pool, ledger = FakePool(), Crews()
+    pool, ledger = FakePool(), FakeLedger()
     drive(_schedule(range(3), workers=8), pool, ledger)
 
     assert len(pool.started) == 3
-    assert max(crew.working for crew in ledger.crews) == 3
-    assert ledger.crews[-1] == Crew(3, 0, 0, 0, 0, 0, 0)
+    assert max(workers.working for workers in ledger.ticks) == 3
+    assert ledger.ticks[-1][:5] == (3, 0, 0, 0, 0)
 
 
 def test_progress_inside_a_shard_counts_for_the_worker_that_has_it_only():
@@ -123,10 +113,10 @@ def test_progress_inside_a_shard_counts_for_the_worker_that_has_it_only():
             said = [ShardProgress(worker, shard, 5) for worker, shard in busy]
             return [*events, *said, *(ShardProgress(worker, shard + 1, 70) for worker, shard in busy)]
 
-    ledger = Crews()
+    ledger = FakeLedger()
     drive(_schedule(range(2), workers=2), Speaks(), ledger)
 
-    assert {crew.images for crew in ledger.crews} == {0, 5, 10}
+    assert {workers.images for workers in ledger.ticks} == {0, 5, 10}
 
 
 def test_a_worker_that_leaves_finishes_its_shard_and_another_is_asked_for():
@@ -135,12 +125,12 @@ def test_a_worker_that_leaves_finishes_its_shard_and_another_is_asked_for():
             events = super().wait(timeout_s)
             return [*events, WorkerDraining("fake-1")] if len(self.executions) == 2 else events
 
-    pool, ledger = Drains(seconds=lambda shard: 10.0 + shard), Crews()
+    pool, ledger = Drains(seconds=lambda shard: 10.0 + shard), FakeLedger()
     drive(_schedule(range(8), workers=2), pool, ledger)
 
     assert [worker for worker, _, _ in pool.executions].count("fake-1") == 1
     assert sorted(ledger.done) == list(range(8))
-    assert any((crew.working, crew.leaving, crew.starting) == (1, 1, 1) for crew in ledger.crews)
+    assert any((workers.working, workers.leaving, workers.loading) == (1, 1, 1) for workers in ledger.ticks)
 
 
 @given(st.data())

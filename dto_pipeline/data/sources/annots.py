@@ -21,9 +21,8 @@ import numpy as np
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import camera_matrices
-from dto_pipeline.data.inert_pickle import PickleRefused, Record
+from dto_pipeline.data.inert_pickle import PickleRefused, check_values
 from dto_pipeline.data.npz import ITEM_LIMITS, read_items
-from dto_pipeline.data.safe_pickle import build_values
 from dto_pipeline.data.scratch import FlatColumn
 from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelRows, LabelSource, find_row_problems, take_rows
 
@@ -56,7 +55,9 @@ def first_people(path: Path, most: int = 1000) -> list[Any]:
         return len(found) >= most
 
     read_items(path, ARRAY, take, look=True)
-    return [_built(person) for person in found[:most]]
+    for person in found[:most]:
+        check_values(person, ITEM_LIMITS)
+    return found[:most]
 
 
 class _Reader:
@@ -105,8 +106,8 @@ class _Reader:
     def _read_person(self, name: str, place: int, person: Any) -> tuple[np.ndarray, ...]:
         """Numbers for each of `_COLUMNS`; NaN, and a finding, where they are not as documented."""
         try:
-            found = _built(person)
-            body, camera = found[BODY], found[CAMERA]
+            check_values(person, ITEM_LIMITS)
+            body, camera = person[BODY], person[CAMERA]
             betas = _numbers(body, "shape", (NUM_BETAS - 1, NUM_BETAS))
             lens = np.concatenate([_numbers(camera, "focal", (2,)), _numbers(camera, "princpt", (2,))])
             pose, transl = _numbers(body, "pose", (72,)), _numbers(body, "trans", (3,))
@@ -129,15 +130,9 @@ class _Reader:
 
 
 def _listed(people: Any) -> list[Any]:
-    """The people of an image as records: a list, a tuple or an object array of them; anything else is one person."""
-    contents = people
-    if type(people) is Record and people.what.name == "_reconstruct" and isinstance(people.state, tuple):
-        contents = people.state[-1] if people.state else None
-    return list(contents) if isinstance(contents, list | tuple) else [people]
-
-
-def _built(person: Any) -> Any:
-    return build_values(person, ITEM_LIMITS, object_arrays=True)
+    """The people of an image: a list, a tuple or an object array of them; anything else is one person."""
+    is_array = type(people) is np.ndarray and people.dtype.hasobject
+    return list(people.flat) if is_array else list(people) if isinstance(people, list | tuple) else [people]
 
 
 def _numbers(holder: Any, key: str, lengths: tuple[int, ...]) -> np.ndarray:

@@ -33,7 +33,7 @@ MASKS_EXTENSION = "detection.npz"
 NUM_KEYPOINTS = 44
 _BOX_UNIT = 200.0  # scale is the box's size over this [px]
 MAX_MEMBER_BYTES = 2**26  # of people or masks; nothing longer is read to its end
-_LIMITS = Limits(max_stream_bytes=MAX_MEMBER_BYTES, max_opcodes=2_000_000, max_items=2_000_000, max_array_bytes=2**30)
+_LIMITS = Limits(max_bytes=2**28, max_items=2_000_000, max_array_bytes=2**30)
 _MIN_INSIDE = 0.5  # share of a person's keypoints its mask must cover
 _MASK_NUMBER = "detection_npz_idx"  # of a person's extra_info
 _EQUAL_PX = 0.5  # keypoints of a label and of a person that are the same ones, but for rounding
