@@ -117,18 +117,16 @@ def prior_curve(mean: float, sigma: float, people: int, edges: np.ndarray) -> tu
     return x, density * people * float(edges[1] - edges[0])
 
 
-def _heights() -> dict[str, Histogram]:
-    edges = np.arange(0.4, 2.2501, 0.05)
-    return {name: Histogram(name.replace("_", " "), "height [m]", edges, 2) for name in HEIGHT_CLASSES}
-
-
-def _placing() -> dict[str, Histogram]:
+def _histograms() -> dict[str, Histogram]:
+    """Heights by class, the scales and deviations of fits, crowds, distances by group."""
+    heights, metres = np.arange(0.4, 2.2501, 0.05), np.arange(0, 40.1, 1.0)
     return {
+        **{n: Histogram(f"Height, {n.replace('_', ' ')}", "height [m]", heights, 2) for n in HEIGHT_CLASSES},
         "scale": Histogram("Scale on distance and height, moved persons", "factor", np.geomspace(0.25, 4, 41)),
         "deviation": Histogram("Height deviation of optimised images", "sigma", np.arange(0, 4.01, 0.1)),
-        "persons": Histogram("Persons per image", "persons", np.arange(0, 31.1, 1.0) - 0.5),
-        "near": Histogram("Distance, near group", "z [m]", np.arange(0, 40.1, 1.0), 2),
-        "far": Histogram("Distance, far group", "z [m]", np.arange(0, 40.1, 1.0), 2),
+        "crowd": Histogram("Persons per image", "persons", np.arange(0, 31.1, 1.0) - 0.5),
+        "near": Histogram("Distance, near group", "z [m]", metres, 2),
+        "far": Histogram("Distance, far group", "z [m]", metres, 2),
     }
 
 
@@ -137,8 +135,7 @@ class Facts:
     """All numbers of the report."""
 
     status: RunStatus
-    heights: dict[str, Histogram] = field(default_factory=_heights)
-    placing: dict[str, Histogram] = field(default_factory=_placing)
+    histograms: dict[str, Histogram] = field(default_factory=_histograms)
     total: Counter[str] = field(default_factory=Counter)  # images, persons, and those of a kind
     # limit [m] -> accepted images of at most this expected error, and people of accepted images of at most this sigma
     certain: dict[float, tuple[int, int]] = field(default_factory=lambda: dict.fromkeys(LIMITS, (0, 0)))
@@ -165,17 +162,17 @@ def _add_shard(facts: Facts, columns: LabelColumns) -> None:
     moved, failed = np.isin(people["status"], PLACED), np.isin(images["status"], _FAILED)
     optimized, accepted = (images[name].astype(bool) for name in ("is_optimized", "is_accepted"))
     of_accepted = accepted[columns.owner]
-    for name, histogram in facts.heights.items():
+    for name in HEIGHT_CLASSES:
         own = people["height_class"] == name
-        histogram.add(people["height_init_m"][own], 0)
-        histogram.add(people["height_m"][own], 1)
+        facts.histograms[name].add(people["height_init_m"][own], 0)
+        facts.histograms[name].add(people["height_m"][own], 1)
     for name, group in (("near", NEAR), ("far", FAR)):
         own = people["depth_group"] == group
-        facts.placing[name].add(people["transl_init"][own, 2], 0)
-        facts.placing[name].add(people["transl"][own, 2], 1)
-    facts.placing["scale"].add(people["scale"][moved])
-    facts.placing["deviation"].add(images["mean_height_deviation"][optimized])
-    facts.placing["persons"].add(images["num_persons"].astype(np.float64))
+        facts.histograms[name].add(people["transl_init"][own, 2], 0)
+        facts.histograms[name].add(people["transl"][own, 2], 1)
+    facts.histograms["scale"].add(people["scale"][moved])
+    facts.histograms["deviation"].add(images["mean_height_deviation"][optimized])
+    facts.histograms["crowd"].add(images["num_persons"].astype(np.float64))
     for most, (count, persons) in facts.certain.items():
         limits = Limits(most, most)
         count += int(limits.images(images[EXPECTED_ERROR][accepted]).sum())
@@ -218,16 +215,19 @@ def write_report(
         (f"{status.images_per_s:.1f}", "images a second", "last hour of work, all workers"),
     ]
     done = "all" if status.images_done == status.images_total else f"{status.images_done} of"
-    title = f"{run.identity.subset}: {done} {status.images_total} images done"
-    prior, accept_below = run.identity.config["prior"], float(run.identity.config["refine"]["accept_below"])
-    scenes = [] if body is None else list(_scenes(run, body, pixels, worst, random, seed))
+    whole = sum(status.stage_seconds.values())
+    stages = [f"{name} {seconds:.1f} s ({_share(seconds, whole)})" for name, seconds in status.stage_seconds.items()]
     page = render_page(
-        title=title,
+        title=f"{run.identity.subset}: {done} {status.images_total} images done",
         tiles=tiles,
-        status=_describe(status),
-        certain=_certain(facts),
-        charts=[*_height_charts(facts, prior), *_placing_charts(facts, accept_below)],
-        scenes=scenes,
+        status=f"{status.as_table()}\nstages   {', '.join(stages)}",
+        certain=[
+            [f"{most:g} m", f"{n:,}", _share(n, total["accepted"]), f"{m:,}", _share(m, total["accepted persons"])]
+            for most, (n, m) in facts.certain.items()
+            if any(map(any, facts.certain.values()))  # some label has an expected error
+        ],
+        charts=list(_charts(facts, run.identity.config)),
+        scenes=[] if body is None else list(_scenes(run, body, pixels, worst, random, seed)),
         failures=facts.failures,
         failed=total["failed"],
         settings=[
@@ -248,42 +248,17 @@ def render_page(**parts: Any) -> str:
     return printable(template.render(style=(folder / "page.css").read_text(), **parts))
 
 
-def _describe(status: RunStatus) -> str:
-    """What `dto status` prints, and where the time went."""
-    seconds = status.stage_seconds
-    whole = sum(seconds.values()) or 1.0
-    stages = ", ".join(f"{name} {took:.1f} s ({_share(took, whole)})" for name, took in seconds.items())
-    return f"{status.as_table()}\nstages   {stages or 'none timed'}"
-
-
-def _certain(facts: Facts) -> list[list[str]]:
-    """What --max-error and --max-z-sigma would leave; nothing where no label has an expected error."""
-    accepted, people = facts.total["accepted"], facts.total["accepted persons"]
-    rows = [
-        [f"{most:g} m", f"{images:,}", _share(images, accepted), f"{n:,}", _share(n, people)]
-        for most, (images, n) in facts.certain.items()
-    ]
-    return rows if any(map(any, facts.certain.values())) else []
-
-
-def _height_charts(facts: Facts, prior: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    for histogram, mean, sigma in zip(facts.heights.values(), prior["mean"], prior["sigma"], strict=True):
-        people = int(histogram.counts[1].sum())
-        if people:
-            note = f"{people:,} persons, prior {mean:.2f} \u00b1 {sigma:.2f} m"
-            yield _card(histogram, f"Height, {histogram.title}", note, histogram.draw(prior=(mean, sigma)))
-
-
-def _placing_charts(facts: Facts, accept_below: float) -> Iterator[dict[str, str]]:
-    marks = {"scale": (1.0, "dashed: unchanged"), "deviation": (accept_below, f"accepted below {accept_below:g}")}
-    for name, histogram in facts.placing.items():
-        mark, words = marks.get(name, (None, ""))
-        note = "; ".join(filter(None, (f"{int(histogram.counts[-1].sum()):,} counted", words)))
-        yield _card(histogram, histogram.title, note, histogram.draw(mark))
-
-
-def _card(histogram: Histogram, title: str, note: str, svg: str) -> dict[str, str]:
-    return {"title": title, "note": note, "source": _inline("svg+xml", svg.encode())}
+def _charts(facts: Facts, config: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Title, a line of text and the picture of every histogram; classes of height without people are left out."""
+    priors = dict(zip(HEIGHT_CLASSES, zip(config["prior"]["mean"], config["prior"]["sigma"], strict=True), strict=True))
+    marks = {"scale": 1.0, "deviation": float(config["refine"]["accept_below"])}
+    notes = {"scale": ", dashed: unchanged", "deviation": f", accepted below {marks['deviation']:g}"}
+    for name, histogram in facts.histograms.items():
+        count, prior = int(histogram.counts[-1].sum()), priors.get(name)
+        if prior is None or count:
+            words = f", prior {prior[0]:.2f} \u00b1 {prior[1]:.2f} m" if prior else notes.get(name, "")
+            source = _inline("svg+xml", histogram.draw(marks.get(name), prior).encode())
+            yield {"title": histogram.title, "note": f"{count:,} counted{words}", "source": source}
 
 
 def _inline(kind: str, data: bytes) -> str:

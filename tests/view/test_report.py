@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dto_pipeline.axes import HEIGHT_CLASSES
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.status import ImageStatus
@@ -61,13 +62,12 @@ class Listing(HTMLParser):
 
 def test_facts_count_every_image_and_person_once(facts: Facts, tiny: TinyDataset) -> None:
     assert (facts.total["images"], facts.total["persons"]) == (tiny.images, tiny.persons)
-    counted = {name: histogram.counts[-1].sum() for name, histogram in facts.placing.items()}
-    assert counted["persons"] == tiny.images
-    assert counted["deviation"] == facts.total["optimized"]
-    assert counted["scale"] == facts.total["moved"] == facts.status.person_status["moved"]
+    sums = {name: histogram.counts[-1].sum() for name, histogram in facts.histograms.items()}
+    assert sums["crowd"] == tiny.images
+    assert sums["deviation"] == facts.total["optimized"]
+    assert sums["scale"] == facts.total["moved"] == facts.status.person_status["moved"]
     assert facts.total["failed"] == len(facts.failures) == 3
-    heights = sum(histogram.counts[1].sum() for histogram in facts.heights.values())
-    assert heights >= counted["near"] + counted["far"] >= facts.total["moved"]
+    assert sum(sums[name] for name in HEIGHT_CLASSES) >= sums["near"] + sums["far"] >= facts.total["moved"]
 
 
 def counted(values: Sequence[float], edges: Sequence[float], series: int = 1) -> Histogram:
