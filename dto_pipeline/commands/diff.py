@@ -1,4 +1,4 @@
-"""`dto diff`: what two sets of labels say differently."""
+"""`dto diff`: compare two sets of labels."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _pairs(sides: Sequence[str], against: Sequence[str]) -> list[tuple[str, str]]:
-    """Who is compared with whom: two sides; or runs of one subset; or all with one."""
+    """The pairs to compare: two sides; or runs of one subset; or all with one."""
     if not against:
         if len(sides) != 2:
-            raise DtoError(f"{len(sides)} sides; name two, or the others behind --against")
+            raise DtoError(f"{len(sides)} sides; name two, or the others after --against")
         return [(sides[0], sides[1])]
     if len(against) == 1:
         return [(side, against[0]) for side in sides]
@@ -71,7 +71,7 @@ def _pairs(sides: Sequence[str], against: Sequence[str]) -> list[tuple[str, str]
             found[subset] = run
     if own.keys() != theirs.keys():
         alone = sorted(own.keys() ^ theirs.keys())
-        raise DtoError(f"subsets {alone} are on one side only; name the same subsets before and behind --against")
+        raise DtoError(f"subsets {alone} are on one side only; name the same subsets before and after --against")
     return [(own[subset], theirs[subset]) for subset in own]
 
 
@@ -108,7 +108,7 @@ def compare(before: str, after: str, body_path: str | None = None, worst: int = 
 
 
 def _is_ours(place: str) -> bool:
-    """Runs, exports in Parquet and label files, also behind a URI; told by what is there."""
+    """Runs, exports in Parquet and label files, also behind a URI."""
     from dto_pipeline.data.people import FileKind, recognise
     from dto_pipeline.data.storage import as_location
 

@@ -71,7 +71,7 @@ def evaluate_joints(
     meshes = (vertices_of(known.take(chunk), body).astype(np.float64) for chunk in in_chunks(known.num_people))
     joints = np.concatenate([np.einsum("jv,nvk->njk", regressor, mesh) for mesh in meshes])[:, order]
     if is_mupots and not np.isfinite(known.intrinsics).all():
-        raise EvaluationError(f"{found.source} does not say the camera of everybody; give `intrinsics`")
+        raise EvaluationError(f"{found.source} lacks the camera of some people; add `intrinsics`")
     places = joints @ known.intrinsics.transpose(0, 2, 1)
     places = places[..., :2] / np.where(places[..., 2:] > 0, places[..., 2:], np.nan)
     people, true_people = (by_image(of, len(truth.images)) for of in (owner, truth.owner))

@@ -19,7 +19,7 @@ _PARTS = (None, 3, 2, 1)  # of a name that are compared, whole names first
 
 
 class ImageJoinError(DtoError, ValueError):
-    """Two files that have no image in common; the message shows names of both."""
+    """Two files without a common image; the message shows names of both."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def pairs_within(image: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def take_greedily(first: np.ndarray, second: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Positions of the pairs (first, second) (k,) that a greedy pass in this order (k,) takes; nobody is used twice.
+    """Positions of the pairs (first, second) (k,) that a greedy pass in this order (k,) takes; each person is used once.
 
     Every round takes all pairs that come first for both of their people, which are those of a greedy pass.
     """

@@ -61,7 +61,7 @@ def _rounded_f1(sums: Sums) -> np.ndarray:
 
 
 def _over(f1: Statistic, part: str, factor: float = 1.0) -> Statistic:
-    """An error over F1: people who were missed or made up cost as much as people who are wrong."""
+    """An error over F1: missed and invented people count as errors too."""
     return lambda sums: factor * ratio(ratio(sums[part], sums["matched"]), f1(sums))
 
 
@@ -171,7 +171,7 @@ def _first(values: np.ndarray, owner: np.ndarray, images: int) -> np.ndarray:
 
 
 def _cameras(found: People, true: People, image: np.ndarray) -> Pairs:
-    """K of everybody on both sides (n, 3, 3), (m, 3, 3) [px].
+    """K of all people on both sides (n, 3, 3), (m, 3, 3) [px].
 
     A principal point the truth does not give is the centre of the image; FOUND's cameras default to those of the truth.
     """
@@ -181,7 +181,7 @@ def _cameras(found: People, true: People, image: np.ndarray) -> Pairs:
     complete = np.isfinite(known).all((1, 2))
     if not complete.all():
         raise EvaluationError(
-            f"{true.source}: the camera of image {true.images[true.owner[~complete][0]]} is not known; give "
+            f"{true.source}: the camera of image {true.images[true.owner[~complete][0]]} is not known; add "
             "`intrinsics` (or `focal` and image sizes)"
         )
     of_image = _first(known, true.owner, true.num_images)
@@ -270,14 +270,14 @@ def evaluate_protocol(
     """The measures of ``3dpw`` or ``agora`` over the images of the truth.
 
     Raises:
-        EvaluationError: nobody is true, a camera is unknown, or a regressor does not fit.
+        EvaluationError: no true person, a camera is unknown, or a regressor does not fit.
         ImageJoinError: no image in common.
     """
     join = join_images(list(found.images), list(truth.images))
     true, known = truth.take(truth.usable), found.take((join.true[found.owner] >= 0) & found.usable)
     image = join.true[known.owner]
     if not true.num_people:
-        raise EvaluationError(f"{truth.source} has nobody who can be used")
+        raise EvaluationError(f"{truth.source} has no person that can be used")
     seen, true_seen = _project(known, bodies.found), _project(true, bodies.truth)
     pairs = _match_images(seen, true_seen, image, true.owner, truth.num_images, published=True)
     errors = _measure(known, true, pairs, partial(_protocol_errors, bodies=bodies, protocol=protocol))
@@ -297,7 +297,7 @@ def evaluate_protocol(
 def _project(people: People, body: BodyModel) -> np.ndarray:
     """(n, 24, 2) joints in the image [px]."""
     if not np.isfinite(people.intrinsics).all():
-        raise EvaluationError(f"{people.source} does not say the camera of everybody; give `intrinsics`")
+        raise EvaluationError(f"{people.source} lacks the camera of some people; add `intrinsics`")
     return np.nan_to_num(project_joints(people, body, people.intrinsics)[:, :TREE])
 
 

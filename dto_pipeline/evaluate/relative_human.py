@@ -2,7 +2,7 @@
 
 `evaluate_relative_human` takes arrays, `evaluate_rh` bodies of any file, where a predicted person that cannot be used
 (not finite, behind the camera) counts as predicted and matches nobody. Mode `reference` equals the published metric,
-faults included (it breaks down where nobody is missed; here the status says so). Mode `corrected` is the same metric
+faults included (it fails if no person is missed; here the status says so). Mode `corrected` is the same metric
 with the six corrections of docs/evaluation.md. Positions in pixels, z in metres.
 
 PCDR is from Sun et al., "Putting People in their Place" (RelativeHuman); mPCKh counts joints within 0.143 of the
@@ -51,15 +51,15 @@ class MetricStatus(StrEnum):
     """Whether the numbers of a result mean something."""
 
     OK = "ok"
-    NO_ANNOTATION = "no_annotation"  #: nobody to find; nothing is defined but the counts
+    NO_ANNOTATION = "no_annotation"  #: no annotated person; only the counts are defined
     NOTHING_MISSED = "nothing_missed"  #: `reference` only: the published metric raises here; the numbers are by formula
 
 
 @dataclass(frozen=True)
 class EvaluatedImage:
-    """One image: who is in it, and who was predicted (P people)."""
+    """One image: its annotated people, and P predicted ones."""
 
-    name: str  # file name; tells the two 19-joint layouts apart
+    name: str  # file name; decides between the two 19-joint layouts
     annotations: tuple[Annotation, ...]
     keypoints: np.ndarray  # (P, 14, 2) [px], in the order of EVALUATED_JOINTS
     depth: np.ndarray  # (P,) z of the translation [m]
@@ -73,13 +73,13 @@ class EvaluatedImage:
 
 
 @dataclass(frozen=True)
-class ImageTally:
-    """What one image adds to the metrics."""
+class ImageCounts:
+    """Matches and sums of one image."""
 
     name: str
     matches: np.ndarray  # (M, 2) int64: prediction, annotation, in the order found
     missed: np.ndarray  # (K,) int64 annotations
-    sums: dict[str, float]  # what `MEASURES` and the counts of a result are made of
+    sums: dict[str, float]  # that `MEASURES` and the counts are computed from
 
 
 def _pcdr(group: str) -> Statistic:
@@ -110,10 +110,10 @@ class RelativeHumanResult:
     """The metrics of a set of images; an image may appear more than once. None = undefined (nothing to divide by)."""
 
     mode: str
-    images: tuple[ImageTally, ...] = field(repr=False)
+    images: tuple[ImageCounts, ...] = field(repr=False)
 
     def count(self, name: str) -> int:
-        """How often, by one of the names of `ImageTally.sums`."""
+        """Sum over images of one of the names of `ImageCounts.sums`."""
         return int(sum(tally.sums[name] for tally in self.images))
 
     def share(self, key: str) -> float | None:
@@ -146,8 +146,8 @@ def evaluate_relative_human(images: Sequence[EvaluatedImage], mode: str = "corre
     return RelativeHumanResult(mode, tuple(tally_image(image, mode) for image in images))
 
 
-def tally_image(image: EvaluatedImage, mode: str) -> ImageTally:
-    """Match one image's predictions to its people and count what the metrics are made of."""
+def tally_image(image: EvaluatedImage, mode: str) -> ImageCounts:
+    """Match one image's predictions to its people and count."""
     people = _select_people(image, mode)
     predictions = len(image.depth) if image.predicted else 0
     keypoints = np.asarray(image.keypoints, dtype=np.float32)[:predictions]
@@ -176,7 +176,7 @@ def tally_image(image: EvaluatedImage, mode: str) -> ImageTally:
         "pckh": pckh.sum(dtype=np.float64),
         "pckh_people": len(pckh),
     }
-    return ImageTally(
+    return ImageCounts(
         name=image.name,
         matches=np.stack([found, people.index[owner]], axis=1),
         missed=people.index[is_missed],
@@ -196,7 +196,7 @@ class _People:
 
 
 def _select_people(image: EvaluatedImage, mode: str) -> _People:
-    """Who takes part; in `reference` the indices of predicted images count on as if nobody had been dropped."""
+    """People that take part; in `reference` dropped people still shift the indices of predicted images."""
     index = np.array([i for i, a in enumerate(image.annotations) if a.kp2d is not None], dtype=np.int64)
     joints = np.zeros((len(index), len(EVALUATED_JOINTS), 2), dtype=np.float32)
     visible = np.zeros(joints.shape[:2], dtype=bool)
@@ -319,13 +319,13 @@ def evaluate_rh(
         images.append(EvaluatedImage(name, tuple(listed), keypoints[rows], people.transl[rows, 2], place >= 0))
     result = evaluate_relative_human(images, mode)
     sums = {name: np.array([tally.sums[name] for tally in result.images]) for name in result.images[0].sums}
-    everybody = [person for listed in annotations.values() for person in listed]
+    annotated = [person for listed in annotations.values() for person in listed]
     counts = {
         "images annotated": len(annotations),
         "images without a prediction": int((join.found < 0).sum()),
         "images predicted that are not annotated (left out)": join.unmatched,
-        "people annotated": len(everybody),
-        "people annotated without keypoints (cannot be found)": sum(person.kp2d is None for person in everybody),
+        "people annotated": len(annotated),
+        "people annotated without keypoints (cannot be found)": sum(person.kp2d is None for person in annotated),
         "people predicted": result.count("predictions"),
         "matched": result.count("matched"),
         "missed": result.count("missed_all"),

@@ -37,8 +37,8 @@ _OPACITY = 0.82  # of the meshes
 _BODY_RADIUS = 0.24  # of a person seen from above [m]
 _LEAST_RADIUS = 6.0  # a disc is never smaller [px]
 _LETTERS = 52  # of a line of text over a missing photograph
-_UNKNOWN = (640, 480)  # width and height where no photograph and no plausible camera is known [px]
-_MOST_PIXELS = 1 << 27  # of a grey sheet; no larger photograph is read
+_UNKNOWN = (640, 480)  # width and height if no photograph and no plausible camera is known [px]
+_MOST_PIXELS = 1 << 27  # of a placeholder; no larger photograph is read
 
 
 def person_colours(count: int) -> np.ndarray:
@@ -54,7 +54,7 @@ def text_on(colour: np.ndarray) -> str:
 
 
 def missing_photo(size: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 grey sheet in place of a photograph.
+    """(H, W, 3) uint8 grey picture in place of a photograph.
 
     Args:
         size: (2,) width, height of the photograph; 0 or not finite = unknown, then it is centred on its camera [px].
@@ -100,7 +100,7 @@ def draw_meshes(
         surface = find_surface(raster, state, meshes, faces, camera[state])
         normal = torch.nn.functional.normalize(surface.interpolate(vertex_normals(meshes, faces)), dim=-1)
         brightness = _AMBIENT + _DIFFUSE * (normal @ _LIGHT).clamp(min=0)
-        ids = person[None, None].float()  # where any of the nine pixels around shows somebody else
+        ids = person[None, None].float()  # a border pixel has another person, or none, next to it
         border = torch.nn.functional.max_pool2d(ids, 3, 1, 1) != -torch.nn.functional.max_pool2d(-ids, 3, 1, 1)
         brightness[border.flatten()[surface.pixel]] = _OUTLINE
         shaded = (colours[surface.person] * brightness[:, None]).clamp(max=255).numpy()
@@ -252,7 +252,7 @@ def draw_fit(axes: Axes, placed: PlacedScene) -> None:
     depth, colours = placed.depth_mean[kept], person_colours(placed.scene.num_people)[kept]
     if not kept.size:
         axes.set_axis_off()
-        axes.text(0.5, 0.5, "nobody was measured", transform=axes.transAxes, ha="center", color=MUTED)
+        axes.text(0.5, 0.5, "no person was measured", transform=axes.transAxes, ha="center", color=MUTED)
         return
     before, after = (np.stack([depth, side[kept, 2]], axis=-1) for side in (placed.scene.transl, placed.transl))
     axes.add_collection(LineCollection(np.stack([before, after], axis=1).tolist(), colors=colours, linewidths=1))

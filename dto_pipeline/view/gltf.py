@@ -1,7 +1,7 @@
-"""A placed scene as a binary glTF file (GLB 2.0) that any 3D viewer opens.
+"""Write a placed scene as a binary glTF file (GLB 2.0), which 3D viewers open.
 
 glTF is y up and its cameras look along -z, so (x, y, z) of the camera frame becomes (x, -y, -z): the photograph's
-camera stands at the origin unrotated. Metres. Scene 0 ("after") is shown by default, scene 1 ("before") holds the
+camera is at the origin, unrotated. Metres. Scene 0 ("after") is shown by default, scene 1 ("before") holds the
 labels as given; both hold the camera and its field of view as lines.
 """
 

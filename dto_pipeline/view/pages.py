@@ -1,7 +1,7 @@
 """Compose the page of a scene: photographs with meshes, the scene from above, the fit, one line per person.
 
-A column for each state of the people (as labelled, as placed; in the demo by solver beside the truth), one for the
-depth map. A missing photograph is a grey sheet with the reason. Only `save_png` writes files. Metres, camera frame.
+One column for each state of the people (as labelled, as placed; in the demo by each solver, with the truth) and one for
+the depth map. A grey picture with the reason replaces a missing photograph. Only `save_png` writes files. Metres.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def draw_scene(placed: Mapping[str, PlacedScene], body: BodyModel, truth: People
     photo, reason = first.scene.image, ""
     if photo is None:
         photo = missing_photo(np.array([first.scene.width, first.scene.height]), first.scene.intrinsics)
-        why = first.message or (first.status.advice if first.status.is_failure else "it was not looked for")
+        why = first.message or (first.status.advice if first.status.is_failure else "it was not read")
         reason = f"no photograph: {why}"
     table, camera = person_table(placed, body, truth), first.scene.intrinsics
     fit = first if first.scene.disparity is not None or fitted_people(first).size else None
@@ -102,7 +102,7 @@ def draw_scene(placed: Mapping[str, PlacedScene], body: BodyModel, truth: People
 
 
 def scene_states(placed: Mapping[str, PlacedScene]) -> list[tuple[str, People]]:
-    """Captions and people of the columns; a scene in which nobody was placed has one."""
+    """Captions and people of the columns; if nobody was placed there is one column."""
     first = next(iter(placed.values()))
     states = [("labels as given", People(first.scene.pose, first.scene.betas, first.scene.transl))]
     for name, item in placed.items():
@@ -115,7 +115,7 @@ def scene_states(placed: Mapping[str, PlacedScene]) -> list[tuple[str, People]]:
 
 
 def draw_file_image(people: FilePeople, image: int, body: BodyModel, images: ImageStore | None) -> Image.Image:
-    """Draw one image of a file of people; without `images` a grey sheet stands for the photograph.
+    """Draw one image of a file of people; without `images` the photograph is grey.
 
     Raises:
         LabelsError: the camera is not known, so nothing can be drawn.

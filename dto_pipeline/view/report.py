@@ -199,7 +199,7 @@ def write_report(
     Args:
         run: the run, finished or not.
         body: the model its labels were made with; None = no scene is drawn.
-        pixels: where photographs and depth maps are; None = grey sheets.
+        pixels: where photographs and depth maps are; None = grey pictures.
         out: folder of the page, made if missing; an older page is replaced.
         worst, random: how many scenes of largest deviation, and at random with this seed, are shown.
     """

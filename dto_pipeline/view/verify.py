@@ -95,7 +95,7 @@ class Verdict:
         return self.rules.setdefault(name, Rule(name))
 
     def check(self, name: str, offence: str, shard: int | None = None) -> None:
-        """Count one application of a rule; offence: "" = it holds; shard: whose label file is damaged if it does not."""
+        """Count one application of a rule; offence: "" = it holds; shard: its label file is damaged otherwise."""
         self.rule(name).checked += 1
         if offence:
             self.rule(name).offend(offence)
@@ -195,7 +195,9 @@ def _check_folder(run: RunFiles, verdict: Verdict) -> None:
         verdict.unchecked.append(f"{FOLDER}: {holder.describe()} is at work on it")
         return
     scan, strays = run.scan, find_strays(run.directory, run.identity)
-    names = {name for name in run.directory.store.entries(LABELS) if name[0] not in "._"} | {*strays}  # others: unread
+    names = {name for name in run.directory.store.entries(LABELS) if name[0] not in "._"} | {
+        *strays
+    }  # readers skip names with a dot or underscore
     counting = {base_name(path) for path in scan.labels.files.values()}
     verdict.rule(FOLDER)
     for name in sorted(names):
@@ -224,7 +226,7 @@ def _check_file(run: RunFiles, shard: int, wanted: dict[str, str], verdict: Verd
     if "body_sha256" in footer:
         wanted.setdefault("body_sha256", footer["body_sha256"])  # until 0.3.0 run.json holds none: the first file's
     wrong = [f"{key} {footer.get(key)}, expected {value}" for key, value in wanted.items() if footer.get(key) != value]
-    advice = "take its receipt away, then `dto run` makes it anew"
+    advice = "delete its receipt, then `dto run` makes it again"
     verdict.check(FOOTER, f"{name}: {'; '.join(wrong)}; {advice}" if wrong else "")
     images, persons = count_statuses(table)
     facts = {
