@@ -115,7 +115,7 @@ def pairs_within(image: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def take_greedily(first: np.ndarray, second: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Positions of the pairs (first, second) (k,) that a greedy pass in this order (k,) takes; each person is used once.
+    """Positions of the pairs (first, second) (k,) that a greedy pass in this order (k,) takes, each person once.
 
     Every round takes all pairs that come first for both of their people, which are those of a greedy pass.
     """
