@@ -94,7 +94,8 @@ class Histogram:
         if not np.isclose(*np.diff(self.edges)[[0, -1]]):
             axes.set_xscale("log", base=2)
         used = np.flatnonzero(self.counts.any(axis=0)).max(initial=0)
-        axes.set_xlim(self.edges[0], self.edges[min(max(used + 2, _LEAST_BINS), len(self.edges) - 1)])
+        last = len(self.edges) - 1 if prior else min(max(used + 2, _LEAST_BINS), len(self.edges) - 1)
+        axes.set_xlim(self.edges[0], self.edges[last])  # without the empty tail; heights are compared, so they keep it
         axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -249,13 +250,13 @@ def render_page(**parts: Any) -> str:
 
 
 def _charts(facts: Facts, config: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """Title, a line of text and the picture of every histogram; classes of height without people are left out."""
+    """Title, a line of text and the picture of every histogram that counted something."""
     priors = dict(zip(HEIGHT_CLASSES, zip(config["prior"]["mean"], config["prior"]["sigma"], strict=True), strict=True))
     marks = {"scale": 1.0, "deviation": float(config["refine"]["accept_below"])}
     notes = {"scale": ", dashed: unchanged", "deviation": f", accepted below {marks['deviation']:g}"}
     for name, histogram in facts.histograms.items():
         count, prior = int(histogram.counts[-1].sum()), priors.get(name)
-        if prior is None or count:
+        if count:
             words = f", prior {prior[0]:.2f} \u00b1 {prior[1]:.2f} m" if prior else notes.get(name, "")
             source = _inline("svg+xml", histogram.draw(marks.get(name), prior).encode())
             yield {"title": histogram.title, "note": f"{count:,} counted{words}", "source": source}
