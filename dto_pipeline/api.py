@@ -19,32 +19,24 @@ from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.collate import collate_scenes, keep_labels, map_size, split_batch
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig, load_config
 from dto_pipeline.data.duplicates import LabelledPeople, find_duplicates
-from dto_pipeline.data.images import ImageFolder, ImageStore
-from dto_pipeline.data.label_files import (
-    IMAGE_COLUMNS,
-    PERSON_COLUMNS,
-    Limits,
-    flatten_table,
-    person_leaf,
-    read_label_files,
-)
-from dto_pipeline.data.labels import read_placed
+from dto_pipeline.data.images import ImageFolder
+from dto_pipeline.data.label_files import Limits, find_label_files, flatten_table
+from dto_pipeline.data.labels import read_labels, read_placed
 from dto_pipeline.data.scenes import mark_repeats
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.data.storage import Location, as_location
-from dto_pipeline.data.training_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelDataset
+from dto_pipeline.data.training_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelDataset, read_run_columns
 from dto_pipeline.errors import DtoError
 from dto_pipeline.maths.crowd_solver import interval_halfwidth
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth import DISPARITY, METRIC_DEPTH, as_disparity
 from dto_pipeline.models.seeing import Perception
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.folder import RunDirectory, read_run_labels
 from dto_pipeline.run.placing import refuse_kid_axis
 from dto_pipeline.scene import PlacedScene, Scene
 from dto_pipeline.status import PersonStatus
 from dto_pipeline.timing import StageClock
-from dto_pipeline.view.run_files import RunFiles, find_labels, open_pixels, open_run_files
 
 __all__ = [
     "PipelineConfig",
@@ -90,11 +82,7 @@ def read_table(source: Source, columns: Sequence[str] | None = None, people: Seq
 
     Raises: LabelsError: no labels there, a damaged file, or a column that does not exist.
     """
-    names = None
-    if columns is not None or people is not None:
-        names = list(IMAGE_COLUMNS if columns is None else columns)
-        names += [person_leaf(name) for name in (PERSON_COLUMNS if people is None else people)]
-    return read_label_files(_label_files(source), names)
+    return read_labels(*_label_files(source), columns=columns, people=people)
 
 
 def torch_dataset(
@@ -122,16 +110,14 @@ def torch_dataset(
         ManifestError: photographs are needed and the run's manifest is missing.
     """
     limits = Limits(max_error, max_z_sigma)
-    columns = flatten_table(read_table(source, LABEL_IMAGES, LABEL_PEOPLE), LABEL_PEOPLE)
-    if images is False:
-        return LabelDataset(columns, select, limits=limits)
-    folder = None if images is True else as_location(images)
-    if isinstance(source, str | Path) and RunDirectory(as_location(source)).is_run():
-        store, names = _run_photographs(open_run_files(source, manifest), folder)
-        return LabelDataset(columns, select, store, names, limits)
-    if folder is None:
+    folder = "" if isinstance(images, bool) else as_location(images)
+    if images is not False and isinstance(source, str | Path) and RunDirectory(as_location(source)).is_run():
+        run = read_run_labels(source, partial=True, manifests=[manifest] if manifest else [])
+        return LabelDataset(*read_run_columns(run, folder), select, limits)
+    if images is True:
         raise SceneInputError(f"images=True needs a run's folder, found {source}; give the folder of the photographs")
-    return LabelDataset(columns, select, ImageFolder(folder), limits=limits)
+    columns = flatten_table(read_table(source, LABEL_IMAGES, LABEL_PEOPLE))
+    return LabelDataset(columns, ImageFolder(folder) if folder else None, select, limits)
 
 
 def optimize_scene(
@@ -198,19 +184,7 @@ def _load_body_once(path: str, kid_axis: bool) -> BodyModel:
 
 def _label_files(source: Source) -> list[Location]:
     sources = [source] if isinstance(source, str | Path) else list(source)
-    return [path for one in sources for path in find_labels(one)]
-
-
-def _run_photographs(run: RunFiles, folder: Location | None) -> tuple[ImageStore, dict[str, str]]:
-    """The store of a run's photographs, and the name of each image there."""
-    pixels = open_pixels(run, folder)
-    if pixels is None or run.manifest is None:
-        raise SceneInputError(f"photographs are named by the manifest: {run.manifest_problem}")
-    names: dict[str, str] = {}
-    for shard in range(run.manifest.num_shards):
-        rows = run.manifest.read_shard(shard)
-        names.update(zip(*(rows.column(name).to_pylist() for name in ("image_id", "image_file")), strict=True))
-    return pixels.images, names
+    return [path for one in sources for path in find_label_files(one)]
 
 
 def _build_scene(

@@ -107,9 +107,8 @@ def keep_labels(scene: Scene) -> PlacedScene:
     """A scene that was not optimised, with its labels as given and a status for the image and every person."""
     people = scene.num_people
     status, message = scene.problem or (ImageStatus.NO_PEOPLE if people == 0 else ImageStatus.TOO_FEW_PEOPLE, None)
-    nothing: dict[str, Any] = {name: np.full(people, value, dtype) for name, (dtype, value) in PERSON_RESULTS.items()}
     words, texts = _person_problems(scene, [PersonStatus.NOT_RUN] * people)
-    return PlacedScene(scene, status, message, words, texts, scene.betas, scene.transl, **nothing)
+    return PlacedScene(scene, status, message, words, texts, scene.betas, scene.transl)
 
 
 def _usable(scene: Scene) -> np.ndarray:
@@ -159,10 +158,10 @@ def _place(scene: Scene, index: int, results: _Results, config: PipelineConfig) 
     if fits.posterior is not None:
         found["z_sigma_m"] = fits.posterior.z_covariance.diagonal(dim1=1, dim2=2).sqrt()
         found["height_sigma_m"] = fits.posterior.height_sigma
-    columns: dict[str, Any] = {
-        name: np.where(usable, found[name][index, :count].numpy() if name in found else value, value).astype(dtype)
-        for name, (dtype, value) in PERSON_RESULTS.items()
-    }
+    columns: dict[str, Any] = {}
+    for name, values in found.items():
+        dtype, missing = PERSON_RESULTS[name]
+        columns[name] = np.where(usable, values[index, :count].numpy(), missing).astype(dtype)
     betas, transl = (
         np.where(usable[:, None], new[index, :count].numpy(), old).astype(np.float32)
         for new, old in ((people.betas, scene.betas), (people.transl, scene.transl))
@@ -267,30 +266,29 @@ def _name_beyond(scene: Scene, person: int) -> str:
 
 def _explain_unmeasured(scene: Scene, index: int, results: _Results, config: PipelineConfig) -> dict[int, str]:
     """Person -> why it could not be measured in the depth map, where that is so (`DepthEvidence.cut`)."""
-    joint = config.solver.mode == "joint"
-    grid = config.joint.min_pixels_grid if joint else config.evidence.min_pixels_grid
-    least_vertices = config.joint.min_visible_vertices if joint else config.evidence.min_visible_vertices
-    least = scene.height * scene.width / grid**2
-    found = results.evidence
+    options = config.joint if config.solver.mode == "joint" else config.evidence
+    least = scene.height * scene.width / options.min_pixels_grid**2
+    found, reasons = results.evidence, {}
     cut = found.cut[index, : scene.num_people]
-    reasons = {}
     for person in cut.gt(0).nonzero().flatten().tolist():
         pixels, inside, *_ = found.pixels[index, person].tolist()
         vertices = int(results.visible_vertices[index, person])
         low, high = found.bounds[index, person].tolist()
-        if cut[person] == 1 and pixels < least:
-            reasons[person] = f"{pixels} pixels are seen, fewer than {least:.0f}"
-        elif cut[person] == 1:
-            reasons[person] = f"{vertices} vertices are seen, fewer than {least_vertices}"
-        elif inside >= least:
-            reasons[person] = f"no pixel lies within {config.evidence.max_residual:g} m of the line through its depths"
-        elif low == high:
-            reasons[person] = (
-                f"its depth is flat: the middle half of its {pixels} pixels is {low:.4g}, and none lies strictly inside"
-            )
-        else:
-            reasons[person] = (
+        at_first, near = bool(cut[person] == 1), f"{config.evidence.max_residual:g} m"
+        texts = (
+            (at_first and pixels < least, f"{pixels} pixels are seen, fewer than {least:.0f}"),
+            (at_first, f"{vertices} vertices are seen, fewer than {options.min_visible_vertices}"),
+            (inside >= least, f"no pixel lies within {near} of the line through its depths"),
+            (
+                low == high,
+                f"its depth is flat: the middle half of its {pixels} pixels is {low:.4g}, and none lies strictly "
+                "inside",
+            ),
+            (
+                True,
                 f"{inside} of {pixels} pixels lie strictly inside the bounds of its depth, {low:.4g} to {high:.4g}, "
-                f"fewer than {least:.0f}"
-            )
+                f"fewer than {least:.0f}",
+            ),
+        )
+        reasons[person] = next(text for holds, text in texts if holds)
     return reasons

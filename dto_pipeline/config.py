@@ -89,7 +89,7 @@ class SolverConfig:
     internal_constraint: bool = True  # alpha may not be flatter than the bodies in the crowd
     min_corr: float = 0.5  # a body's slope counts above this correlation (strict)
     default_alpha_min: float = 20.0  # [m per depth unit, in `depth.unit`] where no body's slope counts
-    max_height: float = 2.1  # nobody is taller than this [m]
+    max_height: float = 2.1  # of a placed person [m]
     max_rounds: int = 10  # rounds of setting the tallest aside
 
 

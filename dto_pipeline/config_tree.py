@@ -113,7 +113,7 @@ def _build(prefix: str, cls: type, options: Any) -> dict[str, Any]:
 
 
 def _coerce(name: str, hint: Any, value: Any) -> Any:
-    """Turn a YAML value into the annotated type, or say why not; an int may stand for a float."""
+    """Turn a YAML value into the annotated type; an int may stand for a float."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return hint(**_build(f"{name}.", hint, value))
     if typing.get_origin(hint) is tuple:

@@ -42,7 +42,7 @@ class SceneOptimizer:
         config = self.config
         least = 1 if self.joint and config.joint.move_single else 2
         batch, refused = leave_out_implausible(batch, self.body.rest_height)
-        crowd = batch.present.sum(1, keepdim=True) >= least  # else there is nobody to compare them with
+        crowd = batch.present.sum(1, keepdim=True) >= least  # one person cannot be compared
         batch = batch.replace(present=batch.present & crowd)
         with self.clock("body"):
             vertices = self.body.vertices(batch.pose, batch.betas, batch.transl)

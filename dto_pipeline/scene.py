@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ class PersonMaps(Tensors):
     """Person and distance at each pixel of the person map: the initial labels, rendered."""
 
     person: torch.Tensor  # (B, h, w) int64 index along P, -1 = background or padding
-    z: torch.Tensor  # (B, h, w) float32 [m], 0 where nobody
+    z: torch.Tensor  # (B, h, w) float32 [m], 0 without a person
     visible_vertices: torch.Tensor  # (B, P) int64
 
 
@@ -250,14 +250,11 @@ class OptimizedScenes:
     people: RefinedPeople
 
 
-_NUMBER: tuple[type, float] = (np.float32, np.nan)
-# per-person fields of `PlacedScene`: their type, and their value where nothing was computed
-PERSON_RESULTS: dict[str, tuple[type, float]] = {
-    **{"scale": (np.float32, 1), "beta_index": (np.int32, -1), "height_class": (np.int32, -1)},
-    **dict.fromkeys(("height_init_m", "height_m", "prior_mean_m", "prior_sigma_m"), _NUMBER),
-    **dict.fromkeys(("depth_mean", "depth_std", "slope", "corr", "z_sigma_m", "height_sigma_m"), _NUMBER),
-    **{"mask_pixels": (np.int32, 0), "visible_vertices": (np.int32, 0), "depth_group": (np.int8, -1)},
-}
+# numbers (P,) of people in a `PlacedScene`: their type, and their value where nothing was computed
+_Floats = Annotated[np.ndarray, np.float32, np.nan]
+_Codes = Annotated[np.ndarray, np.int32, -1]
+_Counts = Annotated[np.ndarray, np.int32, 0]
+_UNSET: Any = None
 
 
 @dataclass
@@ -271,22 +268,22 @@ class PlacedScene:
     person_message: list[str | None]  # P
     betas: np.ndarray  # (P, 11) float32
     transl: np.ndarray  # (P, 3) float32 [m]
-    scale: np.ndarray  # (P,) float32
-    beta_index: np.ndarray  # (P,) int32, -1 = none
-    height_class: np.ndarray  # (P,) int32, -1 = not computed
-    height_init_m: np.ndarray  # (P,) float32, NaN = not computed; likewise below
-    height_m: np.ndarray
-    prior_mean_m: np.ndarray
-    prior_sigma_m: np.ndarray
-    depth_mean: np.ndarray
-    depth_std: np.ndarray
-    slope: np.ndarray
-    corr: np.ndarray
-    mask_pixels: np.ndarray  # (P,) int32
-    visible_vertices: np.ndarray  # (P,) int32
-    depth_group: np.ndarray  # (P,) int8, -1 = not measured
-    z_sigma_m: np.ndarray  # (P,) float32; likewise below
-    height_sigma_m: np.ndarray
+    scale: Annotated[np.ndarray, np.float32, 1] = _UNSET
+    beta_index: _Codes = _UNSET
+    height_class: _Codes = _UNSET
+    height_init_m: _Floats = _UNSET
+    height_m: _Floats = _UNSET
+    prior_mean_m: _Floats = _UNSET
+    prior_sigma_m: _Floats = _UNSET
+    depth_mean: _Floats = _UNSET
+    depth_std: _Floats = _UNSET
+    slope: _Floats = _UNSET
+    corr: _Floats = _UNSET
+    mask_pixels: _Counts = _UNSET
+    visible_vertices: _Counts = _UNSET
+    depth_group: Annotated[np.ndarray, np.int8, -1] = _UNSET
+    z_sigma_m: _Floats = _UNSET
+    height_sigma_m: _Floats = _UNSET
     is_optimized: bool = False
     is_accepted: bool = False
     deviation: float = 0.0
@@ -298,3 +295,15 @@ class PlacedScene:
     depth_model: str | None = None  # of `maths.line_posterior.DEPTH_MODELS`
     disparity_line: tuple[float, float] = (float("nan"), float("nan"))  # 1 / z = first * disparity + second
     extra: dict[str, Any] = field(default_factory=dict)  # columns of the table at extra.NAME: (P,) numbers, one number
+
+    def __post_init__(self) -> None:
+        for name, (dtype, missing) in PERSON_RESULTS.items():
+            if getattr(self, name) is None:
+                setattr(self, name, np.full(self.scene.num_people, missing, dtype))
+
+
+PERSON_RESULTS: dict[str, tuple[type, float]] = {  # by field: type, and value where nothing was computed
+    name: hint.__metadata__
+    for name, hint in get_type_hints(PlacedScene, include_extras=True).items()
+    if hasattr(hint, "__metadata__")
+}

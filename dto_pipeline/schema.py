@@ -1,9 +1,8 @@
-"""Columns of everything the pipeline writes: the only place where one is spelled.
+"""Column tables of everything the pipeline writes; each column is defined only here.
 
-Two tables, both one row per image with its people as ``list<struct>``: the manifest (`dto-manifest/1`, what goes in)
-and the labels (`dto-labels/1`, what comes out). Units and meanings travel as field metadata. A column of the labels
-also says where it sits in a `scene.PlacedScene`: the writer takes it from there, the reader puts it back there, and
-exports, dataset card and README follow. To add one: a line here, and whoever computes it fills that place.
+The manifest (`dto-manifest/1`, input) and the labels (`dto-labels/1`, output) have one row per image with its people as
+``list<struct>``. Units and meanings are field metadata. A label column also says where it is in a `scene.PlacedScene`:
+writer, reader, exports and dataset card follow the table. To add a column: a line here, and the code that computes it.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ class Column:
     text: str
     unit: str = ""
     place: str = ""  # in a PlacedScene: fields, entries of dicts and positions; "" = `data.labels` computes it
-    persons: bool = False  # an image's column that stands beside each of its people in `dto-persons/1`
     added: bool = False  # an image's column that files of earlier versions lack: null there
 
     @property
@@ -42,13 +40,20 @@ class Column:
         """The column as Arrow names it."""
         return _field(self.name, self.kind, self.text, self.unit)
 
+    @property
+    def item_kind(self) -> pa.DataType:
+        """The type of the values: that of a list's items, else the column's own."""
+        listed = pa.types.is_fixed_size_list(self.kind) or pa.types.is_list(self.kind)
+        return self.kind.value_type if listed else self.kind
+
     def row(self, prefix: str = "") -> tuple[str, str, str, str]:
-        """Name, type, unit and meaning, as the tables of README and dataset card show them."""
-        length = f"[{self.kind.list_size}]" if pa.types.is_fixed_size_list(self.kind) else ""
-        listed = length or pa.types.is_list(self.kind)
-        kind = str(self.kind.value_type if listed else self.kind).replace("double", "float64")
-        name = ("" if length or not listed else "list of ") + ("float32" if kind == "float" else kind) + length
-        return f"`{prefix}{self.name}`", name, self.unit, self.text
+        """Name, type, unit and meaning, as the tables of docs/labels.md and the dataset card show them."""
+        kind = {"double": "float64", "float": "float32"}.get(str(self.item_kind), str(self.item_kind))
+        if pa.types.is_fixed_size_list(self.kind):
+            kind = f"{kind}[{self.kind.list_size}]"
+        elif self.item_kind is not self.kind:
+            kind = f"list of {kind}"
+        return f"`{prefix}{self.name}`", kind, self.unit, self.text
 
 
 def _fields(columns: Sequence[Column]) -> list[pa.Field]:
@@ -59,31 +64,31 @@ def _vector(length: int) -> pa.DataType:
     return pa.list_(pa.float32(), length)
 
 
-def _scene(name: str, kind: pa.DataType, text: str, unit: str = "", persons: bool = False) -> Column:
+def _scene(name: str, kind: pa.DataType, text: str, unit: str = "") -> Column:
     """A column that is a field of `scene.Scene`."""
-    return Column(name, kind, text, unit, f"scene.{name}", persons)
+    return Column(name, kind, text, unit, f"scene.{name}")
 
 
-def _own(name: str, kind: pa.DataType, text: str, unit: str = "", persons: bool = False) -> Column:
+def _own(name: str, kind: pa.DataType, text: str, unit: str = "") -> Column:
     """A column that is a field of `scene.PlacedScene` itself."""
-    return Column(name, kind, text, unit, name, persons)
+    return Column(name, kind, text, unit, name)
 
 
 _TEXT, _BOOL, _INT, _FLOAT, _DOUBLE = pa.string(), pa.bool_(), pa.int32(), pa.float32(), pa.float64()
 
 _IMAGE_KEY = [
-    _scene("image_id", _TEXT, "key: subset, slash, image_path", persons=True),
-    _scene("subset", _TEXT, "data set the image belongs to", persons=True),
-    _scene("image_path", _TEXT, "path of the image inside its subset, as published", persons=True),
-    _scene("width", _INT, "image width, un-rotated; 0 = the image could not be read", "px", persons=True),
-    _scene("height", _INT, "image height, un-rotated; 0 = the image could not be read", "px", persons=True),
+    _scene("image_id", _TEXT, "key: subset, slash, image_path"),
+    _scene("subset", _TEXT, "data set the image belongs to"),
+    _scene("image_path", _TEXT, "path of the image inside its subset, as published"),
+    _scene("width", _INT, "image width, un-rotated; 0 = the image could not be read", "px"),
+    _scene("height", _INT, "image height, un-rotated; 0 = the image could not be read", "px"),
 ]
 
 _CAMERA = [
-    Column("fx", _DOUBLE, "focal length along u", "px", persons=True),
-    Column("fy", _DOUBLE, "focal length along v", "px", persons=True),
-    Column("cx", _DOUBLE, "principal point u", "px", persons=True),
-    Column("cy", _DOUBLE, "principal point v", "px", persons=True),
+    Column("fx", _DOUBLE, "focal length along u", "px"),
+    Column("fy", _DOUBLE, "focal length along v", "px"),
+    Column("cx", _DOUBLE, "principal point u", "px"),
+    Column("cy", _DOUBLE, "principal point v", "px"),
 ]
 
 _PERSON_LABEL = [
@@ -152,33 +157,11 @@ PERSON_COLUMNS = (
     Column("message", _TEXT, "detail of the status; null = none", "", "person_message"),
 )
 
-IMAGE_COLUMNS = (
-    *_IMAGE_KEY,
-    _scene("image_sha256", _TEXT, "sha256 of the image file's bytes; empty = not read", persons=True),
-    *_CAMERA,
-    _own("status", _TEXT, "ImageStatus; every input image has a row, failures too", persons=True),
-    _own("message", _TEXT, "detail of the status; null = none"),
-    _own("is_optimized", _BOOL, "at least one group of two or more people was optimised", persons=True),
-    _own(
-        "is_accepted", _BOOL, "is_optimized and good enough: docs/joint_solver.md; paper: the next column", persons=True
-    ),
-    Column(
-        "mean_height_deviation", _FLOAT, "score of the image; 0 if nothing counts", "sigma", "deviation", persons=True
-    ),
-    Column(
-        "expected_error_m",
-        _FLOAT,
-        "expected error of z (absolute, mean of the people placed) by the posterior; null = none, as in mode paper",
-        "m",
-        "expected_error",
-        persons=True,
-        added=True,
-    ),
-    Column(
-        "alpha_near", _FLOAT, "z = alpha * depth + beta of the near group; NaN = no fit", "m * disparity", "alpha.0"
-    ),
+_SLOPE = "m * disparity"
+_FITS = (
+    Column("alpha_near", _FLOAT, "z = alpha * depth + beta of the near group; NaN = no fit", _SLOPE, "alpha.0"),
     Column("beta_near", _FLOAT, "see alpha_near", "m", "beta.0"),
-    Column("alpha_far", _FLOAT, "the same of the far group; NaN = no fit", "m * disparity", "alpha.1"),
+    Column("alpha_far", _FLOAT, "the same of the far group; NaN = no fit", _SLOPE, "alpha.1"),
     Column("beta_far", _FLOAT, "see alpha_far", "m", "beta.1"),
     _own("depth_model", _TEXT, "affine_depth or affine_disparity (solver.mode joint); null = not chosen"),
     Column(
@@ -199,7 +182,28 @@ IMAGE_COLUMNS = (
     Column("mask_origin", _TEXT, "where instance masks came from", "", "scene.origin.masks"),
     Column("attribute_origin", _TEXT, "where age and gender came from", "", "scene.origin.attributes"),
     Column("depth_origin", _TEXT, "where the depth map came from", "", "scene.origin.depth"),
-    Column("num_persons", _INT, "people of the image", persons=True),
+)
+_MESSAGE = _own("message", _TEXT, "detail of the status; null = none")
+
+IMAGE_COLUMNS = (
+    *_IMAGE_KEY,
+    _scene("image_sha256", _TEXT, "sha256 of the image file's bytes; empty = not read"),
+    *_CAMERA,
+    _own("status", _TEXT, "ImageStatus; every input image has a row, failures too"),
+    _MESSAGE,
+    _own("is_optimized", _BOOL, "at least one group of two or more people was optimised"),
+    _own("is_accepted", _BOOL, "is_optimized and good enough: docs/joint_solver.md; paper: the next column"),
+    Column("mean_height_deviation", _FLOAT, "score of the image; 0 if nothing counts", "sigma", "deviation"),
+    Column(
+        "expected_error_m",
+        _FLOAT,
+        "expected error of z (absolute, mean of the people placed) by the posterior; null = none, as in mode paper",
+        "m",
+        "expected_error",
+        added=True,
+    ),
+    *_FITS,
+    Column("num_persons", _INT, "people of the image"),
 )
 
 LABEL_PERSON = pa.struct(_fields(PERSON_COLUMNS))
@@ -213,7 +217,7 @@ PERSONS_SCHEMA = pa.schema(
     [
         column.field.with_name("image_status") if column.name == "status" else column.field
         for column in IMAGE_COLUMNS
-        if column.persons
+        if column not in (*_FITS, _MESSAGE)
     ]
     + _fields(PERSON_COLUMNS)
 )

@@ -143,7 +143,7 @@ class PredictionStatus(_Advised):
 class FitStatus(IntEnum):
     """Outcome of one fit depth -> metres; one per scene, group and kind of evidence."""
 
-    EMPTY = 0  #: nobody in the group; alpha and beta mean nothing
+    EMPTY = 0  #: an empty group; alpha and beta mean nothing
     SOLVED = 1  #: both numbers determined by the people
     AT_BOUND = 2  #: alpha held at its lower bound (flatter than the bodies, or a plane facing the camera)
     TWO_PEOPLE = 3  #: exactly two active: applied, but not counted as optimised

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth_anything import DepthNetwork
+from dto_pipeline.models.people_networks import InstanceNetwork
 from dto_pipeline.models.seeing import Perception
-from dto_pipeline.models.segmentation import InstanceNetwork
 from dto_pipeline.scene import Scene
 from tests.company import CONFIGS, assert_same_bytes, digest, make_crowds, place, raw_bytes, threads
 from tests.tiny_models import save_classifier, save_depth_anything, save_mask2former

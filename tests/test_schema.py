@@ -21,7 +21,7 @@ for table, line in (
     ("PERSON_COLUMNS", 'Column("seated", pa.bool_(), "sits", "", "extra.seated")'),
     ("PERSON_COLUMNS", 'Column("gaze", pa.list_(pa.float32(), 3), "looks there", "", "extra.gaze")'),
     ("PERSON_COLUMNS", 'Column("mood", pa.string(), "in a word", "", "extra.mood")'),
-    ("IMAGE_COLUMNS", 'Column("haze", pa.float32(), "how dim the picture is", "", "extra.haze", persons=True)'),
+    ("IMAGE_COLUMNS", 'Column("haze", pa.float32(), "how dim the picture is", "", "extra.haze")'),
 ):
     begin = f"{table} = (\\n"
     assert source.count(begin) == 1
@@ -32,10 +32,10 @@ exec(source, module.__dict__)
 
 import numpy as np
 import pyarrow.parquet as pq
-from dto_pipeline.data.exports.hugging_face import CardSubset, dataset_card
+from dto_pipeline.data.exports.hugging_face import dataset_card
 from dto_pipeline.data.exports.compacted import person_rows
-from dto_pipeline.data.exports.job import Selection
-from dto_pipeline.data.label_files import flatten_table, read_label_files
+from dto_pipeline.data.exports.job import Selection, SubsetPlan
+from dto_pipeline.data.label_files import flatten_table
 from dto_pipeline.data.labels import build_label_table, read_labels, read_placed, write_label_shard
 from dto_pipeline.collate import keep_labels
 from dto_pipeline.models.body import load_body
@@ -55,9 +55,9 @@ assert back.extra["haze"] == 0.75
 assert back.extra["sway"].tolist() == [0.5, 0.25]
 flat = person_rows(read_labels(path))
 assert (flat["sway"].to_pylist(), flat["haze"].to_pylist()) == ([0.5, 0.25], [0.75, 0.75])
-assert flatten_table(read_label_files([path])).people["sway"].tolist() == [0.5, 0.25]
+assert flatten_table(read_labels(path)).people["sway"].tolist() == [0.5, 0.25]
 assert "| `persons[].sway` | float32 | m | how far the person leans |" in dataset_card(
-    [CardSubset("any", {}, [])], Selection()
+    [SubsetPlan("any", [])], Selection()
 )
 assert "`sway`" in [column.row()[0] for column in module.PERSON_COLUMNS]  # what docs/labels.md is held against
 

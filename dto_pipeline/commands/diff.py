@@ -87,19 +87,19 @@ def compare(before: str, after: str, body_path: str | None = None, worst: int = 
     """
     import numpy as np
 
-    from dto_pipeline.data.label_files import check_one_body, read_label_files
+    from dto_pipeline.data.label_files import check_one_body, find_label_files
+    from dto_pipeline.data.labels import read_labels
     from dto_pipeline.data.people import read_people
     from dto_pipeline.evaluate.people_diff import Side, diff_people
-    from dto_pipeline.view.run_files import find_labels
 
     places = (before, after)
-    files = {place: find_labels(place) for place in places if _is_ours(place)}
+    files = {place: find_label_files(place) for place in places if _is_ours(place)}
     check_one_body([file for found in files.values() for file in found])
     sides = []
     for place in places:
         people, status = read_people(files.get(place, place)), None
         if place in files:
-            table = read_label_files(files[place], ["image_id", "status"])
+            table = read_labels(*files[place], columns=["image_id", "status"], people=())
             status = np.array(table.column("status").to_pylist(), np.str_)
             if len(files) == len({*places}):
                 people = replace(people, images=np.array(table.column("image_id").to_pylist(), dtype=object))

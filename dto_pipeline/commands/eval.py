@@ -226,13 +226,13 @@ def _array(path: str) -> np.ndarray:
 
 def _people(place: str, values: str = "after") -> People:
     """People of any kind of file; of a run, those of its finished shards."""
+    from dto_pipeline.data.label_files import find_label_files
     from dto_pipeline.data.people import read_people
     from dto_pipeline.data.storage import as_location
-    from dto_pipeline.view.run_files import find_labels
 
     location = as_location(place)
     ours = isinstance(location, str) or (location / "run.json").exists()  # behind a URI only labels of this project
-    return read_people(find_labels(location) if ours else location, values)
+    return read_people(find_label_files(location) if ours else location, values)
 
 
 def _add_benchmark(actions: argparse._SubParsersAction) -> None:

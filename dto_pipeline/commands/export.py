@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from dto_pipeline.commands.options import measure, not_negative
 from dto_pipeline.commands.output import local_place
 from dto_pipeline.errors import DtoError
-
-if TYPE_CHECKING:
-    from dto_pipeline.data.exports.job import Selection
 
 _FORMATS = ("parquet", "persons", "ma-hmr", "camerahmr", "webdataset", "hf")
 _PERSONS = ("all", "valid", "moved")
@@ -57,7 +54,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         action="append",
         default=[],
         metavar="[SUBSET=]DIR",
-        help="folder or URI of images to put beside the labels (webdataset), for all or, repeated, for each subset",
+        help="folder or URI of images to write with the labels (webdataset), for all or, repeated, for each subset",
     )
     parser.add_argument("--own-images", action="store_true", help="images from where the runs' manifests say they are")
     parser.add_argument(
@@ -74,9 +71,22 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.exports.formats import FORMATS, export_labels
+    from dto_pipeline.data.label_files import Limits
     from dto_pipeline.run.folder import read_run_labels
 
-    selection = _choose(arguments, FORMATS[arguments.format].selection)
+    deviation, least = arguments.max_height_dev, arguments.min_persons
+    if arguments.all and deviation is not None:
+        raise DtoError("--max-height-dev says which images are accepted, --all takes the others too; leave one out")
+    default = FORMATS[arguments.format].selection
+    accepted = arguments.accepted_only or deviation is not None
+    selection = replace(
+        default,
+        accepted_only=accepted or (default.accepted_only and not arguments.all),
+        max_deviation=deviation,
+        min_persons=default.min_persons if least is None else least,
+        persons=arguments.persons or default.persons,
+        limits=Limits(arguments.max_error, arguments.max_z_sigma),
+    )
     out = local_place(arguments.out)
     runs = [read_run_labels(run, arguments.partial, arguments.manifest) for run in arguments.runs]
     report = export_labels(
@@ -90,7 +100,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _image_places(arguments: argparse.Namespace, subsets: set[str]) -> dict[str, str] | None:
-    """Subset -> folder, of `--images DIR`, `--images SUBSET=DIR ...` or `--own-images`; None = no images."""
+    """Subset -> folder of images, "" = the manifest's, from `--images` and `--own-images`; None = no images."""
     if arguments.own_images:
         if arguments.images:
             raise DtoError("--own-images and --images name two places; leave one out")
@@ -107,20 +117,3 @@ def _image_places(arguments: argparse.Namespace, subsets: set[str]) -> dict[str,
         else:
             raise DtoError(f"--images {text}: several places are given as SUBSET=DIR, of subsets {sorted(subsets)}")
     return places or None
-
-
-def _choose(arguments: argparse.Namespace, default: Selection) -> Selection:
-    """The format's own selection with what the command line says in place."""
-    from dto_pipeline.data.exports.job import Selection
-    from dto_pipeline.data.label_files import Limits
-
-    if arguments.all and arguments.max_height_dev is not None:
-        raise DtoError("--max-height-dev says which images are accepted, --all takes the others too; leave one out")
-    accepted = arguments.accepted_only or arguments.max_height_dev is not None
-    return Selection(
-        accepted_only=accepted or (default.accepted_only and not arguments.all),
-        max_deviation=arguments.max_height_dev,
-        min_persons=default.min_persons if arguments.min_persons is None else arguments.min_persons,
-        persons=arguments.persons or default.persons,
-        limits=Limits(arguments.max_error, arguments.max_z_sigma),
-    )

@@ -3,13 +3,12 @@ RelativeHuman's annotations by the content of their files."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from dto_pipeline.config import BodyConfig
 from dto_pipeline.data.annotation_pieces import open_people_set
-from dto_pipeline.data.label_files import check_one_body
+from dto_pipeline.data.label_files import NO_LIMITS, check_one_body
 from dto_pipeline.data.people import FileKind, UnknownFile, recognise
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.data.training_labels import LabelSet, ParquetSet, open_file_set, open_run_set
@@ -37,10 +36,9 @@ def count_uncertain(sets: Sequence[LabelSet], config: DataConfig) -> list[str]:
     """A line per set and reason for the images and bodies that `data.max_error` and `data.max_z_sigma` leave out."""
     lines = []
     for labels in sets:
-        left_out = Counter[str]()
-        if config.limits.any and isinstance(labels, ParquetSet):
-            labels.count_uncertain(config.select, config.limits, left_out)
-        lines += [f"{labels.name}: {count} {reason} left out" for reason, count in left_out.items() if count]
+        if config.limits != NO_LIMITS and isinstance(labels, ParquetSet):
+            left_out = labels.count_uncertain(config.select, config.limits)
+            lines += [f"{labels.name}: {count} {reason} left out" for reason, count in left_out.items() if count]
     return lines
 
 

@@ -1,16 +1,17 @@
-"""Arrow columns from numpy arrays and back, without a Python object per number.
+"""Arrow columns from numpy arrays and back, without a Python object per number; a hash of their contents.
 
-Knows memory layouts, no file and no column name. A *ragged* column is one list per row over a flat array of items,
-cut by `counts`.
+A *ragged* column is one list per row over a flat array of items, cut by `counts`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 def to_column(values: Any, kind: pa.DataType) -> pa.Array:
@@ -56,8 +57,50 @@ def single_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def read_numbers(column: pa.Array) -> np.ndarray:
-    """(n,) numpy view of a column of numbers or truths, (n, k) of one of fixed-size lists without nulls."""
+    """(n,) numpy view of a column of numbers or booleans, (n, k) of one of fixed-size lists without nulls."""
     if pa.types.is_fixed_size_list(column.type):
         return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
     values = column.to_numpy(zero_copy_only=False)
     return values.astype(bool) if pa.types.is_boolean(column.type) else values
+
+
+def rows_sha256(table: pa.Table) -> str:
+    """sha256 (hex) of a table's contents: equal across chunkings, Parquet settings and pyarrow versions."""
+    sha = hashlib.sha256()
+    hash_table(table, sha)
+    return sha.hexdigest()
+
+
+def hash_table(table: pa.Table, sha: Any) -> None:
+    """Add a table to a hashlib object column by column: lengths, nulls, values in little-endian order."""
+    for name in table.column_names:
+        sha.update(f"{name}:{table.num_rows};".encode())
+        _hash_array(single_array(table[name]), sha)
+
+
+def _hash_array(array: pa.Array, sha: Any) -> None:
+    kind = array.type
+    if array.null_count:
+        sha.update(np.packbits(array.is_null().to_numpy(zero_copy_only=False)).tobytes())
+    if pa.types.is_struct(kind):
+        for child in array.flatten():
+            _hash_array(child, sha)
+    elif pa.types.is_list(kind):
+        _hash_numbers(pc.list_value_length(array).fill_null(0), sha)
+        _hash_array(array.flatten(), sha)
+    elif pa.types.is_fixed_size_list(kind):
+        _hash_array(array.flatten(), sha)
+    elif pa.types.is_string(kind) or pa.types.is_binary(kind):
+        _hash_numbers(pc.binary_length(array).fill_null(0), sha)
+        texts = array.drop_null()
+        _, offsets, data = texts.buffers()
+        if data is not None and len(texts):
+            cuts = np.frombuffer(offsets, dtype=np.int32)
+            sha.update(memoryview(data)[cuts[texts.offset] : cuts[texts.offset + len(texts)]])
+    else:
+        _hash_numbers(array.fill_null(0) if array.null_count else array, sha)
+
+
+def _hash_numbers(array: pa.Array, sha: Any) -> None:
+    values = array.to_numpy(zero_copy_only=False)
+    sha.update(np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes())

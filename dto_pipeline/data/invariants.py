@@ -1,7 +1,6 @@
-"""What must hold for every label row, as checks over whole columns.
+"""Rules that every label row must obey, checked over whole columns.
 
-Knows what a fit may and may not do to a label; knows no run and no file. A check says whom it applies to, who breaks it
-and what was found; who reads it decides what to do. Metres, pixels of the image.
+A check has the rows it applies to, those that break it and what was found in them. Metres, pixels of the image.
 """
 
 from __future__ import annotations
@@ -24,40 +23,35 @@ from dto_pipeline.status import PLACED, ImageStatus, PersonStatus
 MANIFEST_PEOPLE = ("pose", "betas", "transl", "source_row")  # columns of the manifest that `check_undo` compares
 SHIFT_PX, SHIFT_OF_HEIGHT = 4.0, 0.06  # joints may move this far, or this part of the person's height in the image
 HEIGHT_SLACK = 0.03  # a height is reached by one secant step: this far beyond the limit still counts as reached [m]
-HOLD_SIGMAS = 6.0  # of `joint.hold_z_sigma` that z may move to hold the joints in the picture
+HOLD_SIGMAS = 6.0  # of `joint.hold_z_sigma`: how far z may move to keep the joints in place
 HEIGHT_AGREES = 2e-3  # of the column and the body of the betas [m]
 _TREE_JOINTS = 24
-_LOOK = "draw them (dto view RUN --key IMAGE -o pages), and leave out whoever is wrong; see docs/checks.md"
+_LOOK = "draw them (dto view RUN --key IMAGE -o pages), and leave out those that are wrong; see docs/checks.md"
 _HUGE = 1e6  # beyond anything a label measures: metres, pixels of a side, sigmas
-POSSIBLE = {
-    "scale": (0.0, _HUGE),
-    "height_init_m": (0.0, _HUGE),
-    "height_m": (0.0, _HUGE),
-    "prior_mean_m": (0.0, _HUGE),
-    "prior_sigma_m": (0.0, _HUGE),
-    "z_sigma_m": (0.0, _HUGE),
-    "height_sigma_m": (0.0, _HUGE),
+_LENGTHS = ["scale", "height_init_m", "height_m", "prior_mean_m", "prior_sigma_m", "z_sigma_m", "height_sigma_m"]
+POSSIBLE: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(_LENGTHS, (0.0, _HUGE)),
     "depth_std": (0.0, float(np.finfo(np.float32).max)),
     "corr": (-1.001, 1.001),  # single precision goes a little over 1
     "mask_pixels": (0, np.iinfo(np.int32).max),
     "visible_vertices": (0, 6890),
     "depth_group": (-1, 1),
     "beta_index": (-1, NUM_BETAS - 1),
-}  # what a run measures of a person: least and most of each column; NaN says that it was not measured
+}  # smallest and largest value of each measured column of people; NaN = not measured
 _PEOPLE_AT_ONCE = 4096  # bounds the memory of a projection
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The options of a run that labels must obey."""
+    """The options of a run that its labels must obey."""
 
     max_height: float  # [m]
     acceptance: Acceptance
-    z_slack: float = 1e-5  # z may differ from scale times the input's by this part
+    z_slack: float = 1e-5  # relative difference allowed between z and scale times the input's z
 
 
 def limits_of(config: Mapping[str, Mapping[str, Any]]) -> Limits:
-    """The limits of a run's config. The joint solver caps no height, and moves z a little to hold the picture."""
+    """The limits of a run's config. The joint solver caps no height, and moves z a little to keep joints in place."""
     acceptance = read_acceptance(config)
     if config["solver"]["mode"] == "paper":
         return Limits(float(config["solver"]["max_height"]), acceptance)
@@ -66,15 +60,15 @@ def limits_of(config: Mapping[str, Mapping[str, Any]]) -> Limits:
 
 @dataclass(frozen=True)
 class Check:
-    """One rule over one table. All arrays have one entry per image, or per person."""
+    """One rule over one table. Arrays have one entry per image, or per person."""
 
     name: str
     expected: str
     of_people: bool  # rows are persons; else images
     applies: np.ndarray  # (rows,) bool
     broken: np.ndarray  # (rows,) bool, only where it applies
-    found: np.ndarray  # (rows,) what was seen, for the message
-    next_step: str = ""  # given: a judgement about sound rows, and what to do; else what breaks the rule is damaged
+    found: np.ndarray  # (rows,) what was found, for the message
+    next_step: str = ""  # set: a judgement about undamaged rows, and what to do; else what breaks the rule is damaged
 
 
 def _of_people(
@@ -90,10 +84,11 @@ def _of_images(name: str, broken: Any, found: np.ndarray) -> Check:
 
 def check_labels(columns: LabelColumns, limits: Limits) -> list[Check]:
     """Rules that a label table must obey by itself."""
+    valid = columns.people["status"] != str(PersonStatus.INVALID_LABEL)
     return [
-        *_check_numbers(columns),
-        *_check_possible(columns),
+        *_check_values(columns, valid),
         *_check_moves(columns, limits),
+        _check_bounds(columns, valid & _finite(columns)),
         *_check_statuses(columns, limits),
     ]
 
@@ -126,7 +121,7 @@ def check_heights(columns: LabelColumns, body: BodyModel) -> Check:
 
 def check_reprojection(columns: LabelColumns, body: BodyModel) -> Check:
     """People keep their place in the image: on average the 24 joints of a moved person hardly shift."""
-    moved = _is_placed(columns) & _finite(columns)
+    moved = np.isin(columns.people["status"], PLACED) & _finite(columns)
     shift, allowed = np.zeros(columns.num_people), np.full(columns.num_people, np.inf)
     for part in np.array_split(np.flatnonzero(moved), -(-int(moved.sum()) // _PEOPLE_AT_ONCE) or 1):
         if part.size:
@@ -135,33 +130,25 @@ def check_reprojection(columns: LabelColumns, body: BodyModel) -> Check:
     return _of_people("joints keep their pixels", expected, ~(shift <= allowed), shift, moved, _LOOK)
 
 
-def _check_numbers(columns: LabelColumns) -> list[Check]:
-    people = columns.people
-    valid = ~_is(columns, PersonStatus.INVALID_LABEL)
-    z = people["transl"][:, 2]
-    lengths = np.diff(columns.starts)
+def _check_values(columns: LabelColumns, valid: np.ndarray) -> list[Check]:
+    """Each column by itself, of people with a `valid` (n,) label: numbers that no run writes were changed later."""
+    images, people = columns.images, columns.people
+    z, lengths = people["transl"][:, 2], np.diff(columns.starts)
     index = np.arange(columns.num_people) - np.repeat(columns.starts[:-1], lengths)
-    return [
-        _of_people("labels are finite", "no NaN", ~_finite(columns), z, valid),
-        _of_people("people stand before the camera", "z > 0", ~(z > 0), z, valid),
-        _of_people("person_index counts", "0, 1, 2 ...", people["person_index"] != index, people["person_index"]),
-        _of_images("num_persons is the list's", columns.images["num_persons"] != lengths, lengths),
-    ]
-
-
-def _check_possible(columns: LabelColumns) -> list[Check]:
-    """Numbers that no run writes: they were changed afterwards, or by another program."""
-    valid = ~_is(columns, PersonStatus.INVALID_LABEL)
     wrong, found = np.zeros(columns.num_people, bool), np.full(columns.num_people, "possible", dtype=object)
     for name, (least, most) in POSSIBLE.items():
-        if (values := columns.people.get(name)) is None:
+        if (values := people.get(name)) is None:
             continue
         outside = valid & ~(((values >= least) & (values <= most)) | np.isnan(values.astype(np.float64)))
         found[outside] = [f"{name} {value:g}" for value in values[outside].tolist()]
         wrong |= outside
-    sizes = np.minimum(columns.images["width"], columns.images["height"])
-    deviation, error = (columns.images[name] for name in ("mean_height_deviation", "expected_error_m"))
+    sizes = np.minimum(images["width"], images["height"])
+    deviation, error = images["mean_height_deviation"], images["expected_error_m"]
     return [
+        _of_people("labels are finite", "no NaN", ~_finite(columns), z, valid),
+        _of_people("people stand before the camera", "z > 0", ~(z > 0), z, valid),
+        _of_people("person_index counts", "0, 1, 2 ...", people["person_index"] != index, people["person_index"]),
+        _of_images("num_persons is the list's", images["num_persons"] != lengths, lengths),
         _of_people("people's numbers are possible", "the column's range", wrong, found, valid),
         _of_images("sizes are possible", sizes < 0, sizes),
         _of_images("scores are possible", ~((deviation >= 0) & (deviation < _HUGE)), deviation),
@@ -171,8 +158,8 @@ def _check_possible(columns: LabelColumns) -> list[Check]:
 
 def _check_moves(columns: LabelColumns, limits: Limits) -> list[Check]:
     people = columns.people
-    moved = _is_placed(columns)
-    still = ~moved & ~_is(columns, PersonStatus.DUPLICATE)  # they go where the person goes whom they repeat
+    moved = np.isin(people["status"], PLACED)
+    still = ~moved & (people["status"] != str(PersonStatus.DUPLICATE))  # duplicates move with the person they repeat
     scale, height = people["scale"], people["height_m"]
     changed = (scale != 1) | (people["beta_index"] >= 0) | _differs(people["transl"], people["transl_init"]).any(axis=1)
     z, expected_z = people["transl"][:, 2], scale * people["transl_init"][:, 2]
@@ -184,21 +171,19 @@ def _check_moves(columns: LabelColumns, limits: Limits) -> list[Check]:
         _of_people("who was not moved keeps the label", "scale 1, label as given", changed, scale, still),
         _of_people("z is scale times the input's", f"within {limits.z_slack:.0e}", off, z - expected_z, moved),
         _of_people("heights are human", tall, outside, height, moved, _LOOK),
-        _check_bounds(columns),
     ]
 
 
-def _check_bounds(columns: LabelColumns) -> Check:
-    """Labels of older versions, which knew no bounds, may be beyond them."""
+def _check_bounds(columns: LabelColumns, judged: np.ndarray) -> Check:
+    """Labels of the `judged` (n,) people are within the bounds of input labels, which older versions did not have."""
     people = columns.people
-    judged = ~_is(columns, PersonStatus.INVALID_LABEL) & _finite(columns)
     numbers = ((POSE, people["pose"]), (BETAS, people["betas"]), (ASIDE, people["transl"][:, :2]),
                (DISTANCE, people["transl"][:, 2:]))  # fmt: skip
     within = np.all([bound.holds(values).all(axis=1) for bound, values in numbers], axis=0)
-    expected = "; nobody with ".join(str(bound) for bound, _ in numbers)
+    expected = "; no ".join(str(bound) for bound, _ in numbers)
     step = "a run of this version into another folder marks them invalid_label or implausible; leave them out till then"
     z = people["transl"][:, 2]
-    return _of_people("numbers are plausible", f"nobody with {expected}", ~within, z, judged, step)
+    return _of_people("numbers are plausible", f"no {expected}", ~within, z, judged, step)
 
 
 def _check_statuses(columns: LabelColumns, limits: Limits) -> list[Check]:
@@ -240,14 +225,6 @@ def _joint_shift(columns: LabelColumns, part: np.ndarray, body: BodyModel) -> tu
     shift = (after - before).norm(dim=-1).mean(dim=-1).cpu().numpy()
     tall = (before[..., 1].amax(-1) - before[..., 1].amin(-1)).cpu().numpy()
     return shift, np.maximum(SHIFT_PX, SHIFT_OF_HEIGHT * tall)
-
-
-def _is_placed(columns: LabelColumns) -> np.ndarray:
-    return np.isin(columns.people["status"], PLACED)
-
-
-def _is(columns: LabelColumns, status: PersonStatus) -> np.ndarray:
-    return columns.people["status"] == str(status)
 
 
 def _finite(columns: LabelColumns) -> np.ndarray:

@@ -1,9 +1,8 @@
-"""Many label files at once: found, read as one table, and taken apart into flat numpy columns.
+"""Label files of a run, an export or a folder: found, and read into flat numpy columns.
 
-Knows files of schema `dto-labels/1`, whoever wrote them: an export, or a run, of which `RunLabels` holds those that
-receipts vouch for. Flat columns are what checks, statistics and training sets compute on: one entry per image or per
-person, people of all images end to end. `Limits` is how certain labels must be to be taken: the one rule of exports,
-training, the API and the report. Metres.
+Flat columns have one entry per image or per person, people of all images end to end; checks, statistics and training
+work on them. `Limits` selects images and people by their uncertainty, for exports, training, the API and the report.
+Metres.
 """
 
 from __future__ import annotations
@@ -18,18 +17,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dto_pipeline import schema
 from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.columns import read_numbers, single_array
-from dto_pipeline.data.labels import LabelsError, read_groups, read_label_metadata, read_labels, undo_betas
+from dto_pipeline.data.labels import LabelsError, read_groups, read_label_metadata, undo_betas
 from dto_pipeline.data.manifest import Manifest, find_manifest
 from dto_pipeline.data.parquet import footer_text, open_parquet
 from dto_pipeline.data.receipts import find_run_labels
 from dto_pipeline.data.storage import Location, as_location, exists, join_location, list_names
-from dto_pipeline.schema import LABEL_PERSON, LABELS_SCHEMA_NAME
+from dto_pipeline.schema import LABELS_SCHEMA_NAME
 
-PERSON_COLUMNS = tuple(column.name for column in schema.PERSON_COLUMNS)
-IMAGE_COLUMNS = tuple(column.name for column in schema.IMAGE_COLUMNS)
 EXPECTED_ERROR, Z_SIGMA = "expected_error_m", "z_sigma_m"  # columns: of images, of people
 IMAGE_FILE = "image_file"  # extra column: the manifest's name of the image, relative to its images folder
 
@@ -72,9 +68,10 @@ class LabelColumns:
         )
 
 
-def flatten_table(table: pa.Table, people: Iterable[str] = PERSON_COLUMNS) -> LabelColumns:
-    """The image columns a label table has, and its person columns `people`; also of other tables with ``persons``."""
+def flatten_table(table: pa.Table, people: Iterable[str] | None = None) -> LabelColumns:
+    """The columns of a label table, or of another with ``persons``; `people`: parts of those, None = all it has."""
     persons = single_array(table.column("persons"))
+    people = [field.name for field in persons.type.value_type] if people is None else people
     lengths = persons.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
     items = persons.flatten()
     return LabelColumns(
@@ -91,69 +88,55 @@ def initial_betas(columns: LabelColumns) -> np.ndarray:
 
 
 def find_label_files(folder: str | Path) -> list[Location]:
-    """Label files at or below a path or URI: the file itself; of a run, or its ``labels``, those that count; of any
-    other folder every Parquet file that is one, by name.
+    """Label files at or below a path or URI: of a run (or its ``labels``) those its receipts count, of another folder
+    every Parquet file that is one, by name, of a file itself.
 
     Raises:
         LabelsError: there is none, or a Parquet file of the folder cannot be read (whether it holds labels is unknown).
+        RecordInvalid: the run's run.json cannot be read.
     """
     folder = as_location(folder)
     if exists(folder):
         return [folder]
     found = find_run_labels(folder)
+    if found is not None and not found:
+        raise LabelsError(f"{folder} has no finished shard yet; `dto status` shows its progress")
     if found is None:
         with suppress(FileNotFoundError):
             names = sorted(list_names(folder, (".parquet",)))
             places = [join_location(folder, name) for name in names if not name.rpartition("/")[2].startswith(".")]
-            found = []
-            for place in places:
-                with open_parquet(place, LabelsError) as file:
-                    found += [place] if footer_text(file).get("schema") == LABELS_SCHEMA_NAME else []
+            found = [place for place in places if _is_labels(place)]
     if not found:
         raise LabelsError(f"{folder} holds no label file; expected a run, an export in Parquet, or one of their files")
     return found
 
 
+def _is_labels(place: Location) -> bool:
+    with open_parquet(place, LabelsError) as file:
+        return footer_text(file).get("schema") == LABELS_SCHEMA_NAME
+
+
 def check_one_body(paths: Iterable[Location]) -> str:
-    """The sha256 (hex) of the body model all of these labels belong to; "" where no file tells.
+    """The sha256 (hex) of the body model of some label files; "" where no footer has it.
 
     Raises: LabelsError: two files of different body models, both named; or one that cannot be read.
     """
-    told: tuple[Location, str] | None = None
+    bodies: dict[str, Location] = {}  # sha256 -> the first file that has it
     for path in paths:
-        found = read_label_metadata(path).get("body_sha256", "")
-        if told and found and found != told[1]:
+        if sha256 := read_label_metadata(path).get("body_sha256"):
+            bodies.setdefault(sha256, path)
+        if len(bodies) > 1:
+            (one, first), (other, second) = bodies.items()
             raise LabelsError(
-                f"{told[0]} was made with the body model of sha256 {told[1]}, {path} with that of {found}: shapes of "
-                "one body mean something else in another; take labels of one body model at a time"
+                f"{first} was made with the body model of sha256 {one}, {second} with that of {other}: shapes of one "
+                "body mean something else in another; take labels of one body model at a time"
             )
-        if found and told is None:
-            told = path, found
-    return told[1] if told else ""
-
-
-def read_label_files(paths: Sequence[str | Path], columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of several label files as one table, files in the given order; `columns` as `person_leaf` names them.
-
-    Raises: LabelsError: a file that is missing, damaged or of another schema, or a column that does not exist.
-    """
-    known = {*IMAGE_COLUMNS, *(person_leaf(name) for name in PERSON_COLUMNS)}
-    if unknown := [name for name in columns or () if name not in known]:
-        raise LabelsError(f"labels have no column {unknown}; columns are {sorted(known)}")
-    return pa.concat_tables([read_labels(as_location(path), columns) for path in paths])
-
-
-def person_leaf(name: str) -> str:
-    """What `read_label_files` calls a person column; a fixed-size list has one more level. Raises: LabelsError."""
-    if name not in PERSON_COLUMNS:
-        raise LabelsError(f"persons have no column {name!r}; columns are {list(PERSON_COLUMNS)}")
-    listed = pa.types.is_fixed_size_list(LABEL_PERSON.field(name).type)
-    return f"persons.list.element.{name}" + (".list.element" if listed else "")
+    return next(iter(bodies), "")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What images and people are taken; None = whatever is expected of them. What nobody knows is within no limit."""
+    """How uncertain images and people may be; None = no limit. An unknown uncertainty exceeds every limit."""
 
     max_error: float | None = None  # expected error of an image's z [m]
     max_z_sigma: float | None = None  # standard deviation of a person's z [m]
@@ -163,11 +146,6 @@ class Limits:
             value = getattr(self, name)
             if value is not None and not 0 < value < np.inf:
                 raise LabelsError(f"{name} is {value} m; expected more than 0, or nothing for no limit")
-
-    @property
-    def any(self) -> bool:
-        """Something is limited."""
-        return self != NO_LIMITS
 
     def images(self, expected_error: np.ndarray) -> np.ndarray:
         """(N,) bool: within the limit. Args: expected_error (N,) [m], NaN = unknown."""
@@ -207,7 +185,7 @@ class LabelFile:
 
 @dataclass(frozen=True)
 class RunLabels:
-    """The label files of one run that its receipts vouch for."""
+    """The label files of one run that its receipts count."""
 
     name: str  # the run's folder, for messages
     subset: str
@@ -227,11 +205,13 @@ class RunLabels:
         """Footer text of its first label file; {} if it has none."""
         return read_label_metadata(self.files[0].path) if self.files else {}
 
-    def tables(self, columns: Sequence[str] | None = None, image_files: bool = False) -> Iterator[pa.Table]:
+    def tables(
+        self, columns: Sequence[str] | None = None, people: Sequence[str] | None = None, image_files: bool = False
+    ) -> Iterator[pa.Table]:
         """Its labels, one row group at a time, in shard order.
 
         Args:
-            columns: as in `labels.read_groups`.
+            columns, people: as in `labels.read_groups`.
             image_files: add the column `IMAGE_FILE` from the run's manifest.
 
         Raises:
@@ -242,7 +222,7 @@ class RunLabels:
         wanted = columns if columns is None or manifest is None else list(dict.fromkeys([*columns, "image_id"]))
         for file in self.files:
             first = 0
-            for table in read_groups(file.path, wanted):
+            for table in read_groups(file.path, wanted, people):
                 if manifest is not None:
                     names = name_images(manifest, file.shard, first, table.column("image_id"), file.path)
                     table = table.append_column(IMAGE_FILE, names)
@@ -259,5 +239,5 @@ def name_images(manifest: Manifest, shard: int, first: int, keys: pa.ChunkedArra
     """
     rows = manifest.read_shard(shard, ["image_id", IMAGE_FILE]).slice(first, len(keys))
     if not single_array(rows.column("image_id")).equals(single_array(keys)):
-        raise LabelsError(f"{path} holds other images than shard {shard} of {manifest.path}; `dto verify` tells more")
+        raise LabelsError(f"{path} holds other images than shard {shard} of {manifest.path}; `dto verify` says more")
     return rows.column(IMAGE_FILE)

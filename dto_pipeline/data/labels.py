@@ -1,13 +1,13 @@
-"""Label shards: placed scenes in, Parquet of schema `dto-labels/1` out, and back.
+"""Label shards: placed scenes written as Parquet of schema `dto-labels/1`, and read back.
 
-The column table of `schema` says where each column sits in a `PlacedScene`: rows are taken from there and put back,
-without pixels. Every input image has a row, failures too, and people keep their order. Equal input and metadata give
-identical bytes. Lengths in metres, image positions in pixels.
+The column table of `schema` says where each column is in a `PlacedScene`. Every input image has a row, failures too,
+and people keep their order. Equal input and metadata give identical bytes. Lengths in metres, image positions in
+pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from dto_pipeline.data.parquet import (
     check_schema,
     footer_text,
     open_parquet,
+    parquet_leaves,
     writer_settings,
 )
 from dto_pipeline.data.storage import Location, as_location, find_file
@@ -41,6 +42,9 @@ from dto_pipeline.status import ImageStatus, PersonStatus
 
 if TYPE_CHECKING:  # a finished run answers without loading PyTorch
     from dto_pipeline.scene import PlacedScene
+
+
+_ADDED = [column.name for column in IMAGE_COLUMNS if column.added]  # columns that older versions did not write
 
 
 class LabelsError(DtoError, ValueError):
@@ -81,12 +85,12 @@ def _person_columns(placed: Sequence[PlacedScene], counts: np.ndarray) -> dict[s
 
 
 def _all_people(placed: Sequence[PlacedScene], column: Column) -> Any:
-    """One column of everybody: words as a list; numbers end to end. Scenes that have none: null, NaN, -1 or false."""
+    """One column of the people of all scenes; null, NaN, -1 or false for scenes that do not have it."""
     found = [take_place(item, column.place) for item in placed]
     people = [item.scene.num_people for item in placed]
     if column.kind == pa.string():
-        told = [[None] * count if words is None else words for words, count in zip(found, people, strict=True)]
-        return [word if word is None else str(word) for words in told for word in words]
+        lists = [[None] * count if words is None else words for words, count in zip(found, people, strict=True)]
+        return [word if word is None else str(word) for words in lists for word in words]
     shape = (column.kind.list_size,) if pa.types.is_fixed_size_list(column.kind) else ()
     kind = np.dtype((column.kind.value_type if shape else column.kind).to_pandas_dtype())
     unknown = {"f": np.nan, "i": -1, "b": False}[kind.kind]
@@ -95,7 +99,7 @@ def _all_people(placed: Sequence[PlacedScene], column: Column) -> Any:
 
 
 def take_place(item: Any, place: str) -> Any:
-    """What sits at a place of the column table: fields, entries of dicts (None where there is none) and positions."""
+    """The value at a place of the column table: fields, dict entries (None where missing) and positions."""
     for part in place.split("."):
         if isinstance(item, Mapping):
             item = item.get(part)
@@ -131,14 +135,11 @@ def write_label_shard(table: pa.Table, path: Location, metadata: Mapping[str, st
 
 
 def splice_rows(table: pa.Table, positions: Sequence[int], rows: pa.Table) -> pa.Table:
-    """A table of labels with `rows` in the place of those at `positions`, each of which is told once.
-
-    In one chunk: written to Parquet it gives the bytes of a table made at once. Raises: ValueError: another image would
-    stand in a row than before.
-    """
+    """A label table with `rows` in place of those at `positions`, in one chunk: its file has the bytes of a table built
+    at once. Raises: ValueError: a row would get another image."""
     order = np.arange(table.num_rows)
     order[list(positions)] = table.num_rows + np.arange(rows.num_rows)
-    # The schema as it is written first: a table that was read carries what the reader noted about its fields.
+    # The schema as it is written: the reader adds metadata to the fields of a table it reads.
     joined = pa.concat_tables([table.cast(LABELS_SCHEMA), rows.cast(LABELS_SCHEMA)])
     spliced = joined.take(pa.array(order)).combine_chunks()
     if spliced.column("image_id").to_pylist() != table.column("image_id").to_pylist():
@@ -146,63 +147,76 @@ def splice_rows(table: pa.Table, positions: Sequence[int], rows: pa.Table) -> pa
     return spliced
 
 
-def open_labels(path: Location) -> pq.ParquetFile:
-    """Open a label file to read it piece by piece; errors as `read_groups`. Close it, or use `with`."""
+def read_groups(
+    path: Location,
+    columns: Sequence[str] | None = None,
+    people: Sequence[str] | None = None,
+    groups: Sequence[int] | None = None,
+) -> Iterator[pa.Table]:
+    """Rows of a label file, one row group (at most 1024 images) after the other.
+
+    Args:
+        columns: image columns to read; None = all. Those that the file's version did not have are null.
+        people: parts of ``persons`` to read; None = all, () = no ``persons``.
+        groups: row groups to read; None = all.
+
+    Raises: LabelsError: missing, not a whole Parquet file, of another schema, or a column that does not exist.
+    """
+    wanted = _parquet_columns(columns, people)
+    with _open_labels(path) as file:
+        for group in range(file.num_row_groups) if groups is None else groups:
+            try:
+                table = file.read_row_group(group, columns=wanted)
+            except READ_ERRORS as error:
+                raise LabelsError(f"{path} is damaged ({error}); delete it and run again to write it anew") from error
+            for name in _ADDED:
+                if name not in table.column_names and (columns is None or name in columns):
+                    field = LABELS_SCHEMA.field(name)
+                    table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+            yield table.select([name for name in LABELS_SCHEMA.names if name in table.column_names])
+
+
+def read_labels(
+    *paths: Location, columns: Sequence[str] | None = None, people: Sequence[str] | None = None
+) -> pa.Table:
+    """All rows of label files, in the given order; arguments and errors as `read_groups`."""
+    tables = [table for path in paths for table in read_groups(path, columns, people)]
+    return pa.concat_tables(tables or [LABELS_SCHEMA.empty_table()])
+
+
+def _open_labels(path: Location) -> pq.ParquetFile:
     path = as_location(path)
     file = open_parquet(path, LabelsError)
     name = footer_text(file).get("schema")
     if name != LABELS_SCHEMA_NAME:
         raise LabelsError(f"{path} has schema {name!r}; expected {LABELS_SCHEMA_NAME!r}, is it a label shard?")
-    lacking = {column.name for column in IMAGE_COLUMNS if column.added} - set(file.schema_arrow.names)
+    lacking = set(_ADDED) - set(file.schema_arrow.names)
     known = [field for field in LABELS_SCHEMA if field.name not in lacking]
     check_schema(path, file.schema_arrow, pa.schema(known), LabelsError)
     return file
 
 
-def read_groups(
-    path: Location, columns: Sequence[str] | None = None, groups: Sequence[int] | None = None
-) -> Iterator[pa.Table]:
-    """Rows of a label file, one row group (at most 1024 images) after the other.
-
-    Args:
-        columns: Parquet's names of those to read, parts of people as ``persons.list.element.pose``; None = all. A
-            column that the file's version did not know is null.
-        groups: row groups to read; None = all.
-
-    Raises: LabelsError: missing, not a whole Parquet file, or not of this schema.
-    """
-    with open_labels(path) as file:
-        for group in range(file.num_row_groups) if groups is None else groups:
-            yield _read(path, lambda g=group: file.read_row_group(g, columns=columns), columns)  # type: ignore[misc]
-
-
-def read_labels(path: Location, columns: Sequence[str] | None = None) -> pa.Table:
-    """All rows of a label file; arguments and errors as `read_groups`."""
-    with open_labels(path) as file:
-        return _read(path, lambda: file.read(columns=columns), columns)
-
-
-def _read(path: Location, read: Callable[[], pa.Table], columns: Sequence[str] | None) -> pa.Table:
-    try:
-        table = read()
-    except READ_ERRORS as error:
-        raise LabelsError(f"{path} is damaged ({error}); delete it and run again to write it anew") from error
-    for name in [column.name for column in IMAGE_COLUMNS if column.added]:
-        if name not in table.column_names and (columns is None or name in columns):
-            before = LABELS_SCHEMA.names[: LABELS_SCHEMA.names.index(name)]
-            place, field = sum(other in before for other in table.column_names), LABELS_SCHEMA.field(name)
-            table = table.add_column(place, field, pa.nulls(table.num_rows, field.type))
-    return table
+def _parquet_columns(columns: Sequence[str] | None, people: Sequence[str] | None) -> list[str] | None:
+    """Parquet's names of image columns and parts of people."""
+    if columns is None and people is None:
+        return None
+    known = {"labels": [column.name for column in IMAGE_COLUMNS], "persons": LABEL_PERSON.names}
+    columns, people = known["labels"] if columns is None else columns, known["persons"] if people is None else people
+    for what, names in (("labels", columns), ("persons", people)):
+        if unknown := [name for name in names if name not in known[what]]:
+            raise LabelsError(f"{what} have no column {unknown}; columns are {known[what]}")
+    parts = pa.struct([LABEL_PERSON.field(name) for name in people])
+    return [*columns, *(leaf for leaf, _ in parquet_leaves("persons", pa.list_(parts)))]
 
 
 def read_label_metadata(path: Location) -> dict[str, str]:
     """Footer text of a label file (shard key, config hash ...), without reading its rows; errors as `read_groups`."""
-    with open_labels(path) as file:
+    with _open_labels(path) as file:
         return footer_text(file)
 
 
 def undo_betas(betas: np.ndarray, index: np.ndarray, initial: np.ndarray) -> np.ndarray:
-    """(n, 11) shapes as they went in: coefficient `index` (n,) becomes `initial` (n,) again where index >= 0."""
+    """(n, 11) input shapes: coefficient `index` (n,) set back to `initial` (n,) where index >= 0."""
     changed = np.flatnonzero(index >= 0)
     betas = betas.copy()
     betas[changed, index[changed]] = initial[changed]
@@ -248,7 +262,7 @@ def placed_scenes(table: pa.Table) -> Iterator[PlacedScene]:
 
 
 def _put_back(row: dict[str, Any], people: dict[str, Any]) -> dict[str, Any]:
-    """The values of a row where the column table says they sit."""
+    """The values of a row as fields of a `PlacedScene`, by the column table."""
     fields: dict[str, Any] = {}
     for column, values in [*((c, row) for c in IMAGE_COLUMNS), *((c, people) for c in PERSON_COLUMNS)]:
         if not column.place:
@@ -259,7 +273,7 @@ def _put_back(row: dict[str, Any], people: dict[str, Any]) -> dict[str, Any]:
             inner = inner.setdefault(part, {})
         inner[last] = np.array(value, np.float32) if pa.types.is_list(column.kind) and value is not None else value
     origin = fields["scene"]["origin"]
-    fields["scene"]["origin"] = {key: told for key, told in origin.items() if told is not None}
+    fields["scene"]["origin"] = {key: value for key, value in origin.items() if value is not None}
     for name in ("alpha", "beta", "disparity_line"):  # of two columns each
         fields[name] = (fields[name]["0"], fields[name]["1"])
     fields["status"] = ImageStatus(fields["status"])

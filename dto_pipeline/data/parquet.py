@@ -1,7 +1,7 @@
-"""The Parquet dialect of this project: how its files are compressed, and what is said when one cannot be read.
+"""How this project's Parquet files are compressed, opened and checked.
 
 Settings measured best on label data: zstd level 3, BYTE_STREAM_SPLIT instead of dictionaries on floating-point leaves,
-page index. Equal input and versions give identical bytes: nothing here knows a clock.
+page index. Equal input and versions give identical bytes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from dto_pipeline.errors import NO_ROOM
 from dto_pipeline.reading import IrregularFile
 
 ROWS_PER_GROUP = 1024  # images
-_FOOTERS: dict[Any, pq.FileMetaData] = {}  # parsed footer of the file last opened again and again
+_FOOTERS: dict[Any, pq.FileMetaData] = {}  # parsed footer of the file last opened with `again`
 READ_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)  # what pyarrow raises on a damaged file
 
 
 def writer_settings(schema: pa.Schema) -> dict[str, Any]:
     """Keyword arguments of ``pq.ParquetWriter`` for files of this project."""
-    leaves = [leaf for field in schema for leaf in _leaves(field.name, field.type)]
+    leaves = [leaf for field in schema for leaf in parquet_leaves(field.name, field.type)]
     return {
         "compression": "zstd",
         "compression_level": 3,
@@ -36,16 +36,16 @@ def writer_settings(schema: pa.Schema) -> dict[str, Any]:
 
 
 def check_room(error: BaseException) -> None:
-    """Raise an error again that tells of a full disk: what was being read is not to blame."""
+    """Raise an error of a full disk again: the file that was being read is not damaged."""
     if getattr(error, "errno", None) in NO_ROOM:
         raise error
 
 
 def open_parquet(path: Location, error: type[Exception], again: bool = False) -> pq.ParquetFile:
-    """Open a Parquet file; whatever prevents it becomes `error` with a next step.
+    """Open a Parquet file. Raises: `error` with a next step: it is missing or damaged (also names that are not UTF-8).
 
-    Names and metadata are decoded here once: bytes that are not UTF-8 are damage like any other. `again`: the file will
-    be opened over and over; its footer (0.2 s with 10,000 row groups) is parsed only when size or time have changed.
+    `again`: the file is opened repeatedly; its footer (0.2 s with 10,000 row groups) is parsed again only when its size
+    or time changed.
     """
     try:
         store, name = find_file(path)
@@ -56,7 +56,7 @@ def open_parquet(path: Location, error: type[Exception], again: bool = False) ->
             return file
         footer_text(file)
         for field in file.schema_arrow:
-            deque(_leaves(field.name, field.type), maxlen=0)
+            deque(parquet_leaves(field.name, field.type), maxlen=0)
         if key:
             _FOOTERS.clear()  # of one file at a time
             _FOOTERS[key] = file.metadata
@@ -88,16 +88,16 @@ def check_schema(path: Location, found: pa.Schema, expected: pa.Schema, error: t
         missing, extra = sorted(set(wanted) - set(names)), sorted(set(names) - set(wanted))
         raise error(f"{path}: columns differ from the schema: missing {missing}, unknown {extra}")
     wrong, right = next(pair for pair in zip(found, expected, strict=True) if not pair[0].equals(pair[1]))
-    told, expected_kind = (f"{field.type}{'' if field.nullable else ' not null'}" for field in (wrong, right))
-    raise error(f"{path}: column {right.name!r} is {told}; expected {expected_kind}")
+    found_kind, expected_kind = (f"{field.type}{'' if field.nullable else ' not null'}" for field in (wrong, right))
+    raise error(f"{path}: column {right.name!r} is {found_kind}; expected {expected_kind}")
 
 
-def _leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
-    """Parquet's name and the type of every column that holds values, lists and structs opened."""
+def parquet_leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
+    """Parquet's name and the type of every column of values inside a field, lists and structs resolved."""
     if pa.types.is_struct(kind):
         for i in range(kind.num_fields):
-            yield from _leaves(f"{path}.{kind.field(i).name}", kind.field(i).type)
+            yield from parquet_leaves(f"{path}.{kind.field(i).name}", kind.field(i).type)
     elif pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        yield from _leaves(f"{path}.list.element", kind.value_type)
+        yield from parquet_leaves(f"{path}.list.element", kind.value_type)
     else:
         yield path, kind

@@ -31,7 +31,8 @@ from dto_pipeline.data.cameras import CAMERA_COLUMNS, read_cameras
 from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.image_index import WHOLE_NAME, index_images
 from dto_pipeline.data.inert_pickle import PickleRefused
-from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatten_table, initial_betas, read_label_files
+from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatten_table, initial_betas
+from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.npz import MappedNpz, safe_load_npz
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
 from dto_pipeline.data.sources.annots import BODY, CAMERA, first_people, open_ma_hmr
@@ -263,11 +264,12 @@ def _read_source(path: Path, source: LabelSource) -> People:
     )
 
 
+_IMAGE = ("image_path", "width", "height", *CAMERA_COLUMNS, "is_accepted")
 _PERSON = ("pose", "betas", "transl", "transl_init", "beta_index", "beta_init", "source_row", "status")
 
 
 def _read_labels(files: Sequence[str | Path], values: str, source: str) -> People:
-    columns = flatten_table(read_label_files(files), _PERSON)
+    columns = flatten_table(read_labels(*files, columns=_IMAGE, people=_PERSON))
     people, owner = columns.people, columns.owner
     return People(
         source=source,
@@ -290,7 +292,7 @@ def _open_persons(path: Path, values: str) -> LabelSource:
     if path.is_dir():
         files = [path / name for name in sorted(list_names(path, (".parquet",)))]
         files = [file for file in files if _schema_of(file) == PERSONS_SCHEMA_NAME]
-    parts, wanted = [], ["image_path", "width", "height", *CAMERA_COLUMNS, "is_accepted", *_PERSON]
+    parts, wanted = [], [*_IMAGE, *_PERSON]
     for file_path in files:
         with open_parquet(file_path, LabelFileError) as file:
             try:

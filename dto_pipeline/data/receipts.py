@@ -1,15 +1,14 @@
-"""A run's label files and the receipts that vouch for them: names, generations, and which files count.
+"""A run's label files and receipts: their names, generations, and which files count.
 
     labels/shard-00042.parquet       receipts/shard-00042.json       generation 0
     labels/shard-00042.r1.parquet    receipts/shard-00042.r1.json    generation 1: repaired, or done again after damage
 
-No file is ever overwritten: what is done again gets the next generation. Of a shard the highest generation counts whose
-receipt holds. Receipts stay for good, so that a process that was frozen cannot take an old generation for a free one;
-label files that do not count any more are removed, so that somebody who reads the folder and knows no receipts sees
-every image once. Whoever reads a run asks `count_labels` which files count.
+No file is ever overwritten: a shard that is done again gets the next generation. The highest generation whose receipt
+holds counts (`count_labels`). Receipts are kept for good, so that a process that was suspended cannot take an old
+generation for a free one. Label files that no longer count are removed, so that the folder holds every image once.
 
-Everything that may vary between two equal runs (time, worker, attempt) lives in receipts and never in a label file.
-Times in seconds, clocks in seconds since 1970 UTC.
+What may differ between two equal runs (time, worker, attempt) is in receipts, never in label files. Times in seconds,
+clocks in seconds since 1970 UTC.
 """
 
 from __future__ import annotations
@@ -41,18 +40,19 @@ from dto_pipeline.status import ImageStatus
 RECEIPT_SCHEMA = "dto-receipt/1"
 LABELS, RECEIPTS = "labels", "receipts"  # folders of a run
 _FILE = re.compile(r"shard-(\d{5,})(?:\.r([1-9]\d{0,3}))?\.(?:parquet|json)")
-_MOST_SECONDS = 1e10  # three centuries, as a duration or since 1970: NaN and infinity are beyond it as well
-_MOST_COUNT = 1 << 53  # the largest whole number that every reader of JSON keeps
+# The largest count that every reader of JSON keeps; three centuries [s], as a duration or since 1970 (not NaN).
+_MOST: dict[Any, float] = {int: 1 << 53, float: 1e10}
+_hints = cache(typing.get_type_hints)
 _FAILED_WORDS = frozenset(str(status) for status in ImageStatus if status.is_failure)
 
 
 class RecordInvalid(DtoError):
-    """A receipt or failure file that cannot be read; the message says which and what was found."""
+    """A receipt, failure or run.json that cannot be read; the message names it and what was found."""
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """Proof that one shard is done: what is in its label file, and how the work went."""
+    """The record that a shard is done: what is in its label file, and how it was made."""
 
     shard: int
     rows: int
@@ -67,11 +67,11 @@ class Receipt:
     manifest_fingerprint: str
     worker: str  # host:pid
     attempt: int  # 1 = the first
-    adopted: bool  # True: the label file was found complete, nothing was computed
+    adopted: bool  # the label file was found complete, nothing was computed
     wall_s: float  # from reading the manifest to publishing, repairs added [s]
     finished_at: float  # clock when the label file was published [s since 1970 UTC]
     stage_seconds: dict[str, float] = field(default_factory=dict)  # stage -> busy time, threads added up [s]
-    signs: dict[str, int] = field(default_factory=dict)  # `run.sanity.count_signs`; empty in those of older versions
+    signs: dict[str, int] = field(default_factory=dict)  # `run.sanity.count_signs`; empty in receipts of older versions
     generation: int = 0  # of the label file, see the module
 
     @property
@@ -85,12 +85,12 @@ class Receipt:
 
 @dataclass(frozen=True)
 class CountedLabels:
-    """Which label files of a run count."""
+    """The label files of a run that count."""
 
     root: Location
     done: dict[int, Receipt] = field(default_factory=dict)  # shard -> the receipt that counts; in order
     void: dict[int, str] = field(default_factory=dict)  # shards none of whose receipts holds -> why not the newest
-    surplus: tuple[str, ...] = ()  # label files that do not count although another one of their shard does
+    surplus: tuple[str, ...] = ()  # label files of shards of which another one counts
     orphans: frozenset[int] = frozenset()  # shards with a label file and no receipt that holds
 
     @cached_property
@@ -100,17 +100,17 @@ class CountedLabels:
 
 
 def shard_name(shard: int, generation: int = 0) -> str:
-    """A shard as its files' names spell it."""
+    """The stem of a shard's files."""
     return f"shard-{shard:05d}.r{generation}" if generation else f"shard-{shard:05d}"
 
 
 def label_name(shard: int, generation: int = 0) -> str:
-    """A shard's label file, below the run's folder."""
+    """The name of a shard's label file in the run's folder."""
     return f"{LABELS}/{shard_name(shard, generation)}.parquet"
 
 
 def receipt_name(shard: int, generation: int = 0) -> str:
-    """A shard's receipt, likewise."""
+    """The name of a shard's receipt in the run's folder."""
     return f"{RECEIPTS}/{shard_name(shard, generation)}.json"
 
 
@@ -121,11 +121,9 @@ def parse_name(name: str) -> tuple[int, int] | None:
 
 
 def count_labels(root: Location, config_hash: str, manifest_fingerprint: str) -> CountedLabels:
-    """Read the receipts of a run and the sizes of its label files; opens no label file.
+    """Which label files in the run's folder `root` count, from the receipts and the sizes of the label files.
 
-    Args:
-        root: the run's folder.
-        config_hash, manifest_fingerprint: what run.json says; receipts of another config or manifest do not hold.
+    `config_hash`, `manifest_fingerprint`: those of run.json; receipts of others do not hold.
     """
     places = sorted(place for name in open_store(root).entries(RECEIPTS) if (place := parse_name(name)))
     names = {receipt_name(*place): place for place in places}
@@ -155,27 +153,26 @@ def count_labels(root: Location, config_hash: str, manifest_fingerprint: str) ->
 
 
 def find_run_labels(folder: Location) -> list[Location] | None:
-    """The label files of a run's folder that count, by shard; None where the folder is no run, or has no receipts.
+    """The label files of a run's folder, or its ``labels``, that count, by shard; None where it is no run.
 
-    ``labels`` in place of the run's folder means the same. Raises: RecordInvalid: its run.json cannot be read.
+    Raises: RecordInvalid: its run.json cannot be read.
     """
     if base_name(folder) == LABELS:
         folder = parent_and_name(folder)[0]
     if not exists(join_location(folder, "run.json")):
         return None
-    store = open_store(folder)
     try:
-        found = parse_json(store.read("run.json"))
+        found = parse_json(open_store(folder).read("run.json"))
         keys = found["config_hash"], found["manifest"]["manifest_fingerprint"]
     except (KeyError, TypeError, ValueError, IrregularFile) as error:
         raise RecordInvalid(f"{join_location(folder, 'run.json')} cannot be read ({error}); put it back") from error
-    return list(count_labels(folder, *keys).files.values()) if store.entries(RECEIPTS) else None
+    return list(count_labels(folder, *keys).files.values())
 
 
 def why_void(
     receipt: Receipt, place: tuple[int, int], config_hash: str, manifest_fingerprint: str, label_bytes: int | None
 ) -> str:
-    """Why a receipt does not count, "" where it does; `place` is what its name tells, `label_bytes` None = no file."""
+    """Why a receipt does not hold; "" = it holds. `place`: of its name; `label_bytes`: None = no label file."""
     if (receipt.shard, receipt.generation) != place:
         return f"its receipt is of shard {receipt.shard}, generation {receipt.generation}"
     if receipt.config_hash != config_hash or receipt.manifest_fingerprint != manifest_fingerprint:
@@ -211,7 +208,7 @@ def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def parse_record(data: bytes, path: Location, schema: str, record: type) -> dict[str, Any]:
-    """The fields of a record's JSON; those it does not know are left out. Raises: RecordInvalid."""
+    """The fields of a record's JSON, without unknown ones. Raises: RecordInvalid."""
     try:
         found = parse_json(data)
     except ValueError as error:
@@ -230,10 +227,7 @@ def parse_record(data: bytes, path: Location, schema: str, record: type) -> dict
 
 
 def impossible_fields(values: Mapping[str, Any], record: type) -> list[str]:
-    """Fields of a record, a dataclass of texts, truths, counts, seconds and dicts of them, that hold the impossible.
-
-    JSON writes 5.0 as 5 in some hands.
-    """
+    """Fields with an impossible value, of a dataclass of str, bool, int, float and dicts of them; 5 is a float too."""
     return [name for name, hint in _hints(record).items() if name in values and not _is_possible(values[name], hint)]
 
 
@@ -241,13 +235,6 @@ def _is_possible(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is dict:
         inner = typing.get_args(hint)[1]
         return isinstance(value, dict) and all(_is_possible(item, inner) for item in value.values())
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _MOST_SECONDS
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_COUNT
+    if hint in _MOST:
+        return isinstance(value, int | hint) and not isinstance(value, bool) and 0 <= value <= _MOST[hint]
     return isinstance(value, hint)
-
-
-@cache
-def _hints(record: type) -> dict[str, Any]:
-    return typing.get_type_hints(record)

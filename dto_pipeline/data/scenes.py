@@ -1,7 +1,7 @@
-"""Scenes from manifest rows: labels taken over, images decoded, masks sampled, depth maps read, everything judged.
+"""Scenes from manifest rows: labels, decoded images, masks at person-map size, depth maps, and what is wrong with them.
 
-Nothing raises for bad input: an image that cannot be used gets `Scene.problem`, a person `Scene.person_problem`.
-Messages name files relative to their roots, because they become part of the labels. Sizes in pixels, lengths in metres.
+Bad input raises nothing: an image that cannot be used gets `Scene.problem`, a person `Scene.person_problem`. Messages
+name files relative to their roots, because they become part of the labels. Sizes in pixels, lengths in metres.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ _PERSON_FIELDS = (
     *("source_row", "det_score", "age_years", "male_prob", "mask_height", "mask_width"),
 )
 MENDABLE = frozenset((ImageStatus.IMAGE_MISSING, ImageStatus.IMAGE_CORRUPT, ImageStatus.SIZE_MISMATCH))
-"""Problems of an image's file: found when the manifest was built, they are looked at again by every start of a run."""
+"""Problems of an image's file that the manifest records; every launch reads the file again."""
 _Mask = tuple[bytes | None, int, int]  # of a person: run lengths, height and width [px]
 _NO_MASK: _Mask = (None, 0, 0)
 
 
 class _SizeMismatch(UnusableImage):
-    """The image is not of the size the manifest saw."""
+    """The image is not of the manifest's size, or not of the size that its camera implies."""
 
     status = ImageStatus.SIZE_MISMATCH
 
 
 @dataclass(frozen=True)
 class _Loader:
-    """What one image needs to become a whole scene."""
+    """Where the images and depth maps of scenes are, and how they are read; see `load_scenes`."""
 
     images: ImageStore
     depth: DepthFiles | None
     max_side: int
     clock: Callable[[str], AbstractContextManager[None]]
-    centred: bool  # an image that the manifest could not measure must be of the size its camera expects
+    centred: bool
     decode_memory_mb: int
 
     def fill(self, scene: Scene, image_file: str, depth_file: str | None, masks: list[_Mask]) -> None:
@@ -67,9 +67,9 @@ class _Loader:
             self._read(scene, image_file, depth_file, masks)
         except UnusableImage as error:
             scene.problem = (error.status, str(error))
-        except MemoryError:  # sizes are bounded before memory is asked for: the machine lacks it, not the image's fault
+        except MemoryError:  # sizes are bounded before memory is allocated, so the machine is at fault, not the image
             scene.problem = (ImageStatus.OUT_OF_MEMORY, "memory ran out while it was loaded")
-        except Exception as error:  # one image must not cost the others; the log keeps the trace
+        except Exception as error:  # costs this image only
             _LOG.exception("loading %s failed", scene.image_id)
             scene.problem = (ImageStatus.INTERNAL_ERROR, f"loading failed: {error!r}")
 
@@ -95,7 +95,7 @@ class _Loader:
                 scene.origin["depth"] = self.depth.origin
 
     def _measure(self, scene: Scene, image_file: str) -> None:
-        """Take the size of an image the manifest does not know from its file, and judge it as the build would have."""
+        """Set the size of an image the manifest has none of from its file, with the checks of the build."""
         header = self.images.header(image_file)
         scene.width, scene.height = header.width, header.height
         camera, size = scene.intrinsics, np.array([header.width, header.height])
@@ -120,14 +120,14 @@ def load_scenes(
 
     Args:
         rows: table of `schema.MANIFEST_SCHEMA`.
-        images: folder (or store) the image files are in.
+        images: folder (or store) of the image files.
         depth: source of disparity maps; None leaves `Scene.disparity` to a later stage.
-        evidence: gives the size of the person map that masks are sampled at.
+        evidence: its `render_max_side` is the size that masks are sampled at.
         threads: run one image per task; None = in this thread.
         clock: times the stages decode, masks and depth, threads added up; see `timing.StageClock`.
-        label_masks: take the manifest's masks; False treats everybody as without one.
-        centred: the data set's `principal_point` is ``centre``: an image the manifest could not measure, and that can
-            be read now, must be of the size its camera expects.
+        label_masks: read the manifest's masks; False = no masks.
+        centred: the data set's `principal_point` is ``centre``: an image whose size the manifest does not have must be
+            of the size its camera implies.
         decode_memory_mb: see `RunConfig`.
     """
     store = ImageFolder(images) if isinstance(images, Path | str) else images
@@ -142,19 +142,19 @@ def load_scenes(
 
 
 def read_label_scenes(rows: pa.Table) -> list[Scene]:
-    """The scenes of manifest rows as their labels tell them; no image is opened."""
+    """The scenes of manifest rows without pixels; no image is opened."""
     return [scene for scene, _ in _read_labels(rows)]
 
 
 def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, list[_Mask]]]:
-    """Scenes with everything the manifest itself holds, and their masks still encoded."""
+    """Scenes with all that the manifest itself holds, and their encoded masks."""
     persons = single_array(rows["persons"])
     people = persons.flatten()
     columns = {name: read_numbers(people.field(name)) for name in _PERSON_FIELDS}
-    rle, told = people.field("mask_rle").to_pylist(), people.field("problem").to_pylist()
+    rle, problems = people.field("mask_rle").to_pylist(), people.field("problem").to_pylist()
     found = find_row_problems(columns["pose"], columns["betas"], columns["transl"])
     counts = persons.value_lengths().to_numpy(zero_copy_only=False)
-    repeats = find_duplicates(  # as the build reports it, for any manifest
+    repeats = find_duplicates(
         LabelledPeople(
             **{name: columns[name] for name in ("pose", "betas", "transl", "bbox_xyxy", "det_score")},
             has_mask=people.field("mask_rle").is_valid().to_numpy(zero_copy_only=False),
@@ -168,7 +168,7 @@ def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, list[_Mask]]]:
         own = slice(start, stop)
         parts: dict[str, Any] = {name: np.array(values[own]) for name, values in columns.items()}
         masks = list(zip(rle[own], parts.pop("mask_height").tolist(), parts.pop("mask_width").tolist(), strict=True))
-        reasons = [text or ROW_PROBLEMS[code] for text, code in zip(told[own], found[own], strict=True)]
+        reasons = [text or ROW_PROBLEMS[code] for text, code in zip(problems[own], found[own], strict=True)]
         scene = Scene(
             **{name: row[name] for name in ("image_id", "subset", "image_path", "width", "height")},
             intrinsics=read_cameras(row),
@@ -183,7 +183,7 @@ def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, list[_Mask]]]:
 
 
 def mark_repeats(scene: Scene, same_as: np.ndarray) -> None:
-    """Give people who repeat another, (P,) position of that one or -1, their status."""
+    """Set the status of people who repeat another; `same_as`: (P,) position of that one, -1 = none."""
     for person in np.flatnonzero(same_as >= 0).tolist():
         kept = int(same_as[person])
         row = f" (label row {scene.source_row[kept]})" if scene.source_row[kept] >= 0 else ""
@@ -192,12 +192,12 @@ def mark_repeats(scene: Scene, same_as: np.ndarray) -> None:
 
 
 def _take_problem(scene: Scene, row: dict[str, Any]) -> None:
-    """Take over what the manifest says of an image; what a file may have been mended of is looked at anew."""
+    """Set the problem that the manifest records of an image, unless its file may have been repaired since."""
     camera, size = scene.intrinsics, (row["width"], row["height"])
     if row["problem_status"] is None:
-        if implausible_cameras(camera[None], *(np.array([side]) for side in size))[0]:  # older versions let it through
-            told = f"{CAMERA_BEYOND}; {camera.ravel().tolist()} for {size[0]} x {size[1]}"
-            scene.problem = (ImageStatus.LABEL_INVALID, told)
+        if implausible_cameras(camera[None], *(np.array([side]) for side in size))[0]:  # older builds did not check
+            found = f"{CAMERA_BEYOND}; {camera.ravel().tolist()} for {size[0]} x {size[1]}"
+            scene.problem = (ImageStatus.LABEL_INVALID, found)
         return
     status = ImageStatus(row["problem_status"])
     if status in MENDABLE and scene.num_people and np.isfinite(camera[:2, :2]).all():
@@ -208,7 +208,7 @@ def _take_problem(scene: Scene, row: dict[str, Any]) -> None:
 
 
 def _sample_masks(scene: Scene, masks: list[_Mask], max_side: int) -> None:
-    """Fill `Scene.masks` at person-map size; a person without a mask may own any pixel its rendered body covers."""
+    """Fill `Scene.masks` at person-map size; without a mask a person may have any pixel its rendered body covers."""
     height, width = map_size(scene.height, scene.width, max_side)
     rows = np.arange(height) * scene.height // height
     cols = np.arange(width) * scene.width // width

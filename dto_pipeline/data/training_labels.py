@@ -1,8 +1,8 @@
-"""Labels for training: piece by piece for `dto train`, or as one torch Dataset for code of one's own.
+"""Labels for training: in pieces for `dto train`, or as one torch Dataset for other training code.
 
-A piece is one row group of a label file (at most 1024 images): first it is found which images there are, then the rows
-of one piece at a time are read. The index costs 4 bytes an image, a piece about 0.5 kB a person. `LabelDataset` holds
-everything in a few flat arrays that forked workers share: about 0.4 kB a person once. Metres, pixels, radians.
+A piece is one row group of a label file (at most 1024 images): an index of the wanted images is made first (4 bytes an
+image), then one piece at a time is read (about 0.5 kB a person). `LabelDataset` holds everything in a few flat arrays
+that forked workers share: about 0.4 kB a person. Metres, pixels, radians.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
@@ -31,9 +32,8 @@ from dto_pipeline.data.label_files import (
     find_label_files,
     flatten_table,
     name_images,
-    person_leaf,
 )
-from dto_pipeline.data.labels import LabelsError, read_groups
+from dto_pipeline.data.labels import LabelsError, read_groups, read_labels
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.tars import open_images
@@ -42,25 +42,23 @@ from dto_pipeline.status import PLACED, UNUSED
 IMAGE_COLUMNS = ("image_id", "image_path", "width", "height", "fx", "fy", "cx", "cy", "z_covariance")
 PEOPLE_COLUMNS = ("pose", "betas", "transl", "bbox_xyxy", "status", "z_sigma_m")
 SELECTIONS = ("accepted", "optimized", "all")
-LABEL_IMAGES = (
-    *("image_id", "image_path", "width", "height", "fx", "fy", "cx", "cy", "is_optimized", "is_accepted"),
-    EXPECTED_ERROR,
-)
+_SELECTING = ("num_persons", "is_accepted", "is_optimized", EXPECTED_ERROR)
+LABEL_IMAGES = ("image_id", "image_path", "width", "height", "fx", "fy", "cx", "cy", *_SELECTING)
 LABEL_PEOPLE = ("pose", "betas", "transl", "height_m", "age_years", "male_prob", "status", Z_SIGMA)
 _HASH_RANGE = 1 << 32
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which images of all: those of one selection, on one side of the hold-out."""
+    """Which images are wanted: of a selection, on one side of the hold-out."""
 
-    select: str  # "accepted", "optimized" or "all" images; never those without people
+    select: str  # one of `SELECTIONS`; images without people are never taken
     holdout: float = 0.0  # share of the images, by a hash of their keys
     held_out: bool = False  # take these, instead of the others
     limits: Limits = NO_LIMITS  # of images; people beyond theirs stay in the rows
 
     def holds(self, image_ids: Sequence[str]) -> np.ndarray:
-        """(n,) bool: on this side of the hold-out; the same on every machine, whatever else is trained on."""
+        """(n,) bool: on this side of the hold-out; the same on every machine and in every mix of labels."""
         if self.holdout == 0:
             return np.full(len(image_ids), not self.held_out)
         digests = (hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() for key in image_ids)
@@ -70,7 +68,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Piece:
-    """The images of one row group that are taken."""
+    """The wanted images of one row group."""
 
     label_set: int
     file: int  # of its set
@@ -81,18 +79,18 @@ class Piece:
 
 @dataclass(frozen=True)
 class LabelSet(ABC):
-    """One subset's labels in pieces, and its photographs; small enough to be pickled."""
+    """The labels of one subset in pieces, and its photographs; small enough to be pickled."""
 
     name: str
     images_root: Location  # that the names of images are relative to
 
     @property
     def is_remote(self) -> bool:
-        """Something of it lies behind a URI."""
+        """Something of it is behind a URI."""
         return isinstance(self.images_root, str)
 
     def open_images(self) -> ImageStore:
-        """The photographs' store; it holds files, so every process opens its own."""
+        """The photographs' store; it holds open files, so every process opens its own."""
         return ImageFolder(self.images_root)
 
     @abstractmethod
@@ -115,7 +113,7 @@ class ParquetSet(LabelSet):
 
     @property
     def is_remote(self) -> bool:
-        """Labels, photographs or manifest lie behind a URI."""
+        """Labels, photographs or manifest are behind a URI."""
         places = [*self.files, self.images_root, *([self.manifest.path] if self.manifest else [])]
         return any(isinstance(place, str) for place in places)
 
@@ -124,13 +122,11 @@ class ParquetSet(LabelSet):
         return open_images(self.images_root, self.manifest.path) if self.manifest else super().open_images()
 
     def index(self, number: int, part: Part) -> list[Piece]:
-        pieces, wanted = [], ["image_id", "num_persons", "is_accepted", "is_optimized", EXPECTED_ERROR]
+        pieces = []
         for file, path in enumerate(self.files):
             first = 0
-            for group, table in enumerate(read_groups(path, wanted)):
-                taken = part.holds(table.column("image_id").to_pylist()) & _chosen(
-                    table, table["num_persons"].to_numpy(), part.select
-                )
+            for group, table in enumerate(read_groups(path, ("image_id", *_SELECTING), ())):
+                taken = part.holds(table.column("image_id").to_pylist()) & _is_selected(table, part.select)
                 taken &= part.limits.images(table.column(EXPECTED_ERROR).to_numpy())
                 rows = np.flatnonzero(taken).astype(np.int32)
                 if rows.size:
@@ -139,25 +135,20 @@ class ParquetSet(LabelSet):
         return pieces
 
     def read(self, piece: Piece) -> LabelColumns:
-        """See `LabelSet`; a file of other images than its shard of the manifest is a LabelsError."""
+        """See `LabelSet`. Raises: LabelsError: also where a file holds other images than its shard of the manifest."""
         path = self.files[piece.file]
-        (table,) = read_groups(path, [*IMAGE_COLUMNS, *map(person_leaf, PEOPLE_COLUMNS)], [piece.group])
-        columns = flatten_table(table, PEOPLE_COLUMNS)
+        (table,) = read_groups(path, IMAGE_COLUMNS, PEOPLE_COLUMNS, [piece.group])
+        columns = flatten_table(table)
         columns.images[IMAGE_FILE] = columns.images["image_path"]
         if self.manifest is not None:
             files = name_images(self.manifest, self.shards[piece.file], piece.first, table.column("image_id"), path)
             columns.images[IMAGE_FILE] = files.to_numpy(zero_copy_only=False)
         return columns.take(piece.rows)
 
-    def count_uncertain(self, select: str, limits: Limits, left_out: Counter[str]) -> None:
-        """Add to `left_out`, by reason, what `limits` take away from the images of `select`. Raises: LabelsError."""
-        wanted = ["is_accepted", "is_optimized", "num_persons", EXPECTED_ERROR, person_leaf(Z_SIGMA)]
-        for path in self.files:
-            for table in read_groups(path, wanted):
-                kept = _chosen(table, table["num_persons"].to_numpy(), select)
-                columns = flatten_table(table, (Z_SIGMA,)).take(np.flatnonzero(kept))
-                expected = columns.images[EXPECTED_ERROR]
-                limits.count(expected, columns.people[Z_SIGMA][limits.images(expected)[columns.owner]], left_out)
+    def count_uncertain(self, select: str, limits: Limits) -> Counter[str]:
+        """What `limits` leave out of the images of `select`, by reason. Raises: LabelsError."""
+        columns = flatten_table(read_labels(*self.files, columns=_SELECTING, people=(Z_SIGMA,)))
+        return _take_images(columns, select, limits)[1]
 
 
 def open_run_set(run: RunLabels, images: str = "") -> ParquetSet:
@@ -190,10 +181,31 @@ def index_pieces(sets: Sequence[LabelSet], part: Part) -> list[Piece]:
     return [piece for number, label_set in enumerate(sets) for piece in label_set.index(number, part)]
 
 
-def _chosen(images: Any, num_persons: np.ndarray, select: str) -> np.ndarray:
-    """(N,) bool: accepted, optimised or all images, without those of nobody; `images` holds columns by name."""
-    crowded = num_persons > 0
+def _is_selected(images: Any, select: str) -> np.ndarray:
+    """(N,) bool: images of a selection that have people; `images`: `_SELECTING` columns by name."""
+    crowded = np.asarray(images["num_persons"]) > 0
     return crowded if select == "all" else crowded & np.asarray(images[f"is_{select}"])
+
+
+def _take_images(columns: LabelColumns, select: str, limits: Limits) -> tuple[LabelColumns, Counter[str]]:
+    """The images of a selection that are within the limits; and, by reason, what is not, of images and people."""
+    columns = columns.take(np.flatnonzero(_is_selected(columns.images, select)))
+    expected, left_out = columns.images[EXPECTED_ERROR], Counter[str]()
+    certain = limits.images(expected)
+    limits.count(expected, columns.people[Z_SIGMA][certain[columns.owner]], left_out)
+    return columns.take(np.flatnonzero(certain)), left_out
+
+
+def read_run_columns(run: RunLabels, images: Location = "") -> tuple[LabelColumns, ImageStore]:
+    """The columns of a run for a `LabelDataset` with photographs, `images` a folder in place of the manifest's.
+
+    Raises: LabelsError, ManifestError.
+    """
+    if not run.files:
+        raise LabelsError(f"{run.name} has no finished shard yet; `dto status` shows its progress")
+    manifest = run.open_manifest()
+    table = pa.concat_tables(run.tables(LABEL_IMAGES, LABEL_PEOPLE, image_files=True))
+    return flatten_table(table), open_images(as_location(images or manifest.images_root), manifest.path)
 
 
 class LabelDataset(Dataset[dict[str, Any]]):
@@ -202,37 +214,31 @@ class LabelDataset(Dataset[dict[str, Any]]):
     def __init__(
         self,
         columns: LabelColumns,
-        select: str = "accepted",
         images: ImageStore | None = None,
-        names: Mapping[str, str] | None = None,
+        select: str = "accepted",
         limits: Limits = NO_LIMITS,
     ) -> None:
-        """Choose images.
+        """Select images.
 
         Args:
-            columns: `LABEL_IMAGES` and `LABEL_PEOPLE` of some label files.
-            select: "accepted", "optimized" or "all" images; images without people are always left out.
-            images: where photographs are read from; None = items hold no photograph.
-            names: image key -> name of its file in `images`; None = its ``image_path``.
-            limits: how certain images must be, and people to be ``usable``; `left_out` counts the others by reason.
+            columns: `LABEL_IMAGES` and `LABEL_PEOPLE` of some label files, perhaps `IMAGE_FILE`.
+            images: where photographs are read from, by `IMAGE_FILE` or else ``image_path``; None = items hold none.
+            select: "accepted", "optimized" or "all" images; images without people are never taken.
+            limits: how uncertain images may be, and people that are ``usable``; `left_out` counts the others by reason.
 
-        Raises: LabelsError: an unknown `select`, or a limit on errors that no label tells.
+        Raises: LabelsError: an unknown `select`, or a limit on errors where no label has one.
         """
         if select not in SELECTIONS:
             raise LabelsError(f"select is {select!r}; choose from {SELECTIONS}")
-        columns = columns.take(np.flatnonzero(_chosen(columns.images, np.diff(columns.starts), select)))
-        self.left_out = Counter[str]()
-        if limits.max_error is not None and columns.num_images and np.isnan(columns.images[EXPECTED_ERROR]).all():
+        errors = columns.images[EXPECTED_ERROR][_is_selected(columns.images, select)]
+        if limits.max_error is not None and errors.size and np.isnan(errors).all():
             raise LabelsError(
-                f"max_error is {limits.max_error:g} m, but none of these labels tells an expected error (solver.mode "
+                f"max_error is {limits.max_error:g} m, but none of these labels has an expected error (solver.mode "
                 "paper, or a version before 0.4); leave it out, or make the labels with solver.mode=joint"
             )
-        certain = limits.images(columns.images[EXPECTED_ERROR])
-        limits.count(columns.images[EXPECTED_ERROR], columns.people[Z_SIGMA][certain[columns.owner]], self.left_out)
-        columns = columns.take(np.flatnonzero(certain))
+        columns, self.left_out = _take_images(columns, select, limits)
         self.image_ids: Sequence[str] = columns.images["image_id"].tolist()
-        paths = columns.images["image_path"].tolist()
-        self._files = paths if names is None else [names[image] for image in self.image_ids]
+        self._files = columns.images.get(IMAGE_FILE, columns.images["image_path"]).tolist()
         self._images = images
         self._intrinsics = columns.intrinsics.astype(np.float32)
         self._size = np.stack([columns.images["height"], columns.images["width"]], axis=-1).astype(np.int64)

@@ -1,8 +1,8 @@
-"""How a batch goes through a device: piece by piece in a CPU's cache, or all at once and without waiting on a GPU.
+"""Whether a batch is worked piece by piece, in a CPU's cache, or at once and without waiting, on a GPU.
 
-Results are the same either way; only the order of work differs. A GPU runs behind the program, and every number that
-the program asks for makes it wait: a batch may do so only in the places that `tests.waits` lists. A CPU can be told to
-work as a GPU would (`as_on_gpu`), so that this is counted where there is none.
+The results are the same. A GPU runs behind the program, and every number that the program reads back makes it wait; a
+batch may do so only in the places that `tests.waits` lists. A CPU can work as a GPU would (`as_on_gpu`), so that they
+are counted on any machine.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _AS_ON_GPU: ContextVar[bool] = ContextVar("as_on_gpu", default=False)
 
 
 def works_at_once(device: torch.device) -> bool:
-    """Whether a batch is done at once on a device, without asking what could be left out (a GPU)."""
+    """Whether a device works a batch at once, without reading back what could be left out (a GPU)."""
     return device.type != "cpu" or _AS_ON_GPU.get()
 
 
@@ -34,6 +34,6 @@ def as_on_gpu() -> Iterator[None]:
 
 @functools.lru_cache(maxsize=256)
 def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """Numbers on a device, carried there once: a copy from the program's memory makes a GPU wait. Never change it."""
+    """Numbers on a device, copied there once, because a copy makes a GPU wait. Never change the result."""
     with torch.inference_mode(False):  # or nothing that learns could use it
         return torch.tensor(values, dtype=dtype, device=device)

@@ -1,9 +1,9 @@
-"""How tall people of an age and gender are: one normal law a person for `paper`, a mixture of classes for `joint`.
+"""Height priors by age and gender: a normal law per person for `paper`, a mixture of classes for `joint`.
 
-Pure tensors; metres and years, in mixtures natural logarithms of metres. Means and sigmas of the classes are
-`PriorConfig`'s, how uncertain ages and genders are `CrowdConfig`'s. Unknown age (NaN) means an adult of unknown gender
-(in a mixture: most likely), and so does the unknown gender (NaN) of an adult: the published code turns the one into a
-baby and fails on the other. Knows nothing of depth.
+Pure tensors; metres and years, in mixtures natural logarithms of metres. Means and sigmas of the classes are those of
+`PriorConfig`, uncertainties of ages and genders those of `CrowdConfig`. An unknown age (NaN) means an adult of unknown
+gender (in a mixture: most likely), and so does the unknown gender (NaN) of an adult; the published code turns the one
+into a baby and fails on the other.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def classify_heights(age_years: torch.Tensor, male_prob: torch.Tensor, config: P
         return adult
     limits = constant(config.age_limits, age_years.device, age_years.dtype)
     child = torch.bucketize(age_years, limits, right=True)  # baby, kid, teen = 0, 1, 2
-    grown = torch.where(age_years.isnan(), ADULT, adult)  # who may be a child is no man or woman of known height
+    grown = torch.where(age_years.isnan(), ADULT, adult)  # may be a child: gender says little about the height
     return torch.where(age_years < limits[-1], child, grown)
 
 
@@ -63,16 +63,13 @@ def build_height_prior(height: torch.Tensor, height_class: torch.Tensor, config:
 def build_height_mixture(
     height: torch.Tensor, age_years: torch.Tensor, male_prob: torch.Tensor, prior: PriorConfig, crowd: CrowdConfig
 ) -> HeightMixture:
-    """What age and gender say about each person's height before any depth is seen.
+    """Prior of each person's height as a mixture of K = 6 normal laws of its logarithm.
 
-    The likeliest of five classes (baby to adult male), of the growth of children with their age, and, last, anybody:
-    ages are sometimes somebody else's. An adult's class is drawn a little towards the label's own height.
+    The five likeliest of eight: the classes baby to adult male, and for children three of the growth with their age;
+    last "anybody", because some ages are another person's. Adult classes are drawn a little to the label's own height.
 
     Args:
         height: (...) float64 label height [m]; age_years: (...), NaN = unknown; male_prob: (...), NaN = unknown.
-
-    Returns:
-        Mixture of K = 6 normal laws of the logarithm of the height.
     """
     share = class_shares(age_years.to(torch.float64), male_prob.to(torch.float64), prior, crowd)
     mean = constant(prior.mean[:ADULT], height.device)
@@ -116,7 +113,7 @@ def _growth(age_years: torch.Tensor, prior: PriorConfig, crowd: CrowdConfig) -> 
 def class_shares(
     age_years: torch.Tensor, male_prob: torch.Tensor, prior: PriorConfig, crowd: CrowdConfig
 ) -> torch.Tensor:
-    """(..., 5) probability of baby, kid, teen, adult female, adult male; true ages are log-normal about estimates."""
+    """(..., 5) probability of baby, kid, teen, adult female, adult male; true ages are log-normal about the given."""
     limits = constant(prior.age_limits, age_years.device)
     deviates = (limits.log() - age_years.clamp(min=0.1).log()[..., None]) / crowd.age_sigma
     younger = torch.special.ndtr(deviates)
@@ -133,7 +130,7 @@ def class_shares(
 
 
 def summarise_mixture(mixture: HeightMixture, prior: HeightPrior) -> HeightPrior:
-    """`prior` with the mean and sigma [m] of the mixture without its last, anybody's, part; classes stay."""
+    """`prior` with the mean and sigma [m] of the mixture without its last part, "anybody"; classes stay."""
     named = slice(0, _CLASSES_KEPT)
     weight = mixture.weight[..., named] / fold_sum(mixture.weight[..., named])[..., None]
     mean = fold_sum(weight * mixture.mean[..., named])

@@ -1,9 +1,9 @@
-"""Sums and products whose bits do not depend on company: on the number of rows, on padding, on threads.
+"""Sums and products whose bits depend neither on other rows, nor on padding, nor on the number of threads.
 
-Pure tensors, CPU and GPU. torch's own reductions, and the matrix products of BLAS, add in an order that follows the
-shape of the whole tensor, so that a row among others can end in another last bit than the same row alone. Here every
-sum is a tree whose shape padding by zeros does not change, and a matrix product is made of numbers so short that no
-sum of them is ever rounded: then no order matters.
+Pure tensors, CPU and GPU. The reductions of torch and the matrix products of BLAS add in an order that follows the
+shape of the whole tensor, so that the last bit of a row can depend on the rows around it. Here every sum is a tree
+whose shape does not change by padding with zeros, and a matrix product is made of numbers so short that none of its
+sums is rounded, in any order.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _EXPONENT = 0x7FF0000000000000  # its place in the bits of a float64
 
 
 def fold_sum(values: torch.Tensor, dim: int = -1) -> torch.Tensor:
-    """Sum along an axis: the upper half is added to the lower one until one is left.
+    """Sum along an axis: the upper half is added to the lower one until one entry is left; 0 of an empty axis.
 
-    Zeros appended along the axis change nothing, and neither do the other axes. An axis without entries gives zeros.
+    Zeros appended along the axis change nothing, and neither do the other axes.
     """
     count = values.shape[dim]
     if count == 0:
@@ -60,10 +60,10 @@ def add_logarithms(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 class Segments:
-    """Sums over the segments that n values belong to; the same bits in whatever company, and without `bincount`.
+    """Sums over the segments that n values belong to.
 
-    On a CPU values are added one after the other as they stand in the list. A GPU adds in any order: there the list
-    must be sorted by segment, and a sum is the difference of a running sum of whole numbers, which nothing rounds.
+    On a CPU values are added one after the other in the order of the list. A GPU adds in any order: there the list must
+    be sorted by segment, and a sum is the difference of a running sum of whole numbers, which is never rounded.
     """
 
     def __init__(self, index: torch.Tensor, count: int) -> None:
@@ -93,7 +93,7 @@ class Segments:
         return self.sum(values) / number.clamp(min=1)
 
     def spread(self, of_segment: torch.Tensor) -> torch.Tensor:
-        """(n,) what holds of each value's segment."""
+        """(n,) the entry of `of_segment` (count,) for each value."""
         return of_segment.index_select(0, self.index)
 
     def _sum_as_integers(self, values: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,9 @@
-"""Which predicted people are released people already: closeness of bodies in the image, optimal assignment, duplicates.
+"""Which predicted people are in the released labels already: agreement in the image, assignment, duplicates.
 
-Pure tensors in, pure tensors out. *Queries* are predicted people, *references* the bodies they are held against. The
-measure is PCKh's (Andriluka et al., CVPR 2014) at 0.6: a keypoint agrees within 0.6 of the head's size, and two people
-are the same if more than half of the query's visible keypoints agree. PCKh takes the size from an annotated head box;
-bodies have none, so it is the length from neck to head top here, see `head_sizes`. A query without visible keypoints is
-measured by the overlap of the boxes around the two bodies' joints. Metres in the camera frame, pixels in the image;
-joints are smplx's 45.
+Pure tensors. *Queries* are predicted people, *references* the bodies they are compared with. The measure is PCKh's
+(Andriluka et al., CVPR 2014) at 0.6: a keypoint agrees within 0.6 of the head's size, and two people are the same if
+more than half of the query's visible keypoints agree. A query without visible keypoints is compared by the overlap of
+the boxes around both bodies' joints. Metres in the camera frame, pixels in the image; joints are smplx's 45.
 """
 
 from __future__ import annotations
@@ -51,16 +49,11 @@ class Queries:
 
     views: BodyViews
     keypoints: torch.Tensor  # (n, 45, 2) float64 [px]
-    visible: torch.Tensor  # (n, 45) bool; nowhere = measured by overlap
+    visible: torch.Tensor  # (n, 45) bool; nowhere = compared by overlap
 
 
 def view_bodies(joints: torch.Tensor, intrinsics: torch.Tensor) -> BodyViews:
-    """Project bodies.
-
-    Args:
-        joints: (n, 45, 3) camera frame [m].
-        intrinsics: (n, 3, 3) [px].
-    """
+    """Project bodies. Args: joints (n, 45, 3) in the camera frame [m]; intrinsics (n, 3, 3) [px]."""
     joints, intrinsics = joints.double(), intrinsics.double()
     in_front = (joints[..., 2] > _NEAREST)[..., None]
     points = torch.where(in_front, project(joints, intrinsics[:, None]), torch.nan)
@@ -71,16 +64,10 @@ def view_bodies(joints: torch.Tensor, intrinsics: torch.Tensor) -> BodyViews:
 
 
 def head_sizes(joints: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
-    """Distance from neck to head top, brought to the image at the neck's distance.
+    """(n,) length from neck to head top in the image, were it parallel to it [px].
 
-    The length is taken in space and then scaled, so that a head seen from above is not a point. The head top lies on
-    the line from the neck through the middle of the ears.
-
-    Args:
-        joints: (n, 45, 3) camera frame [m]; intrinsics: (n, 3, 3) [px].
-
-    Returns:
-        (n,) [px].
+    PCKh's size comes from an annotated head box; here the head top lies on the line from the neck through the middle of
+    the ears. Args: joints (n, 45, 3) in the camera frame [m]; intrinsics (n, 3, 3) [px].
     """
     neck = joints[:, _NECK]
     length = _HEAD_TOP * (joints[:, _EARS].mean(dim=1) - neck).norm(dim=-1)
@@ -89,10 +76,10 @@ def head_sizes(joints: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
 
 
 def pair_people(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Everyone of one list with everyone of another in the same image.
+    """All pairs of people of two lists in the same image.
 
     Args:
-        first, second: (m,) int64 people of each image in either list; lists are ordered by image.
+        first, second: (m,) int64 number of people of each image in either list; lists are ordered by image.
 
     Returns:
         (n,) and (n,) int64 positions in the first and in the second list; image by image, first list slowest.
@@ -107,16 +94,12 @@ def pair_people(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor
 def compare_people(
     queries: Queries, references: BodyViews, pairs: tuple[torch.Tensor, torch.Tensor], rule: MatchRule
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """How much two people of each pair are the same person.
-
-    Args:
-        queries: n people; references: m bodies; pairs: (k,) positions in each.
+    """How well the two people of each pair agree. Args: pairs: (k,) positions in queries and in references.
 
     Returns:
-        share (k,) float64 in 0 .. 1: of the query's visible keypoints that lie within `head_factor` head sizes of the
-        reference's projected joints, or the boxes' intersection over union where no keypoint is visible; and
-        distance (k,) float64 in 0 .. 1, which tells pairs of equal share apart: mean distance in units of the radius,
-        or 1 - overlap.
+        share (k,) float64 in 0 .. 1: of the query's visible keypoints within `head_factor` head sizes of the joints of
+        the reference, or the intersection over union of the boxes where no keypoint is visible.
+        distance (k,) float64 in 0 .. 1, for pairs of equal share: mean distance over that radius, or 1 - overlap.
     """
     parts = [
         _compare(queries, references, first, second, rule)
@@ -129,14 +112,14 @@ def compare_people(
 def assign_people(
     share: torch.Tensor, distance: torch.Tensor, first: torch.Tensor, second: torch.Tensor, rule: MatchRule
 ) -> torch.Tensor:
-    """Give every query at most one reference of its image, and the other way round, with the largest sum of shares.
+    """Assign every query at most one reference of its image, each reference once, with the largest sum of shares.
 
     Args:
         share, distance: (k,) of the pairs that `pair_people(first, second)` makes, see `compare_people`.
         first, second: (m,) int64 queries and references of each image.
 
     Returns:
-        (n,) int64 position of each query's reference, -1 = none is the same person.
+        (n,) int64 position of each query's reference, -1 = none.
     """
     gain = torch.where(share > rule.min_share, share - _NEARNESS_WEIGHT * distance, 0.0).numpy()
     partner = torch.full((int(first.sum()),), -1, dtype=torch.int64)
@@ -156,15 +139,12 @@ def assign_people(
 def suppress_duplicates(
     share: torch.Tensor, pairs: tuple[torch.Tensor, torch.Tensor], rank: torch.Tensor, rule: MatchRule
 ) -> torch.Tensor:
-    """Non-maximum suppression: who is the same person as somebody kept who ranks before.
+    """Non-maximum suppression: (n,) int64 position of the kept person whom each one duplicates, -1 = is kept.
 
     Args:
-        share: (k,) of each pair, see `compare_people`; the first of the pair is the one measured.
+        share: (k,) of each pair with the first as query, see `compare_people`.
         pairs: (k,) and (k,) positions of people of one image.
         rank: (n,) int64 order of precedence inside each image, 0 first, each once.
-
-    Returns:
-        (n,) int64 position of the person each one duplicates, -1 = kept.
     """
     first, second = pairs
     same = (share > rule.min_share) & (rank[second] < rank[first])
@@ -183,15 +163,10 @@ def suppress_duplicates(
 def carry_to_camera(
     transl: torch.Tensor, pelvis: torch.Tensor, own: torch.Tensor, camera: torch.Tensor
 ) -> torch.Tensor:
-    """Translation under another camera: the pelvis keeps its place in the image, the body its size there.
+    """(n, 3) translation [m] under another camera, with the same place of the pelvis and size of the body in the image.
 
-    A weak-perspective step: z changes by the ratio of the focal lengths, perspective inside the body is neglected.
-
-    Args:
-        transl, pelvis: (n, 3) [m] under the camera `own`; own, camera: (n, 3, 3) [px].
-
-    Returns:
-        (n, 3) transl under `camera` [m]; meaningless where the pelvis is not in front of the camera.
+    Weak perspective: z changes by the ratio of the focal lengths. Meaningless where the pelvis is not in front of the
+    camera. Args: transl, pelvis (n, 3) [m] under the camera `own`; own, camera (n, 3, 3) [px].
     """
     z = pelvis[:, 2:] * (camera[:, 1, 1] / own[:, 1, 1])[:, None]
     focal = torch.stack([camera[:, 0, 0], camera[:, 1, 1]], dim=-1)

@@ -1,9 +1,8 @@
 """The body model: SMPL's format (6890 vertices, 24 joints), ten shape directions and, where there is one, the kid axis.
 
-Knows the model file (plain npz) and linear blend skinning; knows nothing of images. The whole batch goes through one
-call; heights and joints are computed without a mesh. A body is the same to the last bit in whatever company it is
-computed: see `maths.ordered`. Metres, SMPL's own frame (y up at rest); the root orientation of a label turns it into
-the camera frame.
+A plain npz and linear blend skinning, a whole batch per call; heights and joints are computed without a mesh. The bits
+of a body do not depend on the others of the batch (see `maths.ordered`). Metres, in SMPL's own frame (y up at rest);
+the root orientation of a label turns it into the camera frame.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ SMPLX_EXTRA_JOINTS = (
     *("lthumb", "lindex", "lmiddle", "lring", "lpinky"),
     *("rthumb", "rindex", "rmiddle", "rring", "rpinky"),
 )  # vertices that smplx appends to the 24 joints, in its order
+_LANDMARKS = [vertex_ids["smplh"][name] for name in SMPLX_EXTRA_JOINTS]
 _MOST_BYTES = 1 << 31  # of a body model's file; SMPL with 300 directions has some 50 MB
 _REQUIRED = {
     "v_template": (None, 3),
@@ -43,6 +43,7 @@ _REQUIRED = {
     "kintree_table": (2, 24),
     "f": (None, 3),
 }
+_FLOATS = ("v_template", "shapedirs", "posedirs", "weights", "J_regressor")
 _LIMBS = (16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8)  # shoulders, elbows, wrists, hips, knees, ankles
 _MOST_ARRAY_BYTES = 1 << 27  # the largest, posedirs of SMPL in float64, has 34 MB
 _POSE_CHUNK = 64  # bodies posed at once: bounds memory
@@ -67,36 +68,32 @@ class BodyModel(nn.Module):
     def __init__(self, arrays: dict[str, np.ndarray], kid_axis: bool = True, sha256: str = "") -> None:
         """`arrays`: SMPL's keys as plain arrays; a model with ten directions gets a kid axis of zeros."""
         super().__init__()
-        shapedirs = torch.as_tensor(arrays["shapedirs"], dtype=torch.float32)[..., :NUM_BETAS]
+        single = {key: torch.as_tensor(value, dtype=torch.float32) for key, value in arrays.items() if key in _FLOATS}
+        shapedirs, regressor = single["shapedirs"][..., :NUM_BETAS], single["J_regressor"]
         self.has_kid_axis = bool(kid_axis and shapedirs.shape[-1] == NUM_BETAS)
         self.sha256 = sha256
         if not self.has_kid_axis:
             shapedirs = torch.nn.functional.pad(shapedirs[..., : NUM_BETAS - 1], (0, 1))
-        regressor = torch.as_tensor(arrays["J_regressor"], dtype=torch.float32)
-        template = torch.as_tensor(arrays["v_template"], dtype=torch.float32)
-        posedirs = torch.as_tensor(arrays["posedirs"], dtype=torch.float32)
         joint_shapedirs = _regress(regressor, shapedirs.flatten(1)).view(len(regressor), 3, NUM_BETAS)
-        blend = make_exact(torch.cat([shapedirs, posedirs], dim=-1).permute(2, 1, 0).flatten(1))
-        weights = make_exact(torch.as_tensor(arrays["weights"], dtype=torch.float32).T)
-        joint_blend = make_exact(joint_shapedirs.flatten(0, 1).T)
-        self._bits = blend.bits, weights.bits, joint_blend.bits
         self._tree = [-1, *arrays["kintree_table"][0].astype(np.int64).tolist()[1:]]
         buffers = {
             "faces": torch.as_tensor(arrays["f"].astype(np.int64)),
-            "_template": template.T.to(torch.float64).contiguous(),
-            "_blend": blend.values,
-            "_blend_scale": blend.scale,
-            "_weights": weights.values,
-            "_weights_scale": weights.scale,
-            "_joint_template": _regress(regressor, template),
+            "_template": single["v_template"].T.to(torch.float64).contiguous(),
+            "_joint_template": _regress(regressor, single["v_template"]),
             "_joint_shapedirs": joint_shapedirs,
-            "_joint_blend": joint_blend.values,
-            "_joint_blend_scale": joint_blend.scale,
-            "_landmarks": torch.tensor([vertex_ids["smplh"][name] for name in SMPLX_EXTRA_JOINTS]),
+            "_landmarks": torch.tensor(_LANDMARKS),
         }
+        exact = {
+            "_blend": torch.cat([shapedirs, single["posedirs"]], dim=-1).permute(2, 1, 0).flatten(1),
+            "_weights": single["weights"].T,
+            "_joint_blend": joint_shapedirs.flatten(0, 1).T,
+        }
+        self._bits = {}
+        for name, matrix in exact.items():
+            buffers[name], buffers[f"{name}_scale"], self._bits[name] = make_exact(matrix)
         for name, value in buffers.items():
             self.register_buffer(name, value)
-        self.closed = is_closed(template, self.faces)
+        self.closed = is_closed(single["v_template"], self.faces)
 
     @property
     def num_vertices(self) -> int:
@@ -114,7 +111,7 @@ class BodyModel(nn.Module):
         Returns:
             (..., V, 3) [m].
         """
-        return self._pose_flat(pose, betas, transl, None)[0]
+        return self._pose(pose, betas, transl, None)[0]
 
     @torch.no_grad()
     def joints(self, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor) -> torch.Tensor:
@@ -122,20 +119,15 @@ class BodyModel(nn.Module):
 
         Args and units as `vertices`. Returns: (..., 45, 3) [m].
         """
-        extra, tree = self._pose_flat(pose, betas, transl, self._landmarks)
+        extra, tree = self._pose(pose, betas, transl, self._landmarks)
         return torch.cat([tree, extra], dim=-2)
 
     def learnt_joints(
         self, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor, regressor: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Joints in single precision and differentiable, for learning; the same as `joints` but for rounding.
+        """`joints` in single precision and differentiable, (..., 45, 3) [m].
 
-        Args:
-            pose, betas, transl: see `vertices`.
-            regressor: (2, V) of head top and neck: RelativeHuman's 14 joints, shoulders to ankles and these two.
-
-        Returns:
-            (..., 45, 3), or (..., 14, 3) [m].
+        With `regressor` (2, V) of head top and neck: RelativeHuman's 14 joints, shoulders to ankles and these two.
         """
         used = self._landmarks if regressor is None else regressor.abs().sum(0).nonzero().squeeze(-1)
         lead, count = pose.shape[:-1], pose[..., 0].numel()
@@ -157,13 +149,9 @@ class BodyModel(nn.Module):
         return found.reshape(*lead, found.shape[1], 3) + transl[..., None, :]
 
     def posed_joints(self, rotations: torch.Tensor, betas: torch.Tensor) -> torch.Tensor:
-        """The 24 joints of the tree without translation; differentiable, unlike all else here.
+        """(..., 24, 3) joints of the tree without translation [m], differentiable; the first is the pelvis.
 
-        Args:
-            rotations: (..., 24, 3, 3) of each joint relative to its parent, root first; betas: (..., 11).
-
-        Returns:
-            (..., 24, 3) [m]; the first is the pelvis, which a shape moves but a pose does not.
+        Args: rotations (..., 24, 3, 3) of each joint relative to its parent, root first; betas (..., 11).
         """
         rest = self._joint_template + torch.einsum("jkl,bl->bjk", self._joint_shapedirs, betas.reshape(-1, NUM_BETAS))
         flat = rotations.reshape(-1, 24, 3, 3).to(rest.dtype)
@@ -171,66 +159,48 @@ class BodyModel(nn.Module):
 
     @torch.no_grad()
     def rest_height(self, betas: torch.Tensor) -> torch.Tensor:
-        """Height of the body at zero pose: max y - min y of its vertices.
-
-        Args:
-            betas: (..., 11). Returns: (...) [m], in the dtype of `betas`.
-        """
-        height_axis = slice(self.num_vertices, 2 * self.num_vertices)
-        directions = ExactMatrix(self._blend[:NUM_BETAS, height_axis], self._blend_scale[:NUM_BETAS], self._bits[0])
+        """(...) height at zero pose, max y - min y of the vertices [m], of betas (..., 11) and in their dtype."""
+        values, scale, bits = self._exact("_blend")
+        directions = ExactMatrix(values[:NUM_BETAS].view(NUM_BETAS, 3, -1)[:, 1], scale[:NUM_BETAS], bits)
         y = self._template[1] + exact_product(betas.reshape(-1, NUM_BETAS), directions, parts=2)
         return (y.amax(dim=-1) - y.amin(dim=-1)).reshape(betas.shape[:-1]).to(betas.dtype)
 
-    def _pose_flat(
-        self, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor, subset: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vertices (all, or `subset`) and the 24 joints; leading axes flattened, computed in chunks."""
-        lead = pose.shape[:-1]
-        if pose.numel() == 0:
-            count = self.num_vertices if subset is None else len(subset)
-            empty = self._joint_template.new_zeros
-            return empty(*lead, count, 3), empty(*lead, len(self._tree), 3)
-        flat = zip(
-            pose.reshape(-1, 72).split(_POSE_CHUNK),
-            betas.reshape(-1, NUM_BETAS).split(_POSE_CHUNK),
-            transl.reshape(-1, 3).split(_POSE_CHUNK),
-            strict=True,
-        )
-        parts = [self._pose_chunk(*chunk, subset) for chunk in flat]
-        vertices = torch.cat([v for v, _ in parts])
-        joints = torch.cat([j for _, j in parts])
-        return vertices.reshape(*lead, -1, 3), joints.reshape(*lead, -1, 3)
+    def _exact(self, name: str) -> ExactMatrix:
+        return ExactMatrix(getattr(self, name), getattr(self, f"{name}_scale"), self._bits[name])
 
-    def _pose_chunk(
+    def _pose(
         self, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor, subset: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 vertices (M, V, 3) and joints (M, 24, 3), in float64 up to the last step."""
-        template, blend, weights = self._template, self._blend, self._weights
+        """float32 vertices (..., V, 3), all or `subset`, and joints (..., 24, 3), in float64 up to the last step."""
+        template, blend, weights = self._template, self._exact("_blend"), self._exact("_weights")
         if subset is not None:
-            template, weights = template[:, subset], weights[:, subset]
-            blend = blend.view(len(blend), 3, -1)[:, :, subset].flatten(1)
-        count = len(pose)
-        rotations = rotate(pose.to(torch.float64).view(count, -1, 3))
-        joint_blend = ExactMatrix(self._joint_blend, self._joint_blend_scale, self._bits[2])
-        rest = self._joint_template + exact_product(betas, joint_blend).view(count, -1, 3)
-        joints, rigid = chain_joints(rotations, rest, self._tree)
-
-        bent = rotations[:, 1:] - torch.eye(3, dtype=torch.float64, device=pose.device)
-        factors = torch.cat([betas.to(torch.float64), bent.flatten(1)], dim=1)
-        shaped = exact_product(factors, ExactMatrix(blend, self._blend_scale, self._bits[0])).view(count, 3, -1)
-        shaped += template
-        shift = (transl.to(torch.float64) + 0.0)[:, :, None]  # + 0.0: no sum with it is a negative zero
-        skin = ExactMatrix(weights, self._weights_scale, self._bits[1])
-        parts = (slice(start, start + _SKIN_CHUNK) for start in range(0, count, _SKIN_CHUNK))
-        vertices = torch.cat([_skin(shaped[part], rigid[part], shift[part], skin) for part in parts])
-        return vertices, (joints + shift.mT).to(torch.float32)
+            template, weights = template[:, subset], weights._replace(values=weights.values[:, subset])
+            chosen = blend.values.view(len(blend.values), 3, -1)[:, :, subset]
+            blend = blend._replace(values=chosen.flatten(1))
+        vertices, joints = [], []
+        identity = torch.eye(3, dtype=torch.float64, device=pose.device)
+        flat = (pose.reshape(-1, 24, 3), betas.reshape(-1, NUM_BETAS), transl.reshape(-1, 3))
+        for turns, shape, place in zip(*(value.to(torch.float64).split(_POSE_CHUNK) for value in flat), strict=True):
+            rotations = rotate(turns)
+            moved = exact_product(shape, self._exact("_joint_blend")).unflatten(1, (-1, 3))
+            posed, rigid = chain_joints(rotations, self._joint_template + moved, self._tree)
+            factors = torch.cat([shape, (rotations[:, 1:] - identity).flatten(1)], dim=1)
+            shaped = exact_product(factors, blend).unflatten(1, (3, -1)).add_(template)
+            shift = (place + 0.0)[:, :, None]  # + 0.0: no sum with it is a negative zero
+            pieces = zip(shaped.split(_SKIN_CHUNK), rigid.split(_SKIN_CHUNK), shift.split(_SKIN_CHUNK), strict=True)
+            vertices += [_skin(*piece, weights) for piece in pieces]
+            joints.append((posed + shift.mT).to(torch.float32))
+        lead = pose.shape[:-1]
+        return (
+            torch.cat(vertices).reshape(*lead, template.shape[1], 3),
+            torch.cat(joints).reshape(*lead, len(self._tree), 3),
+        )
 
 
 def _skin(shaped: torch.Tensor, rigid: torch.Tensor, shift: torch.Tensor, weights: ExactMatrix) -> torch.Tensor:
     """(M, V, 3) float32 vertices: shaped (M, 3, V), moved as each joint moves (M, J, 3, 4), and shifted (M, 3, 1)."""
-    count = len(shaped)
-    pulled = rigid.permute(0, 2, 3, 1).reshape(count * 12, -1)
-    pulls = exact_product(pulled, weights).view(count, 3, 4, -1)
+    pulled = rigid.permute(0, 2, 3, 1).flatten(0, 2)
+    pulls = exact_product(pulled, weights).unflatten(0, (-1, 3, 4))
     posed = pulls[:, :, 3] + shift
     term = torch.empty_like(posed)
     for axis in range(3):
@@ -256,11 +226,7 @@ def _regress(regressor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def rotate(axis_angle: torch.Tensor) -> torch.Tensor:
-    """SMPL's rotations: Rodrigues' formula with smplx's 1e-8 in the angle, elementwise.
-
-    Args:
-        axis_angle: (..., 3) [rad]. Returns: (..., 3, 3).
-    """
+    """(..., 3, 3) rotations of axis-angle vectors (..., 3) [rad]: Rodrigues' formula with smplx's 1e-8 in the angle."""
     moved = axis_angle + 1e-8
     x, y, z = moved.unbind(-1)
     angle = (x * x + y * y + z * z).sqrt()[..., None]
@@ -276,11 +242,11 @@ def rotate(axis_angle: torch.Tensor) -> torch.Tensor:
 
 
 def chain_joints(rotations: torch.Tensor, rest: torch.Tensor, parents: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward kinematics, elementwise: BLAS would let a body's last bits depend on the number of bodies.
+    """Forward kinematics, elementwise: with BLAS the last bits of a body would depend on the number of bodies.
 
     Args:
-        rotations: (M, J, 3, 3) relative to the parent; rest: (M, J, 3) joints of the rest pose [m]; parents: of each
-            joint, before it; the first has none.
+        rotations: (M, J, 3, 3) relative to the parent; rest: (M, J, 3) joints of the rest pose [m].
+        parents: of each joint, before it; the first has none.
 
     Returns:
         (M, J, 3) posed joints and (M, J, 3, 4) what moves a point of the rest pose with each joint.
@@ -306,8 +272,7 @@ def load_body(path: str | Path, kid_axis: bool = True, device: torch.device | st
         kid_axis: use the 11th direction when the file has one.
 
     Raises:
-        BodyModelError: none is named, missing file, a pickle, missing keys, wrong shapes, indices out of range, numbers
-            not finite.
+        BodyModelError: no path or file, a pickle, missing keys, wrong shapes, indices out of range, numbers not finite.
     """
     file = locate_body(path)
     try:
@@ -321,7 +286,8 @@ def load_body(path: str | Path, kid_axis: bool = True, device: torch.device | st
     for key in _REQUIRED:
         if key not in arrays:
             raise BodyModelError(f"{file} lacks the array {key!r}; found {sorted(names)}")
-    _check_fit(file, arrays)
+    if problem := _find_problem(arrays):
+        raise BodyModelError(f"{file}: {problem}")
     return BodyModel(arrays, kid_axis, hashlib.sha256(data).hexdigest()).to(device)
 
 
@@ -335,27 +301,23 @@ def _check_array(file: Path, key: str, shape: tuple[int, ...], dtype: np.dtype) 
         raise BodyModelError(f"{file}: array {key!r} {shape} of {dtype} is larger than that of any body model")
 
 
-def _check_fit(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Refuse arrays that contradict each other or hold numbers that would be read beyond an end."""
+def _find_problem(arrays: dict[str, np.ndarray]) -> str | None:
+    """How arrays contradict each other or hold numbers that cannot be used; None = they do not."""
     directions, vertices = arrays["shapedirs"].shape[-1], len(arrays["v_template"])
-    if directions < NUM_BETAS - 1:
-        raise BodyModelError(f"{file}: shapedirs has {directions} directions, expected 10 or 11")
     counts = {key: len(arrays[key]) for key in ("shapedirs", "posedirs", "weights")}
     counts["J_regressor"] = arrays["J_regressor"].shape[1]
-    if any(count != vertices for count in counts.values()):
-        raise BodyModelError(f"{file}: v_template has {vertices} vertices, others have {counts}")
-    joints = arrays["kintree_table"].shape[1]
-    if arrays["posedirs"].shape[-1] != 9 * (joints - 1):
-        raise BodyModelError(
-            f"{file}: posedirs has {arrays['posedirs'].shape[-1]} directions, expected {9 * (joints - 1)}"
-        )
+    joints, bends = arrays["kintree_table"].shape[1], arrays["posedirs"].shape[-1]
     parents, faces = arrays["kintree_table"][0].astype(np.int64), arrays["f"].astype(np.int64)
-    if (parents[1:] < 0).any() or (parents[1:] >= np.arange(1, joints)).any():
-        raise BodyModelError(f"{file}: kintree_table is not a tree with every joint after its parent")
-    if faces.size and (faces.min() < 0 or faces.max() >= vertices):
-        raise BodyModelError(f"{file}: f holds indices outside the {vertices} vertices")
-    if vertices <= max(vertex_ids["smplh"][name] for name in SMPLX_EXTRA_JOINTS):
-        raise BodyModelError(f"{file} has {vertices} vertices, fewer than SMPL's landmarks need; expected 6890")
-    for key in ("v_template", "shapedirs", "posedirs", "weights", "J_regressor"):
-        if not np.isfinite(arrays[key]).all():
-            raise BodyModelError(f"{file}: {key} holds numbers that are not finite")
+    infinite = [key for key in _FLOATS if not np.isfinite(arrays[key]).all()]
+    problems = {
+        f"shapedirs has {directions} directions, expected 10 or 11": directions < NUM_BETAS - 1,
+        f"v_template has {vertices} vertices, others have {counts}": set(counts.values()) != {vertices},
+        f"posedirs has {bends} directions, expected {9 * (joints - 1)}": bends != 9 * (joints - 1),
+        "kintree_table is not a tree with every joint after its parent": (parents[1:] < 0).any()
+        or (parents[1:] >= np.arange(1, joints)).any(),
+        f"f holds indices outside the {vertices} vertices": faces.size
+        and not 0 <= faces.min() <= faces.max() < vertices,
+        f"{vertices} vertices, fewer than SMPL's landmarks need; expected 6890": vertices <= max(_LANDMARKS),
+        f"{', '.join(infinite)} holds numbers that are not finite": infinite,
+    }
+    return next((text for text, found in problems.items() if found), None)

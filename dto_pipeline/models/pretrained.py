@@ -61,13 +61,13 @@ def load_pretrained(
 
     check_reference(reference)
     disable_progress_bar()  # a bar per worker and model is noise
-    options: dict[str, Any] = {"trust_remote_code": reference.trust_remote_code, "dtype": torch.float32}
+    options = {"trust_remote_code": reference.trust_remote_code, "dtype": torch.float32, **source_options(reference)}
     try:
         for path in Path(reference.located).iterdir() if reference.is_folder else ():
             if not path.is_dir():
                 check_regular(path)  # transformers would wait for a pipe or a device
         network, loading = auto_class.from_pretrained(
-            reference.located, output_loading_info=True, ignore_mismatched_sizes=True, **options, **_source(reference)
+            reference.located, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except OSError as error:
         raise ModelMissing(missing_text(reference, error, hint)) from error
@@ -90,8 +90,8 @@ def load_pretrained(
     return network.eval().to(device), identify(reference)
 
 
-def _source(reference: ModelReference) -> dict[str, Any]:
-    """Where transformers may look."""
+def source_options(reference: ModelReference) -> dict[str, Any]:
+    """Arguments of transformers' from_pretrained: the commit, and whether the hub may be asked."""
     if reference.is_folder:
         return {"local_files_only": True}
     return {"revision": reference.revision, "local_files_only": reference.offline}
@@ -102,7 +102,7 @@ def read_preprocessing(reference: ModelReference) -> dict[str, Any]:
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
-        return ImageProcessingMixin.get_image_processor_dict(reference.located, **_source(reference))[0]
+        return ImageProcessingMixin.get_image_processor_dict(reference.located, **source_options(reference))[0]
     except OSError:  # the file is optional: callers have defaults
         return {}
 

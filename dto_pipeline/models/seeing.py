@@ -31,9 +31,8 @@ from dto_pipeline.scene import Scene
 from dto_pipeline.timing import StageClock
 
 if TYPE_CHECKING:
-    from dto_pipeline.models.attribute_models import AttributeModel
     from dto_pipeline.models.depth_anything import DepthNetwork
-    from dto_pipeline.models.segmentation import InstanceNetwork
+    from dto_pipeline.models.people_networks import AttributeModel, InstanceNetwork
 
 
 class Perception:
@@ -57,11 +56,11 @@ class Perception:
 
             self.depth = DepthNetwork(config.depth, device)
         if config.masks.source == "model":
-            from dto_pipeline.models.segmentation import InstanceNetwork
+            from dto_pipeline.models.people_networks import InstanceNetwork
 
             self._instances = InstanceNetwork(config.masks, device)
         if config.attributes.source == "model":
-            from dto_pipeline.models.attribute_models import build_attribute_models
+            from dto_pipeline.models.people_networks import build_attribute_models
 
             self._attributes = build_attribute_models(config.attributes, device)
 

@@ -182,6 +182,11 @@ class RunScan:
         """Failure records of shards that were never done."""
         return {shard: failure for shard, failure in self.records.items() if shard not in self.settled}
 
+    @property
+    def given_up(self) -> dict[int, Failure]:
+        """Shards without attempts left, until --retry-failed; in order."""
+        return {shard: failure for shard, failure in sorted(self.failures.items()) if failure.given_up}
+
     @cached_property
     def settled(self) -> frozenset[int]:
         """Shards with a failure record that are done, or were until damage was found."""

@@ -139,7 +139,7 @@ def survey_run(
         SelectionError: a selection that this manifest cannot have.
     """
     chosen = selection.find_shards(manifest.num_shards, manifest.subset)
-    given_up = {shard: failure for shard, failure in scan.failures.items() if failure.given_up}
+    given_up = scan.given_up
     forgiven = tuple(sorted(chosen & given_up.keys())) if retry.shards else ()
     failed = {shard: failure.error for shard, failure in given_up.items() if shard not in forgiven}
     open_shards = [shard for shard in range(identity.shards) if shard not in scan.done and shard not in failed]

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from dto_pipeline.config import PipelineConfig
-from dto_pipeline.data.digest import TableDigest
+from dto_pipeline.data.columns import rows_sha256
 from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels, write_label_shard
 from dto_pipeline.data.manifest import Manifest
@@ -43,6 +43,9 @@ from dto_pipeline.run.lease import process_name
 from dto_pipeline.run.sanity import count_signs
 
 _LOG = logging.getLogger(__name__)
+# rules of `check_label_file`
+SAME_HASH, READABLE = "sha256 of the file is the receipt's", "file has the label schema"
+SAME_COUNTS = "counts and keys are the receipt's"
 LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
 
 
@@ -228,13 +231,6 @@ def count_statuses(table: LabelTable) -> tuple[dict[str, int], dict[str, int]]:
     return dict(sorted(images.items())), dict(sorted(Counter(persons).items()))
 
 
-def rows_sha256(table: LabelTable) -> str:
-    """Hash of all rows of a label table, as in the footer of its file."""
-    digest = TableDigest()
-    digest.update(table)
-    return digest.hexdigest()
-
-
 def _or_none(ask: Callable[[str], Any], name: str) -> Any:
     """The store's answer about a file; None if it does not exist."""
     try:
@@ -243,23 +239,40 @@ def _or_none(ask: Callable[[str], Any], name: str) -> Any:
         return None
 
 
+def check_label_file(
+    directory: RunDirectory, shard: int, receipt: Receipt
+) -> tuple[LabelTable | None, dict[str, str], dict[str, str]]:
+    """Compare a finished shard's label file with its receipt.
+
+    Returns:
+        Its rows (None if it cannot be read), its footer, and the differences: rule (`SAME_HASH` ...) -> what was found.
+    """
+    path, wrong = directory.label_file(shard, receipt.generation), {}
+    try:
+        found, expected = sha256_of(path), receipt.label_sha256
+        if found != expected:
+            wrong[SAME_HASH] = f"its sha256 is {found[:16]}, the receipt says {expected[:16]}"
+        table, footer = read_labels(path), read_label_metadata(path)
+    except (LabelsError, OSError) as error:
+        return None, {}, {**wrong, READABLE: str(error)}
+    images, persons = count_statuses(table)
+    facts = {
+        "rows": (table.num_rows, receipt.rows),
+        "images by status": (images, receipt.image_status),
+        "persons by status": (persons, receipt.person_status),
+        "shard_key": (footer.get("shard_key"), receipt.shard_key),
+        "config_hash": (footer.get("config_hash"), receipt.config_hash),
+    }
+    different = [f"{fact} {held}, the receipt says {told}" for fact, (held, told) in facts.items() if held != told]
+    return table, footer, {**wrong, **({SAME_COUNTS: "; ".join(different)} if different else {})}
+
+
 def find_damage(directory: RunDirectory, done: Mapping[int, Receipt]) -> dict[int, str]:
-    """Shards whose label file differs from its receipt -> reason. Reads every label file."""
-    damage = {}
-    for shard, receipt in sorted(done.items()):
-        path = directory.label_file(shard, receipt.generation)
-        try:
-            found, expected = sha256_of(path), receipt.label_sha256
-            if found != expected:
-                damage[shard] = f"the sha256 of its label file is {found[:16]}, the receipt says {expected[:16]}"
-                continue
-            table, key = read_labels(path), read_label_metadata(path).get("shard_key")
-        except (LabelsError, OSError) as error:
-            damage[shard] = f"its label file cannot be read: {error}"
-            continue
-        if (*count_statuses(table), key) != (receipt.image_status, receipt.person_status, receipt.shard_key):
-            damage[shard] = "its receipt does not count what its label file holds"
-    return damage
+    """Shards whose label file differs from its receipt -> what was found. Reads every label file."""
+    checked = {shard: check_label_file(directory, shard, receipt)[2] for shard, receipt in sorted(done.items())}
+    return {
+        shard: f"its label file is damaged: {'; '.join(wrong.values())}" for shard, wrong in checked.items() if wrong
+    }
 
 
 def finish_run(

@@ -15,8 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dto_pipeline.data.label_files import person_leaf, read_label_files
-from dto_pipeline.data.labels import LabelsError
+from dto_pipeline.data.labels import LabelsError, read_labels
 from dto_pipeline.data.receipts import Receipt, add_counts
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.run.folder import RunDirectory, RunScan, find_strays, read_identity, scan_run
@@ -28,7 +27,7 @@ if TYPE_CHECKING:  # `dto status` plans nothing
     from dto_pipeline.run.plan import RunPlan
 
 RECENT_S = 3600.0  # speed is that of the last hour of work
-_EXAMPLE = ("image_id", "status", "message", person_leaf("status"), person_leaf("message"))
+_EXAMPLE = ("image_id", "status", "message")
 STRAY_ADVICE = "it is no label file of this run, and readers of the folder read it too; move it elsewhere"
 EXIT_DONE, EXIT_MISSING, EXIT_SELECTED = 0, 1, 3
 
@@ -89,7 +88,7 @@ def read_status(run_dir: str | Path) -> RunStatus:
     identity = read_identity(directory)
     scan = scan_run(directory, identity)
     receipts = list(scan.done.values())
-    given_up = [failure for failure in scan.failures.values() if failure.given_up]
+    given_up = scan.given_up.values()
     images_done = sum(receipt.images for receipt in receipts)
     pending = identity.shards - len(receipts) - len(given_up)
     speed = images_per_second(receipts)
@@ -267,14 +266,13 @@ def summarize(
     `scan`: of the folder at the end; None = as planned, there was nothing to do. `share`: `run.max_failed_images`.
     """
     done = plan.done if scan is None else scan.done
-    failures = {} if scan is None else scan.failures
+    given_up = {} if scan is None else {shard: failure.error for shard, failure in scan.given_up.items()}
     receipts = list(done.values())
     budget = FailureBudget(share, {})
     for receipt in receipts:
         budget.shard_done(receipt)
     complaint = budget.verdict()
     fresh = [receipt for shard, receipt in done.items() if shard not in plan.done]
-    given_up = {shard: failure.error for shard, failure in failures.items() if failure.given_up}
     return RunSummary(
         **vars(counts),
         run_dir=str(directory.root),
@@ -307,7 +305,7 @@ def find_example(directory: RunDirectory, budget: FailureBudget) -> list[str]:
         return []
     try:
         path = directory.label_file(receipt.shard, receipt.generation)
-        rows = read_label_files([path], _EXAMPLE).to_pylist()
+        rows = read_labels(path, columns=_EXAMPLE, people=_EXAMPLE[1:]).to_pylist()
     except LabelsError:
         return []
     items = [(row["image_id"], row) for row in rows]

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from dto_pipeline.config import PipelineConfig
+from dto_pipeline.data.columns import rows_sha256
 from dto_pipeline.data.labels import build_label_table, read_label_metadata, read_labels, splice_rows
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt
@@ -38,7 +39,6 @@ from dto_pipeline.run.publish import (
     find_shard_files,
     list_generations,
     publish_labels,
-    rows_sha256,
 )
 from dto_pipeline.timing import StageClock
 

@@ -201,7 +201,7 @@ def _fill(
     texts = [text or "its box is not finite" * (not has) for text, has in zip(problems, finite.tolist(), strict=True)]
     scene.person_problem = [(PersonStatus.INVALID_LABEL, text) if text else None for text in texts]
     if texts and all(texts):
-        scene.problem = ImageStatus.PREDICTION_INVALID, f"nobody can be used: {texts[0]}"
+        scene.problem = ImageStatus.PREDICTION_INVALID, f"no person can be used: {texts[0]}"
 
 
 def list_pictures(folder: str, out: Path, subset: str = "", depth: str = "", shard_images: int = 4096) -> Manifest:

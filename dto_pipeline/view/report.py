@@ -29,10 +29,8 @@ from dto_pipeline.data.label_files import (
     LabelColumns,
     Limits,
     flatten_table,
-    person_leaf,
-    read_label_files,
 )
-from dto_pipeline.data.labels import read_label_metadata
+from dto_pipeline.data.labels import read_label_metadata, read_labels
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.report import RunStatus, read_status
 from dto_pipeline.status import PLACED, ImageStatus
@@ -151,9 +149,8 @@ def gather_facts(run: RunFiles) -> Facts:
         LabelsError: a label file is damaged; `dto verify` names all of them.
     """
     facts = Facts(read_status(run.directory.root))
-    leaves = [*_IMAGES, *(person_leaf(name) for name in _PEOPLE)]
     for shard in run.shards:
-        _add_shard(facts, flatten_table(read_label_files([run.label_file(shard)], leaves), _PEOPLE))
+        _add_shard(facts, flatten_table(read_labels(run.label_file(shard), columns=_IMAGES, people=_PEOPLE)))
         facts.footer = facts.footer or read_label_metadata(run.label_file(shard))
     return facts
 

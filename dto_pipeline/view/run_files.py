@@ -15,7 +15,6 @@ import numpy as np
 
 from dto_pipeline.config import STAND_IN_BODY, DepthConfig
 from dto_pipeline.data.images import ImageStore
-from dto_pipeline.data.label_files import find_label_files, read_label_files
 from dto_pipeline.data.labels import LabelsError, placed_scenes, read_label_metadata, read_labels
 from dto_pipeline.data.manifest import Manifest, ManifestError, find_manifest
 from dto_pipeline.data.people import People
@@ -90,21 +89,6 @@ def open_run_files(run_dir: str | Path, manifest: str | Path | None = None) -> R
     return RunFiles(directory, identity, scan_run(directory, identity), found, problem)
 
 
-def find_labels(source: str | Path) -> list[Location]:
-    """Label files of a run (its finished shards), of an exported folder, or the one file `source` is.
-
-    Raises:
-        LabelsError: there is none.
-    """
-    directory = RunDirectory(as_location(source))
-    if not directory.is_run():
-        return find_label_files(source)
-    files = list(scan_run(directory, read_identity(directory)).labels.files.values())
-    if not files:
-        raise LabelsError(f"{source} has no finished shard yet; `dto status` shows how far it is")
-    return files
-
-
 def open_pixels(run: RunFiles, images: Location | None = None, depth: Location | None = None) -> Pixels | None:
     """Stores of the run's photographs and depth maps, `images` and `depth` in place of the manifest's folders.
 
@@ -173,7 +157,7 @@ def choose_scenes(
         raise LabelsError(f"unknown status {unknown}; statuses are {[str(one) for one in ImageStatus]}")
     if not run.shards:
         raise LabelsError(f"{run.directory.root} has no finished shard yet; `dto status` shows how far it is")
-    table = read_label_files([run.label_file(shard) for shard in run.shards], _CHOSEN_BY)
+    table = read_labels(*(run.label_file(shard) for shard in run.shards), columns=_CHOSEN_BY, people=())
     columns = {name: table.column(name).to_numpy() for name in _CHOSEN_BY}
     allowed = np.isin(columns["status"], list(status)) if status else np.ones(table.num_rows, bool)
     deviation = np.where(columns["is_optimized"] & allowed, columns["mean_height_deviation"], -1.0)

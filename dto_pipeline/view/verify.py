@@ -27,19 +27,18 @@ from dto_pipeline.data.invariants import (
     limits_of,
 )
 from dto_pipeline.data.label_files import LabelColumns, flatten_table
-from dto_pipeline.data.labels import LabelsError, read_label_metadata
+from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.receipts import LABELS, parse_name, shard_name
-from dto_pipeline.data.storage import base_name, sha256_of
+from dto_pipeline.data.storage import base_name
 from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.run.folder import find_strays
 from dto_pipeline.run.lease import read_holder
-from dto_pipeline.run.publish import count_statuses
+from dto_pipeline.run.publish import READABLE, SAME_COUNTS, SAME_HASH, check_label_file
 from dto_pipeline.run.report import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
 
-RECEIPTS, SHA, SCHEMA = "every receipt holds", "sha256 of the file is the receipt's", "file has the label schema"
-COUNTS, FOOTER = "counts and keys are the receipt's", "every footer is of this run"
+RECEIPTS, FOOTER = "every receipt holds", "every footer is of this run"
 FOLDER, ROWS = "labels/ holds every shard once", "rows are the manifest's"
 _KEPT = 200  # offences remembered per rule; all are counted
 
@@ -212,34 +211,18 @@ def _check_folder(run: RunFiles, verdict: Verdict) -> None:
 
 def _check_file(run: RunFiles, shard: int, wanted: dict[str, str], verdict: Verdict) -> LabelColumns | None:
     """Check a file against its receipt and the footer it should have; the file's columns if it can be read."""
-    receipt, path = run.scan.done[shard], run.label_file(shard)
-    name, again = base_name(path), "; `dto run` does the shard again"  # `commands.verify` leaves a note for it
-    try:
-        found, recorded = sha256_of(path), receipt.label_sha256
-        differs = f"{name}: {found[:16]}, the receipt says {recorded[:16]}{again}"
-        verdict.check(SHA, "" if found == recorded else differs, shard)
-        table, footer = run.read_shard(shard), read_label_metadata(path)
-    except (LabelsError, OSError) as error:
-        verdict.check(SCHEMA, f"{error}{again}", shard)
+    name = base_name(run.label_file(shard))
+    table, footer, wrong = check_label_file(run.directory, shard, run.scan.done[shard])
+    for rule in (SAME_HASH, READABLE, *((SAME_COUNTS,) if table is not None else ())):
+        # `commands.verify` leaves a note for the next run
+        verdict.check(rule, f"{name}: {wrong[rule]}; `dto run` does the shard again" if rule in wrong else "", shard)
+    if table is None:
         return None
-    verdict.check(SCHEMA, "")
     if "body_sha256" in footer:
-        wanted.setdefault("body_sha256", footer["body_sha256"])  # until 0.3.0 run.json holds none: the first file's
-    wrong = [f"{key} {footer.get(key)}, expected {value}" for key, value in wanted.items() if footer.get(key) != value]
+        wanted.setdefault("body_sha256", footer["body_sha256"])  # run.json of 0.3.0 has none: the first file's
+    other = [f"{key} {footer.get(key)}, expected {value}" for key, value in wanted.items() if footer.get(key) != value]
     advice = "delete its receipt, then `dto run` makes it again"
-    verdict.check(FOOTER, f"{name}: {'; '.join(wrong)}; {advice}" if wrong else "")
-    images, persons = count_statuses(table)
-    facts = {
-        "rows": (table.num_rows, receipt.rows),
-        "images by status": (images, receipt.image_status),
-        "persons by status": (persons, receipt.person_status),
-        "shard_key": (footer.get("shard_key"), receipt.shard_key),
-        "config_hash": (footer.get("config_hash"), receipt.config_hash),
-    }
-    wrong = [
-        f"{fact} {held}, the receipt says {expected}" for fact, (held, expected) in facts.items() if held != expected
-    ]
-    verdict.check(COUNTS, f"{name}: {'; '.join(wrong)}{again}" if wrong else "", shard)
+    verdict.check(FOOTER, f"{name}: {'; '.join(other)}; {advice}" if other else "")
     columns = flatten_table(table)
     verdict.images += columns.num_images
     verdict.persons += columns.num_people

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from dto_pipeline.cli import main
+from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.labels import read_placed
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.models.body import BodyModel
@@ -23,7 +24,6 @@ from dto_pipeline.train.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
 from tests.train.small_crowds import tiny_config
 
@@ -63,7 +63,7 @@ def test_a_training_predicts_a_folder(
     assert complaint.startswith("dto predict: more than 0.05 of the images could not be predicted; mend them")
     assert f"the network of {training}/checkpoints/step-00000000.pt, step 0" in said
     assert "36 people in 4 images, of which could not be predicted: 1 image_corrupt" in said
-    for placed in read_placed(find_labels(out)[0])[:3]:
+    for placed in read_placed(find_label_files(out)[0])[:3]:
         scene = placed.scene
         assert scene.num_people == 12  # its queries
         assert np.isfinite(scene.transl).all()
@@ -87,7 +87,7 @@ def test_a_second_start_refuses_what_is_finished(
 def test_options_reach_the_labels(training: Path, images: Path, tmp_path: Path) -> None:
     options = ["--fov", "90", "--min-confidence", "0.99", "--subset", "trip", "--batch", "1", "--depth", str(tmp_path)]
     assert main(["predict", str(training), str(images), "-o", str(tmp_path / "out"), *options, "--quiet"]) == 0
-    placed = read_placed(find_labels(tmp_path / "out")[0])
+    placed = read_placed(find_label_files(tmp_path / "out")[0])
     assert [(p.scene.image_id, p.scene.num_people, str(p.status)) for p in placed] == [
         (f"trip/{number}.png", 0, "no_people") for number in range(3)
     ]
@@ -126,7 +126,7 @@ def test_another_body_model_than_that_of_the_training_is_refused(
     other = dataclasses.replace(read_checkpoint(training), body_sha256="f" * 64)
     save_checkpoint(tmp_path / "other", other)
     assert main(["predict", str(tmp_path / "other"), str(images), "-o", str(tmp_path / "out")]) == 2
-    assert "was trained with ffffffffffffffff; name the right one with --body" in capsys.readouterr().err
+    assert "was trained with ffffffffffffffff; name the right one" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_is_refused_by_name_and_its_folder_gives_the_one_before(

@@ -15,7 +15,8 @@ import pytest
 
 from dto_pipeline.cli import main
 from dto_pipeline.commands.training_data import open_label_sets
-from dto_pipeline.data.label_files import find_label_files, flatten_table, read_label_files
+from dto_pipeline.data.label_files import find_label_files, flatten_table
+from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.config import DataConfig
@@ -85,7 +86,7 @@ def test_every_image_and_person_is_in_the_manifest(manifest: Path) -> None:
 
 
 def test_the_run_has_a_row_for_everybody_and_the_file_is_its_input(run_dir: Path, root: Path, capsys) -> None:
-    columns = flatten_table(read_label_files(find_label_files(run_dir / "labels")))
+    columns = flatten_table(read_labels(*find_label_files(run_dir / "labels")))
     assert (columns.num_images, columns.num_people) == (SHARD, SHARD * PEOPLE)
     assert (columns.people["status"] == "moved").any()
     told = ask(capsys, 1, "diff", run_dir, root / FILE)  # some people moved

@@ -18,10 +18,8 @@ from dto_pipeline.data.label_files import (
     find_label_files,
     flatten_table,
     initial_betas,
-    person_leaf,
-    read_label_files,
 )
-from dto_pipeline.data.labels import LabelsError, build_label_table, write_label_shard
+from dto_pipeline.data.labels import LabelsError, build_label_table, read_labels, write_label_shard
 from dto_pipeline.data.storage import base_name
 from dto_pipeline.data.training_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelDataset
 from dto_pipeline.models.body import BodyModel
@@ -60,7 +58,7 @@ def folder(placed: list[PlacedScene], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def columns(folder: Path) -> LabelColumns:
-    return flatten_table(read_label_files(find_label_files(folder)))
+    return flatten_table(read_labels(*find_label_files(folder)))
 
 
 def test_only_label_files_are_found_in_order(folder: Path) -> None:
@@ -97,20 +95,21 @@ def test_initial_betas_undo_the_one_that_was_changed(columns: LabelColumns, plac
 
 
 def test_single_columns_can_be_read_and_unknown_ones_are_named(folder: Path) -> None:
-    table = read_label_files(find_label_files(folder), ["image_id", person_leaf("transl"), person_leaf("status")])
+    files = find_label_files(folder)
+    table = read_labels(*files, columns=["image_id"], people=["transl", "status"])
     assert table.column_names == ["image_id", "persons"]
-    assert sorted(flatten_table(table, ("transl", "status")).people) == ["status", "transl"]
-    with pytest.raises(LabelsError, match="colour"):
-        read_label_files(find_label_files(folder), ["colour"])
-    with pytest.raises(LabelsError, match="shoe_size"):
-        person_leaf("shoe_size")
+    assert sorted(flatten_table(table).people) == ["status", "transl"]
+    assert read_labels(*files, columns=["image_id"], people=()).column_names == ["image_id"]
+    assert read_labels(*files, people=["transl"]).column_names == read_labels(*files).column_names
+    for unknown in ({"columns": ["colour"]}, {"people": ["colour"]}):
+        with pytest.raises(LabelsError, match="colour"):
+            read_labels(*files, **unknown)
 
 
 def test_a_training_set_holds_accepted_images_with_people_only(folder: Path, placed: list[PlacedScene]) -> None:
-    people = [person_leaf(name) for name in LABEL_PEOPLE]
-    columns = flatten_table(read_label_files(find_label_files(folder), [*LABEL_IMAGES, *people]), LABEL_PEOPLE)
+    columns = flatten_table(read_labels(*find_label_files(folder), columns=LABEL_IMAGES, people=LABEL_PEOPLE))
     assert LabelDataset(columns).image_ids == ["test/2.jpg"]
-    everything = LabelDataset(columns, "all")
+    everything = LabelDataset(columns, select="all")
     assert everything.image_ids == ["test/0.jpg", "test/2.jpg", "test/3.jpg"]
     item = everything[1]
     assert item["usable"].tolist() == [True, False, True]
@@ -122,12 +121,12 @@ def test_a_training_set_holds_accepted_images_with_people_only(folder: Path, pla
     with pytest.raises(IndexError):
         everything[3]
     with pytest.raises(LabelsError, match="'best'"):
-        LabelDataset(columns, "best")
+        LabelDataset(columns, select="best")
 
 
 def test_workers_give_the_same_items_and_a_lost_photograph_is_an_error(columns: LabelColumns, tmp_path: Path) -> None:
-    dataset = LabelDataset(columns, "all")
+    dataset = LabelDataset(columns, select="all")
     batches = list(DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=list))
     assert [item["image_id"] for batch in batches for item in batch] == dataset.image_ids
     with pytest.raises(ImageMissing):
-        LabelDataset(columns, "all", ImageFolder(tmp_path))[0]
+        LabelDataset(columns, ImageFolder(tmp_path), "all")[0]

@@ -146,35 +146,18 @@ def test_people_are_judged_even_if_the_manifest_was_not(root):
     assert "instance mask" in second.person_problem[0][1]
 
 
-def spoil_missing(root):
-    (root / "images" / "a.jpg").unlink()
-
-
-def spoil_truncated(root):
-    path = root / "images" / "a.jpg"
+def shorten(path) -> None:
     path.write_bytes(path.read_bytes()[:-300])
-
-
-def spoil_resized(root):
-    write_image(root, "a.jpg", width=WIDTH + 2)
-
-
-def spoil_depth_missing(root):
-    (root / "depth" / "a.npy").unlink()
-
-
-def spoil_depth_zero(root):
-    write_depth(root, "a.jpg", np.zeros((HEIGHT, WIDTH), np.float32))
 
 
 @pytest.mark.parametrize(
     ("spoil", "status"),
     [
-        (spoil_missing, ImageStatus.IMAGE_MISSING),
-        (spoil_truncated, ImageStatus.IMAGE_CORRUPT),
-        (spoil_resized, ImageStatus.SIZE_MISMATCH),
-        (spoil_depth_missing, ImageStatus.DEPTH_MISSING),
-        (spoil_depth_zero, ImageStatus.DEPTH_INVALID),
+        (lambda root: (root / "images/a.jpg").unlink(), ImageStatus.IMAGE_MISSING),
+        (lambda root: shorten(root / "images/a.jpg"), ImageStatus.IMAGE_CORRUPT),
+        (lambda root: write_image(root, "a.jpg", width=WIDTH + 2), ImageStatus.SIZE_MISMATCH),
+        (lambda root: (root / "depth/a.npy").unlink(), ImageStatus.DEPTH_MISSING),
+        (lambda root: write_depth(root, "a.jpg", np.zeros((HEIGHT, WIDTH), np.float32)), ImageStatus.DEPTH_INVALID),
     ],
 )
 def test_what_breaks_after_the_manifest_was_built_costs_one_image(root, spoil, status):

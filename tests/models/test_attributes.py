@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from dto_pipeline.config import AttributeConfig, PipelineConfig
-from dto_pipeline.models import attribute_models as module
-from dto_pipeline.models.attribute_models import CropClassifier, build_attribute_models, read_class_names
+from dto_pipeline.models import people_networks as module
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.body_pixels import Attributes, cut_crops, join_attributes
 from dto_pipeline.models.networks import ModelError, ModelReference
+from dto_pipeline.models.people_networks import CropClassifier, build_attribute_models, read_class_names
 from dto_pipeline.models.seeing import Perception
 from dto_pipeline.scene import Scene
 from dto_pipeline.timing import StageClock

@@ -14,10 +14,9 @@ from transformers import Dinov2Config, Dinov2Model
 
 from dto_pipeline.config import AttributeConfig, MaskConfig
 from dto_pipeline.config_tree import ConfigError
-from dto_pipeline.models.attribute_models import build_attribute_models
 from dto_pipeline.models.networks import ModelError, ModelReference
+from dto_pipeline.models.people_networks import InstanceNetwork, build_attribute_models
 from dto_pipeline.models.pretrained import build_from_weights, check_weights, load_dinov2
-from dto_pipeline.models.segmentation import InstanceNetwork
 from dto_pipeline.train.config import train_config_from_dict
 from tests.tiny_models import save_classifier, save_mask2former
 

@@ -20,8 +20,8 @@ from dto_pipeline.models.body_pixels import (
     render_silhouettes,
 )
 from dto_pipeline.models.networks import ModelError, ModelMissing
+from dto_pipeline.models.people_networks import InstanceNetwork, person_classes
 from dto_pipeline.models.seeing import Perception
-from dto_pipeline.models.segmentation import InstanceNetwork, person_classes
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import PersonStatus
 from dto_pipeline.timing import StageClock

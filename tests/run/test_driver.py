@@ -3,7 +3,6 @@
 import dataclasses
 import errno
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,6 @@ from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory, RunMismatch
-from dto_pipeline.run.lease import RunLocked
 from dto_pipeline.run.loop import RunAborted
 from dto_pipeline.run.report import RunSummary, read_status
 from tests.run.chaos import RAISE, RAISE_ONCE, ChaosRunner, label_bytes, read_failure, tiny_config
@@ -148,26 +146,6 @@ def test_a_truncated_label_file_is_done_again(complete, undisturbed, keep_receip
     assert label_bytes(complete.directory.root) == undisturbed
 
 
-def test_label_files_of_two_shards_that_were_swapped_are_done_again(complete, undisturbed):
-    first, second = (complete.directory.label_file(shard) for shard in (0, 4))
-    content = first.read_bytes()
-    first.write_bytes(second.read_bytes())
-    second.write_bytes(content)
-    for shard in (0, 4):
-        complete.directory.receipt_file(shard).unlink()
-
-    assert complete().done_now == 2
-    assert label_bytes(complete.directory.root) == undisturbed
-
-
-def test_a_truncated_receipt_does_not_count(complete, undisturbed):
-    path = complete.directory.receipt_file(3)
-    path.write_bytes(path.read_bytes()[:40])
-
-    assert complete().done_now == 1
-    assert label_bytes(complete.directory.root) == undisturbed
-
-
 class _Litterer(ChaosRunner):
     """Leaves what a worker leaves that is killed while it writes."""
 
@@ -196,11 +174,6 @@ def test_a_changed_manifest_is_refused(complete, body, tmp_path):
 
     with pytest.raises(RunMismatch, match=r"manifest\.fingerprint"):
         complete(manifest=other.manifest)
-
-
-def test_a_second_driver_is_refused_while_the_first_works(complete):
-    with complete.directory.lock(), pytest.raises(RunLocked, match=f"process {os.getpid()}"):
-        complete()
 
 
 def test_a_shard_that_raises_once_is_done_at_the_second_try(start, undisturbed):

@@ -46,7 +46,7 @@ def test_a_client_of_a_cluster_means_its_own_working_directory_by_relative_paths
             break
     assert done.returncode == 0, done.stderr
     assert label_bytes(tmp_path / "elsewhere" / "run") == undisturbed
-    assert "nodes are drained" in done.stderr  # what does not work behind ray:// is said
+    assert "draining nodes" in done.stderr  # what does not work behind ray:// is said
     assert not list(RunDirectory(tmp_path / "elsewhere" / "run").at("failures").iterdir())
 
 
@@ -56,7 +56,7 @@ def test_a_folder_that_workers_do_not_see_is_one_sentence_and_no_failed_row(
     words = [str(tiny.manifest), "-o", str(tmp_path / "run"), "--images", str(tmp_path / "moved")]
     refused = run_from(tmp_path, *words, "--address", ray_nodes.address, "--workers=1")
     assert refused.returncode == 2, refused.stdout
-    assert "does not see what the run needs: images folder" in refused.stderr
+    assert "lacks an input of the run: images folder" in refused.stderr
     assert "--images DIR" in refused.stderr
     assert "Traceback" not in refused.stderr
     directory = RunDirectory(tmp_path / "run")

@@ -129,6 +129,15 @@ def test_a_worker_that_misses_a_place_says_which_before_its_first_shard(
         ShardRunner(with_body(tmp_path / "gone.npz"), tiny.manifest, runs[0]).warm_up()
 
 
+def test_more_threads_than_the_cpus_can_use_are_refused(
+    tiny: TinyDataset, bodies: tuple[Path, Path], runs: tuple[Path, Path]
+) -> None:
+    config = with_body(bodies[0])
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, torch_threads=999))
+    with pytest.raises(DtoError, match=r"run\.torch_threads is 999; expected at most \d+, 4 for each of the \d+ CPUs"):
+        ShardRunner(config, tiny.manifest, runs[0]).warm_up()
+
+
 def test_labels_of_another_body_are_not_adopted(
     tiny: TinyDataset, bodies: tuple[Path, Path], runs: tuple[Path, Path], tmp_path: Path
 ) -> None:

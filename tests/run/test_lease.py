@@ -226,8 +226,8 @@ def test_a_process_that_could_not_give_a_run_back_may_drive_it_again(tmp_path, m
         assert read_newest(LocalStore(tmp_path))[0] == 2
 
 
-@pytest.mark.parametrize("options", ["heartbeat_s=0", "heartbeat_s=30"])
-def test_a_heartbeat_that_does_not_fit_the_lease_is_refused(options):
-    with pytest.raises(ValueError, match="at most a third"):
-        load_config(overrides=[f"run.{options}"])
+@pytest.mark.parametrize(("seconds", "expected"), [(0, "more than 0"), (30, "at most a third")])
+def test_a_heartbeat_that_does_not_fit_the_lease_is_refused(seconds, expected):
+    with pytest.raises(ValueError, match=expected):
+        load_config(overrides=[f"run.heartbeat_s={seconds}"])
     assert PipelineConfig().run.heartbeat_s * 3 <= PipelineConfig().run.lease_s

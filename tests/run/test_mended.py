@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dto_pipeline.data.images import ImageStore
-from dto_pipeline.data.label_files import find_label_files, read_label_files
+from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.builder import build_manifest
@@ -65,7 +65,7 @@ class Case:
         return self.rows(name)
 
     def rows(self, name):
-        return {row["image_path"]: row for row in read_label_files(find_label_files(self.root / name)).to_pylist()}
+        return {row["image_path"]: row for row in read_labels(*find_label_files(self.root / name)).to_pylist()}
 
     def mend(self, *names) -> None:
         for name in names:

@@ -12,14 +12,13 @@ from dto_pipeline.commands.diff import compare
 from dto_pipeline.config import load_config
 from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import Selection
+from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.object_store import RemoteStore
-from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.data.storage import StoreError, as_location, open_store
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity, read_run_labels
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, read_identity, read_run_labels
 from dto_pipeline.run.report import read_status
-from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
 from tests.memory_store import clear_memory, put
 from tests.run.chaos import RAISE, ChaosRunner, remote_labels, tiny_config
@@ -66,26 +65,11 @@ def test_a_remote_run_has_the_bytes_of_a_local_one_and_nothing_else(start, undis
     assert everything() == names
 
 
-def test_a_finished_remote_run_has_nothing_to_do(start, undisturbed):
-    start()
-
-    assert start().nothing_to_do
-    assert remote_labels(RUN) == undisturbed
-
-
 def upload(*sources: Path) -> None:
     """Put files, and what lies below folders, under memory://data."""
     for source in sources:
         for path in [source] if source.is_file() else source.rglob("*.*"):
             put(f"data/{path.relative_to(source.parent)}", path.read_bytes())
-
-
-def test_images_and_depth_maps_may_be_remote_too(start, tiny, undisturbed):
-    upload(tiny.dataset.root / "images", tiny.dataset.root / "depth")
-
-    start(images_root="memory://data/images", depth_root="memory://data/depth")
-
-    assert remote_labels(RUN) == undisturbed
 
 
 def test_everything_may_be_remote(tiny, tmp_path):
@@ -101,14 +85,6 @@ def test_everything_may_be_remote(tiny, tmp_path):
     local = run_pipeline(tiny.manifest, tmp_path / "run", tiny_config(), progress=False)
     assert (summary.image_status, summary.person_status) == (local.image_status, local.person_status)
     assert verify_run(RUN).passed
-
-
-def test_a_lost_remote_receipt_is_written_again_without_doing_the_work(start, directory):
-    start()
-    directory.store.remove("receipts/shard-00002.json")
-
-    assert start().done_now == 1
-    assert read_receipt(directory.receipt_file(2)).adopted
 
 
 @pytest.mark.parametrize("damage", ["receipt", "label", "swapped"])
@@ -142,13 +118,6 @@ def test_failures_are_kept_and_taken_up_again(start, directory):
     assert directory.store.entries("failures") == {}
 
 
-def test_a_remote_run_of_other_settings_is_refused(start):
-    start()
-
-    with pytest.raises(RunMismatch, match=r"solver\.max_height"):
-        start(config=load_config(overrides=["run.device=cpu", "run.workers=0", "solver.max_height=2.2"]))
-
-
 def test_readers_of_runs_take_uris(start, tiny, tmp_path, undisturbed):
     start()
     local = tmp_path / "run"
@@ -156,7 +125,7 @@ def test_readers_of_runs_take_uris(start, tiny, tmp_path, undisturbed):
 
     assert verify_run(RUN).passed
     assert compare(str(local), RUN).equal
-    assert len(find_labels(RUN)) == SHARDS
+    assert len(find_label_files(RUN)) == SHARDS
     for run, out in ((RUN, "a"), (local, "b")):
         export_labels([read_run_labels(run)], "parquet", tmp_path / out, Selection(), progress=False)
     pairs = [(path, tmp_path / "b" / path.relative_to(tmp_path / "a")) for path in (tmp_path / "a").rglob("*.parquet")]

@@ -19,7 +19,6 @@ from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory, read_run_labels
 from dto_pipeline.run.report import read_status
 from dto_pipeline.run.worker import ShardRunner
-from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
 from tests.run.chaos import label_bytes, tiny_config
 from tests.tiny_dataset import write_tiny_dataset
@@ -155,7 +154,7 @@ def test_a_zombie_of_a_repair_finds_the_newer_generation_and_changes_nothing(cas
 
     monkeypatch.setattr(ShardRunner, "_publish", overtaken)
     receipt = zombie.run(0)
-    assert (receipt.generation, receipt.adopted) == (2, True)
+    assert (receipt.generation, receipt.adopted) == (2, False)
     assert label_bytes(case.directory.root)["shard-00000.parquet"] == case.whole["shard-00000.parquet"]
     assert verify_run(case.directory.root).exit_code == 0
 
@@ -173,7 +172,7 @@ def test_readers_agree_on_the_newest_generation_and_verify_names_what_others_wou
     for found in (
         find_label_files(root),
         find_label_files(labels),
-        find_labels(root),
+        find_label_files(root),
         [file.path for file in read_run_labels(root).files],
         open_dto_labels(root, SourceOptions()).files,
         open_dto_labels(labels, SourceOptions()).files,

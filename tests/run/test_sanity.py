@@ -13,7 +13,7 @@ import pytest
 
 from dto_pipeline.cli import main
 from dto_pipeline.config import PipelineConfig, load_config
-from dto_pipeline.data.label_files import read_label_files
+from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.receipts import parse_receipt, read_receipt
 from dto_pipeline.models.networks import locate_body
 from dto_pipeline.run.driver import run_pipeline
@@ -141,17 +141,17 @@ def test_metres_that_contradict_the_people_end_with_1(
 
 
 def read_people(folder: Path) -> list[dict[str, Any]]:
-    rows = read_label_files([RunDirectory(folder).label_file(shard) for shard in range(2)]).to_pylist()
+    rows = read_labels(*(RunDirectory(folder).label_file(shard) for shard in range(2))).to_pylist()
     return [person for row in rows for person in row["persons"]]
 
 
 def test_the_signs_of_a_receipt_are_those_of_its_label_rows(sound: TinyDataset, tmp_path: Path) -> None:
     run(sound, tmp_path)
     directory = RunDirectory(tmp_path / "run")
-    rows = read_label_files([directory.label_file(0)]).to_pylist()
+    rows = read_labels(directory.label_file(0)).to_pylist()
     signs = read_receipt(directory.receipt_file(0)).signs
     people = [person for row in rows for person in row["persons"]]
-    assert signs == count_signs(read_label_files([directory.label_file(0)]), PipelineConfig().to_dict())
+    assert signs == count_signs(read_labels(directory.label_file(0)), PipelineConfig().to_dict())
     assert signs["accepted images"] == sum(row["is_accepted"] for row in rows)
     assert signs["people of accepted images"] == sum(len(row["persons"]) for row in rows if row["is_accepted"])
     assert signs["measured"] == sum(person["depth_group"] >= 0 for person in people)

@@ -119,20 +119,6 @@ def test_progress_inside_a_shard_counts_for_the_worker_that_has_it_only():
     assert {workers.images for workers in ledger.ticks} == {0, 5, 10}
 
 
-def test_a_worker_that_leaves_finishes_its_shard_and_another_is_asked_for():
-    class Drains(FakePool):
-        def wait(self, timeout_s):
-            events = super().wait(timeout_s)
-            return [*events, WorkerDraining("fake-1")] if len(self.executions) == 2 else events
-
-    pool, ledger = Drains(seconds=lambda shard: 10.0 + shard), FakeLedger()
-    drive(_schedule(range(8), workers=2), pool, ledger)
-
-    assert [worker for worker, _, _ in pool.executions].count("fake-1") == 1
-    assert sorted(ledger.done) == list(range(8))
-    assert any((workers.working, workers.leaving, workers.loading) == (1, 1, 1) for workers in ledger.ticks)
-
-
 @given(st.data())
 def test_whatever_happens_no_shard_is_lost_or_done_twice(data):
     """Shards raise, kill, are pre-empted and leave in any order; workers come and go."""
@@ -152,9 +138,3 @@ def test_whatever_happens_no_shard_is_lost_or_done_twice(data):
 
     assert sorted([*ledger.done, *schedule.given_up]) == list(range(6))
     assert (schedule.unfinished, ledger.given_up) == (0, [*dict.fromkeys(ledger.given_up)])
-
-
-def test_shards_that_a_lost_worker_was_to_read_are_done_by_the_others():
-    pool, ledger = FakePool(lambda shard, attempt: DIE if (shard, attempt) == (1, 1) else DONE), FakeLedger()
-    drive(_schedule(range(6), workers=2), pool, ledger)
-    assert sorted(ledger.done) == list(range(6))

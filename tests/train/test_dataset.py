@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from dto_pipeline.commands.training_data import open_label_sets
 from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import Selection
-from dto_pipeline.data.label_files import find_label_files, flatten_table, read_label_files
-from dto_pipeline.data.labels import LabelsError
+from dto_pipeline.data.label_files import find_label_files, flatten_table
+from dto_pipeline.data.labels import LabelsError, read_labels
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.training_labels import ParquetSet
 from dto_pipeline.errors import DtoError
@@ -132,7 +132,7 @@ def test_epochs_differ_in_order_and_augmentation(run_dir: Path, body: BodyModel)
 
 
 def test_without_augmentation_labels_are_those_of_the_run(run_dir: Path, body: BodyModel) -> None:
-    columns = flatten_table(read_label_files(find_label_files(run_dir)))
+    columns = flatten_table(read_labels(*find_label_files(run_dir)))
     row = columns.images["image_id"].tolist().index("tiny/000003.jpg")
     part = slice(columns.starts[row], columns.starts[row + 1])
     batches = list(open_data(config(run_dir), body, augment=False).epoch(0))
@@ -262,7 +262,7 @@ def test_held_out_images_are_never_trained_on(run_dir: Path, body: BodyModel) ->
 
 
 def test_only_accepted_images_are_taken_unless_more_is_asked_for(run_dir: Path, body: BodyModel) -> None:
-    columns = flatten_table(read_label_files(find_label_files(run_dir)))
+    columns = flatten_table(read_labels(*find_label_files(run_dir)))
     for select in ("accepted", "optimized"):
         options = config(run_dir, select=select)
         images = TrainingImages(open_label_sets(options), body, options)

@@ -15,8 +15,8 @@ from PIL import Image
 from dto_pipeline.cli import main
 from dto_pipeline.commands.predict import predict_run
 from dto_pipeline.data.images import ImageFolder
-from dto_pipeline.data.label_files import flatten_table, read_label_files
-from dto_pipeline.data.labels import read_placed
+from dto_pipeline.data.label_files import find_label_files, flatten_table
+from dto_pipeline.data.labels import read_labels, read_placed
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.tars import open_images
@@ -35,7 +35,6 @@ from dto_pipeline.train.predict import (
     predict_scenes,
     predict_shards,
 )
-from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
 from tests.run.chaos import label_bytes, tiny_config
 from tests.tars import write_tar
@@ -140,7 +139,7 @@ def test_a_folder_becomes_a_run_with_a_row_for_every_image(body: BodyModel, fold
     manifest = predict_run(
         stand_in(body), list_pictures(str(folder), tmp_path / "out"), tmp_path / "out", progress=False
     )
-    placed = read_placed(find_labels(tmp_path / "out")[0])
+    placed = read_placed(find_label_files(tmp_path / "out")[0])
     assert [p.scene.image_id for p in placed] == ["holiday/a.png", "holiday/b/2.png", "holiday/c.jpg"]
     assert [str(p.status) for p in placed] == ["predicted", "predicted", "image_corrupt"]
     assert placed[2].message
@@ -210,7 +209,7 @@ def test_a_prediction_killed_while_it_became_a_run_is_finished(
 def test_people_who_are_behind_the_camera_stay_with_their_status(body: BodyModel, folder: Path, tmp_path: Path) -> None:
     network = StandIn(transl=((0, 0, 5), (0, 0, -3), (0, 0, 1)))
     predict_run(stand_in(body, network), list_pictures(str(folder), tmp_path / "out"), tmp_path / "out", progress=False)
-    placed = read_placed(find_labels(tmp_path / "out")[0])[0]
+    placed = read_placed(find_label_files(tmp_path / "out")[0])[0]
     assert [str(status) for status in placed.person_status] == ["invalid_label", "not_run"]
     rows = Manifest.open(tmp_path / "out/manifest.parquet").read_shard(0)
     assert "not in front" in rows["persons"][0][0]["problem"].as_py()
@@ -221,8 +220,8 @@ def test_people_who_are_behind_the_camera_stay_with_their_status(body: BodyModel
     [
         ("confs", (0, 1, 2), "the network's confidences are not finite"),
         ("intrinsics", (1, 0, 0), "the network's camera is not finite"),
-        ("boxes", (0, 1, slice(None), 3), "nobody can be used: its box is not finite"),
-        ("betas", (0, 1), "nobody can be used: betas are not finite"),
+        ("boxes", (0, 1, slice(None), 3), "no person can be used: its box is not finite"),
+        ("betas", (0, 1), "no person can be used: betas are not finite"),
     ],
 )
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -238,7 +237,7 @@ def test_an_answer_that_is_not_finite_costs_its_image_only(
     predict_run(
         trained, list_pictures(str(tmp_path / "set"), tmp_path / "out"), tmp_path / "out", batch=3, progress=False
     )
-    placed = read_placed(find_labels(tmp_path / "out")[0])
+    placed = read_placed(find_label_files(tmp_path / "out")[0])
     assert [str(one.status) for one in placed] == ["predicted", "prediction_invalid", "predicted"]
     assert [one.message for one in placed] == [None, message, None]
     assert (placed[1].scene.width, placed[1].scene.height) == (120, 80)
@@ -259,7 +258,7 @@ def test_somebody_whose_numbers_are_not_finite_costs_nobody_else(body: BodyModel
 
 def test_nobody_sure_enough_is_an_image_without_people(body: BodyModel, folder: Path, tmp_path: Path) -> None:
     predict_run(stand_in(body), list_pictures(str(folder), tmp_path / "out"), tmp_path / "out", 0.95, progress=False)
-    placed = read_placed(find_labels(tmp_path / "out")[0])
+    placed = read_placed(find_label_files(tmp_path / "out")[0])
     assert [p.status for p in placed[:2]] == [ImageStatus.NO_PEOPLE] * 2
     assert verify_run(tmp_path / "out").passed
 
@@ -312,11 +311,11 @@ def test_predictions_are_viewed_exported_merged_and_placed(body: BodyModel, tiny
     before, after = Manifest.open(tiny.manifest), Manifest.open(merged)
     assert after.num_people > before.num_people
     run_pipeline(merged, tmp_path / "run", tiny_config(), progress=False)
-    columns = flatten_table(read_label_files(find_labels(tmp_path / "run")))
+    columns = flatten_table(read_labels(*find_label_files(tmp_path / "run")))
     added = columns.people["source_row"] == -1
     assert added.any()
     assert set(np.round(columns.people["det_score"][added].astype(float), 2)) <= {0.6, 0.9}
     run_pipeline(out / "manifest.parquet", tmp_path / "placed", tiny_config(), progress=False)
-    again = flatten_table(read_label_files(find_labels(tmp_path / "placed")))
+    again = flatten_table(read_labels(*find_label_files(tmp_path / "placed")))
     assert again.num_people == 8
     assert (again.people["source_row"] == -1).all()

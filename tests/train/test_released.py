@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dto_pipeline.cli import main
+from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.labels import read_placed
 from dto_pipeline.train.checkpoint import (
     CheckpointError,
@@ -23,7 +24,6 @@ from dto_pipeline.train.checkpoint import (
     restore_network,
 )
 from dto_pipeline.train.loop import TRAINING, read_rows
-from dto_pipeline.view.run_files import find_labels
 from dto_pipeline.view.verify import verify_run
 
 JOBS = Path(__file__).parent.parent.parent / "jobs"
@@ -63,7 +63,7 @@ def test_a_released_file_predicts_photographs_and_is_evaluated(
     command = ["predict", str(released), str(photos), "-o", str(tmp_path / "out"), "--device", "cpu", "--quiet"]
     assert main([*command, "--body", "demo", "--encoder-heads", "2"]) == 0
     assert "S 280, encoder of 5 layers, width 40, 2 heads, 20 queries, 11 shape coefficients" in capsys.readouterr().out
-    (placed,) = read_placed(find_labels(tmp_path / "out")[0])
+    (placed,) = read_placed(find_label_files(tmp_path / "out")[0])
     sure = recorded["batch/confs"][1] >= 0.3
     order = np.argsort(-recorded["batch/confs"][1][sure], kind="stable")
     expected = recorded["batch/transl"][1][sure][order]

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from dto_pipeline.commands.diff import compare
+from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.labels import LabelsError, build_label_table, read_placed, write_label_shard
 from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.people_diff import PeopleDiff
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import ImageStatus, PersonStatus
-from dto_pipeline.view.run_files import find_labels
 from tests.tiny_dataset import TinyDataset
 from tests.view.conftest import first_moved, rewrite_shard
 
@@ -86,7 +86,7 @@ def test_only_the_worst_persons_are_kept(run_dir: Path, copy: Path) -> None:
 
 
 def test_images_of_one_side_only_are_counted_and_named_accepted_or_not(run_dir: Path) -> None:
-    shards = find_labels(run_dir)
+    shards = find_label_files(run_dir)
     diff = diff_of(run_dir, Path(shards[0]))
     assert (diff.images, diff.images_only, diff.equal) == (3, {"before": 6, "after": 0}, False)
     assert len(diff.images_apart) == 5
@@ -103,7 +103,7 @@ def test_people_that_trade_label_rows_are_the_same_people(run_dir: Path, copy: P
 
 
 def test_files_cut_otherwise_are_joined_by_key(run_dir: Path, tmp_path: Path) -> None:
-    placed = [item for path in find_labels(run_dir) for item in read_placed(path)]
+    placed = [item for path in find_label_files(run_dir) for item in read_placed(path)]
     write_label_shard(build_label_table(placed[::-1]), tmp_path / "all" / "labels.parquet", {})
     assert diff_of(run_dir, tmp_path / "all").equal
     assert diff_of(tmp_path / "all", run_dir).equal

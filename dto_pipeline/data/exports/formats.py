@@ -1,6 +1,6 @@
-"""`export_labels`: labels of finished runs in one of the formats other tools read.
+"""`export_labels`: labels of finished runs in one of the formats that other tools read.
 
-To add a format: a writer, which gets an `ExportJob`, and a line in `FORMATS`.
+To add a format: a writer that takes an `ExportJob`, and a line in `FORMATS`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EXPORT_SCHEMA = "dto-export/1"
 
 @dataclass(frozen=True)
 class Format:
-    """One format: its writer and what it takes by default."""
+    """One format: its writer and its default selection."""
 
     write: Callable[[ExportJob], None]
     selection: Selection
@@ -69,20 +69,20 @@ def export_labels(
     """Write the labels of some runs to a new folder.
 
     Args:
-        runs: of any subsets.
+        runs: of any subsets; those of one subset share no image.
         format_name: a key of `FORMATS`.
         out: folder to make; it appears when everything in it is complete.
-        selection: what to take; None = the format's default.
-        images: subset -> folder or URI of its image files, for formats that can hold images; "" = the place that the
-            run's manifest names; None = without.
+        selection: what to export; None = the format's default.
+        images: subset -> folder or URI of its images, for formats that can hold images; "" = the place that the run's
+            manifest names; None = no images.
         progress: show progress bars on stderr.
-        mixed: take runs that differ in solver, depth network, body or configuration.
-        labels: where released label files lie now, for formats that carry parts of them.
+        mixed: accept runs that differ in solver, depth network, body or configuration.
+        labels: where released label files may be, for formats that copy parts of them.
 
     Returns:
-        The job, done: what was written and left out.
+        The finished job: what was written and left out.
 
-    Raises: ExportError: the place is taken, a label file is not what its receipt says, or nothing is selected.
+    Raises: ExportError: `out` exists, a label file is not the one of its receipt, or nothing is selected.
     """
     chosen, out = FORMATS[format_name], Path(out)
     if images and not chosen.takes_images:
@@ -117,14 +117,11 @@ def export_labels(
 
 
 def _check_alike(runs: Sequence[RunLabels]) -> None:
-    """Raises: ExportError where two runs differ in what made their labels; the message names both and the fact."""
-    made = [(run, describe_making(run.footer)) for run in runs if run.files]
-    for run, making in made[1:]:
-        first, expected = made[0]
-        pairs = [(fact, expected[fact], making[fact]) for fact in making if making[fact] != expected[fact]]
-        if pairs:
-            short = [(fact, *(text if len(text) < 64 else text[:16] for text in texts)) for fact, *texts in pairs]
-            told = "; ".join(f"{fact}: {one} and {other}" for fact, one, other in short)
-            raise ExportError(
-                f"{first.name} and {run.name} were not made alike ({told}); export them apart, or say --mixed"
-            )
+    """Raises: ExportError: two runs differ in what made their labels; the message names both and the differences."""
+    makings = [(run, describe_making(run.footer)) for run in runs if run.files]
+    for run, making in makings[1:]:
+        first, expected = makings[0]
+        differences = [f"{fact}: {expected[fact]} and {own}" for fact, own in making.items() if own != expected[fact]]
+        if differences:
+            advice = "export them apart, or say --mixed"
+            raise ExportError(f"{first.name} and {run.name} were not made alike ({'; '.join(differences)}); {advice}")

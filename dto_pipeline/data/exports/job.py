@@ -1,10 +1,9 @@
-"""One export: what is taken of which runs, the folder it is written to, and what it tells in the end.
+"""One export: the selected images and people of some runs, the folder they are written to, and the report.
 
-People and images are chosen by label columns alone and those left out are counted by reason; no number of a label is
-changed, but an export's `num_persons` and `z_covariance` are those of the people taken. Before anything is written the
-label files are checked and images and people counted, in one pass over a few narrow columns: file names
-(``-00000-of-00012``) and array headers need the counts. No clock: equal exports have equal bytes. Memory: one row group
-of 1024 images; image keys only where two runs share a subset.
+Images and people are selected by label columns, and those left out are counted by reason. Label values are copied as
+they are; only `num_persons` and `z_covariance` follow the selection. The label files are checked and counted in a first
+pass over a few columns, because file names (``-00000-of-00012``) and array headers need the counts. No timestamps:
+equal exports have equal bytes. Memory: one row group of 1024 images; image keys only where runs share a subset.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dto_pipeline.data.columns import ragged_column, read_numbers, single_array
+from dto_pipeline.data.columns import ragged_column, single_array
 from dto_pipeline.data.files import sha256_file, staged, sweep_abandoned, sync
-from dto_pipeline.data.label_files import EXPECTED_ERROR, NO_LIMITS, Z_SIGMA, Limits, RunLabels
+from dto_pipeline.data.label_files import EXPECTED_ERROR, NO_LIMITS, Z_SIGMA, Limits, RunLabels, flatten_table
 from dto_pipeline.data.storage import Location, sha256_of
 from dto_pipeline.errors import DtoError
 from dto_pipeline.paths import SUBSET_NAME
@@ -33,12 +32,9 @@ from dto_pipeline.status import PersonStatus
 
 EXPORT_FILE = "export.json"
 PERSON_CHOICES = PERSONS_ALL, PERSONS_VALID, PERSONS_MOVED = "all", "valid", "moved"
-Z_COVARIANCE = "z_covariance"  # the one column of an image that is indexed by its people
-SELECTION_COLUMNS = (
-    *("is_optimized", "is_accepted", "mean_height_deviation", EXPECTED_ERROR, "num_persons"),
-    *("persons.list.element.status", f"persons.list.element.{Z_SIGMA}"),
-)
-"""Parquet columns that decide; a projection needs these besides its own."""
+Z_COVARIANCE = "z_covariance"  # the only image column indexed by people
+SELECTION_COLUMNS = ("is_optimized", "is_accepted", "mean_height_deviation", EXPECTED_ERROR, "num_persons")
+SELECTION_PEOPLE = ("status", Z_SIGMA)  # columns of images and of people that `select_rows` needs
 
 
 class ExportError(DtoError):
@@ -47,21 +43,13 @@ class ExportError(DtoError):
 
 @dataclass(frozen=True)
 class Selection:
-    """What to take. Persons are judged first, then images by the people that remain."""
+    """Which images and people to export. People are selected first, then images by the people that remain."""
 
     accepted_only: bool = False  # images that are optimised and score below the threshold
-    max_deviation: float | None = None  # that threshold in sigma; None = the run's own (column is_accepted)
-    min_persons: int = 0  # people of an image that remain
-    persons: str = PERSONS_ALL  # all; valid: without unusable labels; moved: only those the fit placed; no duplicates
-    limits: Limits = NO_LIMITS  # how certain images and people must be
-
-    def __post_init__(self) -> None:
-        if self.persons not in PERSON_CHOICES:
-            raise ExportError(f"persons is {self.persons!r}; choose from {PERSON_CHOICES}")
-        if self.min_persons < 0:
-            raise ExportError(f"min_persons is {self.min_persons}; expected 0 or more")
-        if self.max_deviation is not None and not 0 < self.max_deviation < np.inf:
-            raise ExportError(f"max_deviation is {self.max_deviation} sigma; expected more than 0, or nothing")
+    max_deviation: float | None = None  # that threshold [sigma]; None = the run's own (column is_accepted)
+    min_persons: int = 0  # selected people of an image
+    persons: str = PERSONS_ALL  # all; valid: usable labels; moved: placed by the fit. Duplicates never
+    limits: Limits = NO_LIMITS  # on the uncertainty of images and people
 
     def describe(self) -> dict[str, Any]:
         """Plain values, JSON-ready."""
@@ -70,59 +58,61 @@ class Selection:
 
 
 def select_rows(table: pa.Table, selection: Selection, left_out: Counter[str] | None = None) -> pa.Table:
-    """The images and people of a label table that `selection` takes.
+    """The selected images and people of a label table.
 
     Args:
-        table: of `schema.LABELS_SCHEMA` or a projection with `SELECTION_COLUMNS`; further columns are kept.
+        table: of `schema.LABELS_SCHEMA` or a projection with the columns above; further columns are kept.
         left_out: reason -> images or persons; added to.
     """
-    counts = table["num_persons"].to_numpy().astype(np.int64)
-    owner = np.repeat(np.arange(counts.size), counts)
-    people = single_array(table["persons"]).flatten()
-    z_sigma, expected = map(read_numbers, (people.field(Z_SIGMA), single_array(table[EXPECTED_ERROR])))
-    status = people.field("status").to_numpy(zero_copy_only=False)
+    columns = flatten_table(table.select([*SELECTION_COLUMNS, "persons"]), SELECTION_PEOPLE)
+    images, owner, z_sigma = columns.images, columns.owner, columns.people[Z_SIGMA]
+    status, expected = columns.people["status"], images[EXPECTED_ERROR]
     single = status != str(PersonStatus.DUPLICATE)
-    chosen = single & (selection.persons == PERSONS_ALL)
-    if selection.persons == PERSONS_VALID:
-        chosen = single & (status != str(PersonStatus.INVALID_LABEL))
-    elif selection.persons == PERSONS_MOVED:
-        chosen = status == str(PersonStatus.MOVED)
+    chosen = (
+        single
+        & {
+            PERSONS_ALL: single,
+            PERSONS_VALID: status != str(PersonStatus.INVALID_LABEL),
+            PERSONS_MOVED: status == str(PersonStatus.MOVED),
+        }[selection.persons]
+    )
     good = np.ones(table.num_rows, dtype=bool)
     if selection.accepted_only and selection.max_deviation is None:
-        good = table["is_accepted"].to_numpy()
+        good = images["is_accepted"]
     elif selection.accepted_only:
-        good = table["mean_height_deviation"].to_numpy() < selection.max_deviation
-        good &= table["is_optimized"].to_numpy()
+        good = images["is_optimized"] & (images["mean_height_deviation"] < selection.max_deviation)
     certain = good & selection.limits.images(expected)
     taken = chosen & selection.limits.people(z_sigma)
-    remaining = np.bincount(owner[taken], minlength=counts.size)
-    images = certain & (remaining >= selection.min_persons)
+    remaining = np.bincount(owner[taken], minlength=good.size)
+    kept = certain & (remaining >= selection.min_persons)
     if left_out is not None:
         judged = chosen & certain[owner]
         left_out["images not accepted"] += int((~good).sum())
         selection.limits.count(expected[good], z_sigma[judged], left_out)
-        left_out[f"images with fewer than {selection.min_persons} persons"] += int((certain & ~images).sum())
-        left_out["persons of these images"] += int((~images[owner] & ~(judged & ~taken)).sum())
-        left_out["persons that repeat another, of images taken"] += int((~single & images[owner]).sum())
-        left_out[f"persons not {selection.persons}, of images taken"] += int((~chosen & single & images[owner]).sum())
-    return table if images.all() and taken.all() else _cut(table, images, taken, remaining[images])
+        left_out[f"images with fewer than {selection.min_persons} persons"] += int((certain & ~kept).sum())
+        left_out["persons of these images"] += int((~kept[owner] & ~(judged & ~taken)).sum())
+        left_out["persons that repeat another, of images taken"] += int((~single & kept[owner]).sum())
+        left_out[f"persons not {selection.persons}, of images taken"] += int((~chosen & single & kept[owner]).sum())
+    if kept.all() and taken.all():
+        return table
+    return _cut(table, kept, taken & kept[owner], remaining[kept], columns.starts)
 
 
-def _cut(table: pa.Table, images: np.ndarray, people: np.ndarray, remaining: np.ndarray) -> pa.Table:
-    """The table without the images (N,) and people (n,) that are false; `remaining` people are left of each image."""
-    starts = np.cumsum(table["num_persons"].to_numpy())
-    owner = np.repeat(np.arange(starts.size), np.diff(starts, prepend=0))
-    kept = single_array(table["persons"]).flatten().filter(pa.array(people & images[owner]))
+def _cut(
+    table: pa.Table, images: np.ndarray, people: np.ndarray, remaining: np.ndarray, starts: np.ndarray
+) -> pa.Table:
+    """The rows of the images (N,) and people (n,) that are true; `remaining`: people of each such image."""
+    kept = single_array(table["persons"]).flatten().filter(pa.array(people))
     changed = {
         "num_persons": pa.array(remaining.astype(np.int32)),
         "persons": ragged_column(remaining, kept, pa.list_(table.schema.field("persons").type.value_field)),
     }
     if Z_COVARIANCE in table.column_names:
-        triangles, crowds = single_array(table[Z_COVARIANCE]), np.split(people, starts[:-1])
-        small: list[np.ndarray | None] = []
+        triangles, small = single_array(table[Z_COVARIANCE]), list[np.ndarray | None]()
         for image in np.flatnonzero(images).tolist():  # lower triangles, row by row, diagonal included
-            row, column = np.tril_indices(crowds[image].size)
-            inside = crowds[image][row] & crowds[image][column]
+            crowd = people[starts[image] : starts[image + 1]]
+            row, column = np.tril_indices(crowd.size)
+            inside = crowd[row] & crowd[column]
             small.append(np.asarray(triangles[image].values)[inside] if triangles[image].is_valid else None)
         changed[Z_COVARIANCE] = pa.array(small, triangles.type)
     table = table.filter(pa.array(images))
@@ -134,16 +124,47 @@ def _cut(table: pa.Table, images: np.ndarray, people: np.ndarray, remaining: np.
 
 @dataclass
 class SubsetPlan:
-    """One subset of an export."""
+    """One subset of an export. The counts are of what is selected."""
 
     subset: str
     runs: list[RunLabels]
-    images: int = 0  # taken
-    persons: int = 0  # taken
+    images: int = 0
+    optimized: int = 0
+    accepted: int = 0
+    persons: int = 0
+    moved: int = 0
     left_out: Counter[str] = field(default_factory=Counter)  # reason -> images or persons
 
+    def count(self, run: RunLabels, selection: Selection, run_of: dict[str, str]) -> Iterator[int]:
+        """Check a run's label files against its receipts and count what is selected; yields numbers of images read.
+
+        `run_of`: image_id -> name of its run, of the subset's runs so far. Raises: ExportError: a file is not the one
+        its receipt describes, or an image is in two runs.
+        """
+        several = len(self.runs) > 1
+        for file in run.files:
+            if (found := sha256_of(file.path)) != file.sha256:
+                raise ExportError(
+                    f"{file.path} has sha256 {found[:16]}..., its receipt says {file.sha256[:16]}...: the file was "
+                    "changed or damaged; delete the shard's receipt and run again"
+                )
+        for table in run.tables([*SELECTION_COLUMNS, *(["image_id"] if several else [])], SELECTION_PEOPLE):
+            for image_id in table["image_id"].to_pylist() if several else ():
+                if image_id in run_of:
+                    both = f"{run_of[image_id]} and in {run.name}"
+                    raise ExportError(f"image {image_id} is in {both}; export one of the two runs")
+                run_of[image_id] = run.name
+            rows = select_rows(table, selection, self.left_out)
+            status = single_array(rows["persons"]).flatten().field("status").to_numpy(zero_copy_only=False)
+            self.images += rows.num_rows
+            self.optimized += int(rows["is_optimized"].to_numpy().sum())
+            self.accepted += int(rows["is_accepted"].to_numpy().sum())
+            self.persons += status.size
+            self.moved += int((status == str(PersonStatus.MOVED)).sum())
+            yield table.num_rows
+
     def describe(self) -> dict[str, Any]:
-        """What export.json says of it: no path of a machine."""
+        """The subset's entry in export.json, without paths."""
         runs = [
             {
                 "config_hash": run.config_hash,
@@ -159,7 +180,7 @@ class SubsetPlan:
 
 @dataclass(frozen=True)
 class ExportedFile:
-    """One file of an export, complete."""
+    """One complete file of an export."""
 
     path: str  # relative to the folder
     images: int
@@ -170,44 +191,49 @@ class ExportedFile:
 
 @dataclass(frozen=True)
 class ExportJob:
-    """One export on its way, and its report in the end; writers add to the last four what only they see."""
+    """An export in progress, and its report at the end; writers add to the last four fields."""
 
     out: Path
-    folder: Path  # where files are written; it gets the name `out` when all are complete
+    folder: Path  # where files are written; renamed to `out` when all are complete
     selection: Selection
     subsets: list[SubsetPlan]  # in alphabetical order
     advance: Callable[[int], object]  # called with the number of images written
     images: Mapping[str, str] | None = None  # subset -> folder or URI of its images, "" = the manifest's; None = none
-    labels: Sequence[Location] = ()  # where released label files may lie, for formats that carry parts of them
+    labels: Sequence[Location] = ()  # places of released label files, for formats that copy parts of them
     files: list[ExportedFile] = field(default_factory=list)
-    notes: Counter[str] = field(default_factory=Counter)  # what a writer left out by its format's rules
-    failures: Counter[str] = field(default_factory=Counter)  # what it could not write
-    examples: dict[str, str] = field(default_factory=dict)  # failure -> the first of its kind, with the place tried
+    notes: Counter[str] = field(default_factory=Counter)  # what the format has no place for
+    failures: Counter[str] = field(default_factory=Counter)  # what could not be written
+    examples: dict[str, str] = field(default_factory=dict)  # failure -> its first case
 
     @property
     def taken(self) -> list[SubsetPlan]:
-        """The subsets of which there is something to write."""
+        """The subsets with at least one selected image."""
         return [subset for subset in self.subsets if subset.images]
 
     def tables(
-        self, runs: Sequence[RunLabels], columns: Sequence[str] | None = None, image_files: bool = False
+        self,
+        runs: Sequence[RunLabels],
+        columns: Sequence[str] | None = None,
+        people: Sequence[str] | None = None,
+        image_files: bool = False,
     ) -> Iterator[pa.Table]:
-        """The selected rows of some runs, a row group at a time; arguments as of `RunLabels.tables`."""
-        wanted = None if columns is None else list(dict.fromkeys([*columns, *SELECTION_COLUMNS]))
+        """The selected rows of some runs, one row group at a time; arguments as of `RunLabels.tables`."""
+        columns = None if columns is None else list(dict.fromkeys([*columns, *SELECTION_COLUMNS]))
+        people = None if people is None else list(dict.fromkeys([*people, *SELECTION_PEOPLE]))
         for run in runs:
-            for table in run.tables(wanted, image_files):
+            for table in run.tables(columns, people, image_files):
                 rows = select_rows(table, self.selection)
                 yield rows
                 self.advance(rows.num_rows)
 
     def add(self, path: str, images: int = 0, persons: int = 0) -> None:
-        """Tell of a file of the folder that is complete."""
+        """Record a complete file of the folder."""
         place = self.folder / path
         self.files.append(ExportedFile(path, int(images), int(persons), place.stat().st_size, sha256_file(place)))
 
     @property
     def exit_code(self) -> int:
-        """0: everything that was selected is there; 1: something could not be written, see `failures`."""
+        """0: everything selected was written; 1: something could not be, see `failures`."""
         return 1 if self.failures.total() else 0
 
     def as_table(self) -> str:
@@ -223,13 +249,9 @@ class ExportJob:
 
 
 def plan_subsets(runs: Sequence[RunLabels], selection: Selection, advance: Callable[[int], object]) -> list[SubsetPlan]:
-    """Check every label file against its receipt and count what `selection` takes.
+    """The subsets of some runs, checked and counted; `advance` is called with the number of images read.
 
-    Args:
-        runs: of any subsets; runs of one subset must not share images.
-        advance: called with the number of images looked at.
-
-    Raises: ExportError: a file is not what its receipt says, an image is in two runs, or nothing is selected.
+    Raises: ExportError: see `SubsetPlan.count`, or nothing is selected.
     """
     for run in runs:
         if SUBSET_NAME.fullmatch(run.subset) is None:  # it names folders and files of the export
@@ -237,7 +259,10 @@ def plan_subsets(runs: Sequence[RunLabels], selection: Selection, advance: Calla
     names = sorted({run.subset for run in runs})
     subsets = [SubsetPlan(name, [run for run in runs if run.subset == name]) for name in names]
     for subset in subsets:
-        _count_subset(subset, selection, advance)
+        run_of: dict[str, str] = {}
+        for run in subset.runs:
+            for images in subset.count(run, selection, run_of):
+                advance(images)
     if not any(subset.images for subset in subsets):
         reasons: Counter[str] = sum((subset.left_out for subset in subsets), Counter())
         found = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "the runs are empty"
@@ -246,35 +271,12 @@ def plan_subsets(runs: Sequence[RunLabels], selection: Selection, advance: Calla
     return subsets
 
 
-def _count_subset(subset: SubsetPlan, selection: Selection, advance: Callable[[int], object]) -> None:
-    seen: dict[str, str] = {}  # image_id -> run, where the subset has several
-    columns = [*SELECTION_COLUMNS, *(["image_id"] if len(subset.runs) > 1 else [])]
-    for run in subset.runs:
-        for file in run.files:
-            if (found := sha256_of(file.path)) != file.sha256:
-                raise ExportError(
-                    f"{file.path} has sha256 {found[:16]}..., its receipt says {file.sha256[:16]}...: the file was "
-                    "changed or damaged; delete the shard's receipt and run again"
-                )
-        for table in run.tables(columns):
-            for image_id in table["image_id"].to_pylist() if len(subset.runs) > 1 else ():
-                if image_id in seen:
-                    raise ExportError(
-                        f"image {image_id} is in {seen[image_id]} and in {run.name}; export one of the two runs"
-                    )
-                seen[image_id] = run.name
-            rows = select_rows(table, selection, subset.left_out)
-            subset.images += rows.num_rows
-            subset.persons += int(rows["num_persons"].to_numpy().sum())
-            advance(table.num_rows)
-
-
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder that is written under a temporary name beside `out` and gets this name when the block ends well.
+    """A folder under a temporary name that is renamed to `out` when the block ends without an error.
 
-    What exports of this machine that were killed left there goes first. Raises: ExportError: the place is taken: an
-    export never mixes with other files.
+    Folders left by killed exports to the same place on this machine are removed first. Raises: ExportError: `out`
+    exists and is not an empty folder.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ExportError(f"{out} exists and is not an empty folder; remove it or choose another -o")
@@ -294,15 +296,9 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def describe_making(footer: Mapping[str, str]) -> dict[str, str]:
-    """Solver, depth network (or files), body and config hash of a label file; "unknown" where its footer is silent.
-
-    Since 0.4 the config in a footer tells no place: networks and body are known by what pins them.
-    """
-    try:
-        config = parse_json(footer.get("config", "{}"))
-        solver, depth, body = (dict(config.get(name, {})) for name in ("solver", "depth", "body"))
-    except (ValueError, TypeError, AttributeError):  # it was garbled
-        solver, depth, body = {}, {}, {}
+    """Solver, depth network (or files), body and config hash of a label file; "unknown" where its footer has none."""
+    config = parse_json(footer.get("config", "{}"))
+    solver, depth, body = (config.get(name, {}) for name in ("solver", "depth", "body"))
     depth_text = f"maps from {depth['source']} ({depth.get('kind', '')})" if "source" in depth else "unknown"
     if depth.get("source") == "model":
         pin = footer.get("depth_revision") or depth.get("revision") or footer.get("depth_sha256", "")[:16]

@@ -1,16 +1,14 @@
 """MA-HMR's training labels: ``{AIC,COCO,INSTA,MPII}_CHMR_SMPL_OPT.npz``, one array `annots`.
 
-insta1 and insta2 become one file, keys with ``insta-train/`` before them; an image of both keeps the people of insta1.
-Foreign names (smpl_param, trans, focal, princpt ...) end here.
-
     {image key: [{"smpl_param": {"shape": (11,), "pose": (72,), "trans": (3,)},
                   "cam_param": {"focal": (2,), "princpt": (2,)}}, ...]}
 
-float32; `cam_param` is one object, shared by the people of an image. Where the solver tells how sure it is, a person
-has two more entries, "z_sigma_m" (1,) and "height_sigma_m" (1,), which readers of the two above do not look at.
+float32; `cam_param` is one object, shared by the people of an image. Where the solver gives its uncertainty a person
+has two more entries, "z_sigma_m" (1,) and "height_sigma_m" (1,), which readers of the layout ignore. insta1 and insta2
+go to one file, keys with ``insta-train/`` before them; an image of both keeps the people of insta1.
 
-The dictionary is never in memory: it is pickled part by part (`pickled_array`), a row group of images each. Besides a
-row group there are the keys of an earlier subset of the same file (about 100 bytes an image).
+The dictionary is pickled in parts (`pickled_array`) of one row group each. Memory: a row group, and the keys of an
+earlier subset of the same file (about 100 bytes an image).
 """
 
 from __future__ import annotations
@@ -25,12 +23,12 @@ import pyarrow as pa
 
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
 from dto_pipeline.data.exports.job import ExportJob, SubsetPlan, describe_making
-from dto_pipeline.data.label_files import flatten_table, person_leaf
+from dto_pipeline.data.label_files import flatten_table
 from dto_pipeline.data.npz import open_member
 
 REPEATED = "images already taken from an earlier subset of the same file"
 _PROTOCOL = 3  # numpy 1.23 on Python 3.8 reads it
-_OURS, _PUBLISHED = b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"  # numpy 2 knows the name of numpy 1 too
+_OURS, _PUBLISHED = b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"  # numpy 2 reads both names
 _EMPTY_DICT = 5  # bytes of a pickled dictionary before its first entry: protocol, empty dictionary, place in the memo
 _PARAMETERS = {"shape": "betas", "pose": "pose", "trans": "transl"}  # of smpl_param -> of a person
 _SIGMAS = ("z_sigma_m", "height_sigma_m")
@@ -54,13 +52,13 @@ def write_ma_hmr(job: ExportJob) -> None:
 def pickled_array(parts: Iterable[dict[str, Any]]) -> Iterator[bytes]:
     """An array () of one dictionary as a pickle that numpy of both generations reads, from parts of the dictionary.
 
-    A pickled dictionary is an empty one and commands that put entries into it: those of every part follow each other.
-    What a part says of its own place in the memo nobody asks for.
+    A pickled dictionary is an empty one followed by commands that put entries into it, so the commands of all parts may
+    follow each other. Memo numbers of the parts repeat, which is harmless: nothing refers across parts.
     """
     holder = np.empty((), object)
     holder[()] = {}
     stream = pickle.dumps(holder, _PROTOCOL).replace(_OURS, _PUBLISHED)
-    entries = stream.rindex(b"}") + 3  # behind the empty dictionary and its place in the memo
+    entries = stream.rindex(b"}") + 3  # after the empty dictionary and its place in the memo
     yield stream[:entries]
     for part in parts:
         yield pickle.dumps(part, _PROTOCOL).replace(_OURS, _PUBLISHED, 1)[_EMPTY_DICT:-1]
@@ -75,18 +73,18 @@ def _annotations(job: ExportJob, subsets: list[SubsetPlan], counts: np.ndarray) 
     """Annotations of the images of each row group; images and people are added to `counts` (2,)."""
     taken: set[str] = set()
     for subset in subsets:
-        fresh: set[str] = set()
-        sure = any(describe_making(run.footer)["solver"] == "joint" for run in subset.runs)
-        people = (*_PARAMETERS.values(), *(_SIGMAS if sure else ()))
-        for table in job.tables(subset.runs, ("image_path", *CAMERA_COLUMNS, *map(person_leaf, people))):
+        new_keys: set[str] = set()
+        joint = any(describe_making(run.footer)["solver"] == "joint" for run in subset.runs)
+        people = (*_PARAMETERS.values(), *(_SIGMAS if joint else ()))
+        for table in job.tables(subset.runs, ("image_path", *CAMERA_COLUMNS), people):
             found = _read(table, "insta-train/" if _is_insta(subset.subset) else "", people)
             job.notes[REPEATED] += len(found.keys() & taken)
             if subset is not subsets[-1]:
-                fresh |= found.keys()
+                new_keys |= found.keys()
             part = {key: crowd for key, crowd in found.items() if key not in taken}
             counts += (len(part), sum(map(len, part.values())))
             yield part
-        taken |= fresh
+        taken |= new_keys
 
 
 def _read(table: pa.Table, prefix: str, names: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:

@@ -1,10 +1,9 @@
 """WebDataset shards: ``<subset>/<subset>-000000.tar`` and following, of 1000 samples each.
 
-A sample is ``KEY.json`` with the labels (the columns of `dto-labels/1`) and, where images are asked for, ``KEY.jpg``
-with the bytes of the image file as they are. KEY is ``<subset>/<image_path>`` without ``.jpg``; webdataset cuts names
-at the first dot, so no KEY has one (`sample_key`). An image that cannot be read, or is not the one that was labelled,
-leaves its sample out, counted. JSON floats have the fewest digits that give the same value back; NaN is null. Equal
-input gives identical bytes. Memory: one row group and one image.
+A sample is ``KEY.json`` with the columns of `dto-labels/1` and, where images are asked for, ``KEY.jpg`` with the bytes
+of the image file. KEY is ``<subset>/<image_path>`` without ``.jpg``; webdataset cuts names at the first dot, so KEY has
+none (`sample_key`). A sample whose image cannot be read, or is not the one that was labelled, is left out and counted.
+JSON floats have the fewest digits that give the same float32; NaN is null. Memory: one row group and one image.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +31,7 @@ MISSING = "samples left out: image file cannot be read"
 CHANGED = "samples left out: image file is not the one that was labelled (sha256)"
 _EXTENSIONS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png"}  # by first bytes: an image named .jpg may be a PNG
 
-Sample = tuple[str, int, list[tuple[str, bytes]]]  # key, persons, (extension, contents) of each member
+Sample = tuple[str, int, list[tuple[str, bytes]]]  # key, persons, (extension, contents) of each file
 
 
 def write_webdataset(job: ExportJob) -> None:
@@ -43,31 +41,26 @@ def write_webdataset(job: ExportJob) -> None:
         samples = _samples(job, subset)
         for number, first in enumerate(samples):
             name = f"{subset.subset}/{subset.subset}-{number:06d}.tar"
-            job.add(name, *_write_tar(job.folder / name, chain([first], islice(samples, SAMPLES - 1))))
+            images = persons = 0
+            with tarfile.open(job.folder / name, "w", format=tarfile.PAX_FORMAT) as tar:
+                for key, people, members in chain([first], islice(samples, SAMPLES - 1)):
+                    images, persons = images + 1, persons + people
+                    for extension, contents in members:
+                        entry = tarfile.TarInfo(f"{key}.{extension}")  # date 1970, no owner: equal bytes everywhere
+                        entry.size = len(contents)
+                        tar.addfile(entry, io.BytesIO(contents))
+            job.add(name, images, persons)
 
 
 def sample_key(image_id: str) -> str:
-    """A name without dots that is different for every image.
+    """A name without dots, different for every image.
 
-    ``.jpg`` at the end is dropped; other dots and percent signs become %2E and %25; a name that never had an extension
-    ends in a bare percent sign.
+    ``.jpg`` at the end is dropped; other dots and percent signs become %2E and %25; a name without an extension ends in
+    a bare percent sign.
     """
     stem = image_id.removesuffix(".jpg")
     escaped = stem.replace("%", "%25").replace(".", "%2E")
     return escaped if stem != image_id or "." in image_id.rsplit("/", 1)[-1] else escaped + "%"
-
-
-def _write_tar(path: Path, samples: Iterable[Sample]) -> tuple[int, int]:
-    """Returns how many images and persons it holds."""
-    images = persons = 0
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
-        for key, people, members in samples:
-            images, persons = images + 1, persons + people
-            for extension, contents in members:
-                entry = tarfile.TarInfo(f"{key}.{extension}")  # date 1970, no owner: equal bytes everywhere
-                entry.size = len(contents)
-                tar.addfile(entry, io.BytesIO(contents))
-    return images, persons
 
 
 def _samples(job: ExportJob, subset: SubsetPlan) -> Iterator[Sample]:
@@ -105,7 +98,7 @@ def _read_image(store: ImageStore, file: str, sha256: str, job: ExportJob, root:
 
 
 def label_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """The rows of a label table as JSON says them, columns in their order."""
+    """The rows of a label table as plain values, columns in their order."""
     labels = flatten_table(table)
     images = {name: _plain(values) for name, values in labels.images.items()}
     people = {name: _plain(values) for name, values in labels.people.items()}
@@ -115,12 +108,12 @@ def label_rows(table: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def _plain(values: np.ndarray) -> list[Any]:
-    """Numbers as Python's, float32 in its fewest digits, what is not finite as None; words as they are."""
+    """Python numbers, float32 in its fewest digits, None for NaN and infinity; text unchanged."""
     if values.dtype == object:
         return [_plain(value) if isinstance(value, np.ndarray) else value for value in values]
     if values.dtype == np.float32:
-        told = pa.array(values.ravel()).cast(pa.string()).cast(pa.float64())
-        values = told.to_numpy(zero_copy_only=False).reshape(values.shape)
+        shortest = pa.array(values.ravel()).cast(pa.string()).cast(pa.float64())
+        values = shortest.to_numpy(zero_copy_only=False).reshape(values.shape)
     plain = values.astype(object)
     if values.dtype.kind == "f":
         plain[~np.isfinite(values)] = None

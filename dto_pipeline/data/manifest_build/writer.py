@@ -6,6 +6,7 @@ unknown. Equal input gives identical bytes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dto_pipeline import __version__
-from dto_pipeline.data.columns import build_table, ragged_column, single_array, struct_column
+from dto_pipeline.data.columns import build_table, hash_table, ragged_column, single_array, struct_column
 from dto_pipeline.data.dataset import Dataset
-from dto_pipeline.data.digest import TableDigest
 from dto_pipeline.data.manifest import ShardSize
 from dto_pipeline.data.parquet import writer_settings
 from dto_pipeline.data.storage import Location, absolute, written
@@ -33,17 +33,17 @@ class ManifestWriter:
     """A manifest being written; made by `open_manifest_writer`."""
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
-        self._writer, self._digest = writer, TableDigest()
+        self._writer, self._sha = writer, hashlib.sha256()
         self._sizes: list[ShardSize] = []
 
     def add(self, shard: pa.Table) -> None:
-        self._digest.update(shard)
+        hash_table(shard, self._sha)
         self._sizes.append(ShardSize(shard.num_rows, int(shard["num_persons"].to_numpy().sum())))
         self._writer.write_table(shard, row_group_size=shard.num_rows)
 
     @property
     def fingerprint(self) -> str:
-        return self._digest.hexdigest()
+        return self._sha.hexdigest()
 
     def finish(self, facts: Mapping[str, Any], texts: Mapping[str, str] = _SCHEMA_TEXTS) -> None:
         """Write the footer, in a fixed order.

@@ -18,13 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
-from dto_pipeline.data.label_files import (
-    find_label_files,
-    flatten_table,
-    initial_betas,
-    person_leaf,
-    read_label_files,
-)
+from dto_pipeline.data.label_files import find_label_files, flatten_table, initial_betas
+from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.sources.rows import (
     SEEN_RANGES,
     LabelFileError,
@@ -44,8 +39,7 @@ def open_dto_labels(path: Path, options: SourceOptions) -> LabelSource:
         LabelsError: nothing there, or a file that is no whole label file. LabelFileError: no person.
     """
     files = [Path(file) for file in find_label_files(path)]
-    wanted = ["image_path", *CAMERA_COLUMNS, *map(person_leaf, _PERSON)]
-    columns = flatten_table(read_label_files(files, wanted), _PERSON)
+    columns = flatten_table(read_labels(*files, columns=("image_path", *CAMERA_COLUMNS), people=_PERSON))
     people, owner, names, cameras = columns.people, columns.owner, columns.images["image_path"], columns.intrinsics
     if not owner.size:
         raise LabelFileError(f"{files[0]}: no label row; expected at least one person")

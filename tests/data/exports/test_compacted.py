@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dto_pipeline.data.columns import rows_sha256
 from dto_pipeline.data.exports import compacted
 from dto_pipeline.data.exports.compacted import rechunk
 from dto_pipeline.data.exports.formats import export_labels
@@ -13,14 +14,13 @@ from dto_pipeline.data.exports.job import Selection
 from dto_pipeline.data.labels import read_label_metadata, read_labels
 from dto_pipeline.data.parquet import footer_text, open_parquet
 from dto_pipeline.schema import PERSONS_SCHEMA
-from tests.data.exports.same import rows_digest
 
 
 def test_compacted_rows_are_those_of_the_shards(runs, labels, tmp_path) -> None:
     export_labels([runs["mpii"], runs["insta1"]], "parquet", tmp_path / "out", progress=False)
     for subset in ("mpii", "insta1"):
         file = tmp_path / "out" / "data" / subset / f"{subset}-00000-of-00001.parquet"
-        assert rows_digest(read_labels(file)) == rows_digest(labels[subset])
+        assert rows_sha256(read_labels(file)) == rows_sha256(labels[subset])
 
 
 def test_the_footer_says_what_all_shards_share_and_nothing_of_one_shard(runs, tmp_path) -> None:
@@ -38,7 +38,7 @@ def test_rows_spread_over_files_of_full_row_groups(runs, labels, tmp_path, monke
     assert [file.path for file in report.files] == [f"data/mpii/mpii-{k:05d}-of-00003.parquet" for k in range(3)]
     assert [file.images for file in report.files] == [4, 4, 1]
     files = [tmp_path / "out" / file.path for file in report.files]
-    assert rows_digest(pa.concat_tables([read_labels(file) for file in files])) == rows_digest(labels["mpii"])
+    assert rows_sha256(pa.concat_tables([read_labels(file) for file in files])) == rows_sha256(labels["mpii"])
     assert [pq.ParquetFile(file).num_row_groups for file in files] == [2, 2, 1]
 
 

@@ -91,19 +91,16 @@ def test_an_export_under_way_is_not_swept_by_another(runs, tmp_path) -> None:
         shutil.rmtree(tmp_path / "out")
 
 
-def test_a_place_that_is_taken_is_refused_before_any_work(runs, tmp_path) -> None:
+def test_an_empty_folder_is_used_and_a_place_that_is_taken_is_refused(runs, tmp_path) -> None:
+    (tmp_path / "out").mkdir()
+    export_labels([runs["mpii"]], "parquet", tmp_path / "out", progress=False)
+    assert (tmp_path / "out/export.json").exists()
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ExportError, match="not an empty folder"):
         export_labels([runs["mpii"]], "parquet", tmp_path, progress=False)
     with pytest.raises(ExportError, match="not an empty folder"):
         export_labels([runs["mpii"]], "parquet", tmp_path / "file", progress=False)
     assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_an_empty_folder_is_used(runs, tmp_path) -> None:
-    (tmp_path / "out").mkdir()
-    export_labels([runs["mpii"]], "parquet", tmp_path / "out", progress=False)
-    assert (tmp_path / "out/export.json").exists()
 
 
 def test_a_place_taken_meanwhile_is_left_alone(runs, tmp_path, monkeypatch) -> None:

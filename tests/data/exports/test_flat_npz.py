@@ -10,6 +10,7 @@ import pytest
 
 from dto_pipeline.cli import main
 from dto_pipeline.data.columns import read_numbers, single_array
+from dto_pipeline.data.exports.flat_npz import NO_KEYPOINTS
 from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import ExportError, Selection
 from dto_pipeline.data.manifest import Manifest, ManifestError
@@ -47,8 +48,10 @@ def test_a_manifest_built_from_the_export_has_the_labels_of_the_run(rebuilt, lab
             np.testing.assert_allclose(new["bbox_xyxy"], person["bbox_xyxy"], rtol=1e-6)
 
 
-def test_no_array_is_a_pickle(runs, tmp_path) -> None:
-    export_labels([runs["mpii"]], "camerahmr", tmp_path / "out", progress=False)
+def test_arrays_are_plain_with_eleven_betas_and_keypoints_of_confidence_0_where_no_release_has_any(
+    runs, labels, tmp_path
+) -> None:
+    report = export_labels([runs["mpii"]], "camerahmr", tmp_path / "out", Selection(), progress=False)
     with np.load(tmp_path / "out/mpii-dto.npz", allow_pickle=False) as file:
         arrays = {key: file[key] for key in file}
     people = len(arrays["imgname"])
@@ -66,13 +69,10 @@ def test_no_array_is_a_pickle(runs, tmp_path) -> None:
     }
     assert {len(array) for array in arrays.values()} == {people}
     np.testing.assert_array_equal(arrays["cam_int"][0, 2], [0, 0, 1])
-
-
-def test_the_kid_axis_survives(runs, labels, tmp_path) -> None:
-    export_labels([runs["mpii"]], "camerahmr", tmp_path / "out", Selection(), progress=False)
-    with np.load(tmp_path / "out/mpii-dto.npz", allow_pickle=False) as file:
-        betas = read_numbers(single_array(labels["mpii"]["persons"]).flatten().field("betas"))
-        np.testing.assert_array_equal(file["shape"], betas)
+    betas = read_numbers(single_array(labels["mpii"]["persons"]).flatten().field("betas"))
+    np.testing.assert_array_equal(arrays["shape"], betas)
+    assert (arrays["gtkps"] == 0).all()
+    assert report.notes[NO_KEYPOINTS] == people
 
 
 def test_an_image_of_a_tar_is_named_by_its_published_key(tar_run, tmp_path) -> None:
@@ -181,10 +181,3 @@ def test_a_run_and_its_manifest_that_moved_together_are_exported_from_any_folder
     shutil.move(root / "new/lists/mpii.parquet", root / "mine.parquet")
     assert main(["export", str(run), "-o", str(root / "again"), *told]) == 2
     assert main(["export", str(run), "-o", str(root / "again"), *told, "--manifest", str(root / "mine.parquet")]) == 0
-
-
-def test_people_of_no_release_have_keypoints_nobody_saw(runs, tmp_path, tar_run) -> None:
-    report = export_labels([runs["mpii"]], "camerahmr", tmp_path / "out", Selection(), progress=False)
-    with np.load(tmp_path / "out/mpii-dto.npz", allow_pickle=False) as file:
-        assert (file["gtkps"] == 0).all()
-        assert report.notes["persons without keypoints: gtkps has confidence 0"] == len(file["gtkps"])

@@ -1,28 +1,96 @@
-"""Ages and genders by image classification networks of transformers, from each crop and its mirror image.
+"""Networks of transformers that look at people: instance masks, and ages and genders.
 
-Plain classifiers, whose class names are ages (``20-29``, ``3-9``, ``more than 70``), genders (``male``, ``woman``) or
-both, and MiVOLO with its two inputs. Years; probabilities 0 .. 1.
+Masks come from any network of `AutoModelForUniversalSegmentation` that classifies queries (Mask2Former, MaskFormer,
+EoMT) and has a class for people; `models.body_pixels` assigns them. Ages and genders come from plain classifiers, whose
+class names are ages (``20-29``, ``3-9``, ``more than 70``), genders (``male``, ``woman``) or both, and from MiVOLO with
+its two inputs, of each crop and its mirror image. Years; probabilities 0 .. 1.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForUniversalSegmentation
 
-from dto_pipeline.config import AttributeConfig
-from dto_pipeline.models.body_pixels import CROP_SIDE, Attributes
-from dto_pipeline.models.networks import ModelError, ModelReference, attribute_references
-from dto_pipeline.models.pretrained import load_pretrained, read_preprocessing
+from dto_pipeline.config import AttributeConfig, MaskConfig
+from dto_pipeline.models.body_pixels import CROP_SIDE, Attributes, Instances
+from dto_pipeline.models.network_input import images_at_once, network_size, resize_to_network, run_in_batches
+from dto_pipeline.models.networks import ModelError, ModelReference, attribute_references, reference_of
+from dto_pipeline.models.pretrained import load_pretrained, read_preprocessing, source_options
 
+_MULTIPLE = 32  # sides of the segmentation network's input are multiples of it [px]
 _OPEN_RANGE = 5.0  # the middle of a class without upper end (70+) is this far above its lower end [years]
 _MAX_AGE = 110.0  # larger numbers are no ages [years]
 _FEMALE = re.compile(r"\b(female|woman|women|girl|girls)\b")
 _MALE = re.compile(r"\b(male|man|men|boy|boys)\b")
+
+
+class InstanceNetwork:
+    """A loaded segmentation network; see `find`."""
+
+    def __init__(self, config: MaskConfig, device: torch.device | str = "cpu") -> None:
+        """Load the network.
+
+        Raises:
+            ModelMissing, ModelError: it cannot be loaded, or has no class of people.
+        """
+        self.device = torch.device(device)
+        self.config = config
+        reference = reference_of("masks", config)
+        self.network, self.identity = load_pretrained(AutoModelForUniversalSegmentation, reference, self.device)
+        self._person = person_classes(self.network.config.id2label)
+
+    def find(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[Instances]:
+        """People in images.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each; sizes: (h, w) of each image's person map [px].
+
+        Returns:
+            One `Instances` per image, scores at least `config.min_score`.
+        """
+        seen = [network_size(image.shape[0], image.shape[1], self.config.short_side, _MULTIPLE) for image in images]
+        if str(self.network.config.model_type).startswith("eomt"):  # sees squares, whatever the image's shape
+            side = self.network.config.image_size
+            seen = [(side, side) if isinstance(side, int) else tuple(side)] * len(images)
+
+        @torch.inference_mode()
+        def see(positions: list[int]) -> list[Instances]:
+            pixels = (torch.from_numpy(images[i])[None].to(self.device, non_blocking=True) for i in positions)
+            inputs = torch.cat([resize_to_network(image, seen[positions[0]]) for image in pixels])
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                output = self.network(pixel_values=inputs)
+            return [self._read(output, row, sizes[i]) for row, i in enumerate(positions)]
+
+        return run_in_batches(self.device, seen, images_at_once(self.device, self.config.batch), see)
+
+    def _read(self, output: Any, row: int, size: tuple[int, int]) -> Instances:
+        """The people of one image of the batch, at its map size."""
+        classes = output.class_queries_logits[row].float().softmax(-1)[:, self._person].sum(-1)
+        logits = output.masks_queries_logits[row].float()
+        inside = logits > 0
+        certain = (logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp_min(1)
+        score = classes * certain
+        kept = (score >= self.config.min_score) & inside.any(2).any(1)
+        if not kept.any():
+            return Instances(np.zeros((0, *size), bool), np.zeros(0, np.float32))
+        maps = functional.interpolate(logits[kept][:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        return Instances((maps > 0).cpu().numpy(), score[kept].cpu().numpy())
+
+
+def person_classes(names: dict[int, str]) -> list[int]:
+    """Classes that mean a person. Raises: ModelError: there is none."""
+    found = [int(index) for index, name in names.items() if name.strip().lower() in ("person", "people", "human")]
+    if not found:
+        some = ", ".join(list(names.values())[:8])
+        raise ModelError(f"masks.model knows no class 'person' (it knows {some} ...); choose one trained on COCO")
+    return found
 
 
 @dataclass(frozen=True)
@@ -95,10 +163,8 @@ class MiVolo:
 
     def __init__(self, reference: ModelReference, device: torch.device) -> None:
         self.network, self.identity = load_pretrained(AutoModelForImageClassification, reference, device)
-        options = {} if reference.is_folder else {"revision": reference.revision}
-        self._processor = AutoImageProcessor.from_pretrained(
-            reference.name, trust_remote_code=reference.trust_remote_code, local_files_only=reference.offline, **options
-        )
+        options = {"trust_remote_code": reference.trust_remote_code, **source_options(reference)}
+        self._processor = AutoImageProcessor.from_pretrained(reference.located, **options)
         self._device = device
         genders = self.network.config.gender_id2label.items()
         self._male = next(int(index) for index, name in genders if name.lower() == "male")
