@@ -92,7 +92,7 @@ def write_annotations(made: Path, folder: Path) -> Path:
         layer = int((z[names == name] < z[row]).sum())
         person = {"kp2d": keypoints[row][openpose], "depth_id": layer, "age": 0, "gender": -1, "bbox": [0, 0, 9, 9]}
         annots.setdefault(str(name).rpartition("/")[2], []).append(person)
-    annots["nobody.jpg"] = [{"kp2d": None, "depth_id": -1, "age": -1, "gender": "unclear"}]
+    annots["nobody.jpg"] = [{"kp2d": None, "depth_id": -1, "age": "unclear", "gender": -1}]
     np.savez(folder / "test_annots.npz", annots=np.array(annots, dtype=object))
     return folder
 
@@ -109,7 +109,7 @@ def test_relative_human_takes_labels_of_our_schema(
     assert found["counts"]["images without a prediction"] == 1
     assert found["counts"]["people annotated without keypoints (cannot be found)"] == 1
     out = capsys.readouterr().out
-    assert "nobody.jpg, person 0: gender" in out
+    assert "nobody.jpg, person 0: age" in out
     assert "recognised by the last 1 part" in out
 
 
