@@ -52,7 +52,7 @@ def test_the_name_of_a_file_decides_nothing(kind: FileKind, write: Any, name: st
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.npz")
-    with pytest.raises(UnknownFile, match="a named pipe"):
+    with pytest.raises(UnknownFile, match="a pipe, socket or device"):
         recognise(tmp_path / "pipe.npz")
 
 
