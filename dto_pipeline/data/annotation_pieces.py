@@ -7,7 +7,8 @@ arrays (see `sources.predictions`), which the processes of one machine map. Pixe
 
 from __future__ import annotations
 
-import tempfile
+import atexit
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -83,14 +84,13 @@ def open_people_set(path: str | Path, kind: FileKind, images: str) -> PeopleSet:
     if kind is not FileKind.MA_HMR:
         return people
     rows, names = source.rows(np.arange(source.num_rows)), source.image_names(0, source.num_rows)
-    folder = temporary_folder("dto-annots-")
-    _FOLDERS.append(folder)
-    copy = Path(folder.name) / "people.npz"
+    copy = _FOLDERS.enter_context(temporary_folder("dto-annots-")) / "people.npz"
     np.savez(copy, image=names, pose=rows.pose, betas=rows.betas, transl=rows.transl, intrinsics=rows.intrinsics)
     return replace(people, copy=copy)
 
 
-_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []  # as long as this process lives: others read from them
+_FOLDERS = ExitStack()  # as long as this process lives: others read from them
+atexit.register(_FOLDERS.close)
 
 
 @lru_cache
