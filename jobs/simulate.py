@@ -28,7 +28,6 @@ from dto_pipeline.config import RunConfig
 from dto_pipeline.data.files import write_json_atomic
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
-from dto_pipeline.evaluate.tables import align
 from dto_pipeline.run.loop import RunAborted, Schedule, drive
 from dto_pipeline.run.pool import (
     Event,
@@ -41,6 +40,7 @@ from dto_pipeline.run.pool import (
     WorkerReady,
 )
 from dto_pipeline.run.report import format_duration
+from dto_pipeline.tables import align
 
 NEAR_BEST = 0.02  # efficiency that a recommended shard size may cost against the best one
 GOOD_LUCK = 0.01  # sound shards given up by chance, on average, that a recommended size may bring

@@ -64,8 +64,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list
 
 def measures(labels: People, truth: People, body: BodyModel) -> dict[str, dict[str, float]]:
     before = read_people(CROWDS / "labels/release.npz")
-    columns = evaluate_synthetic({"labels": before, "run": labels}, truth, body, resamples=0).columns
-    return {name: {key: found.value for key, found in column.estimates.items()} for name, column in columns.items()}
+    columns = evaluate_synthetic({"labels": before, "run": labels}, truth, body, resamples=0).estimates
+    return {name: {key: found.value for key, found in column.items()} for name, column in columns.items()}
 
 
 @pytest.mark.parametrize("name", ["paper", "joint"])

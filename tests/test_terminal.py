@@ -88,8 +88,10 @@ def test_log_lines_for_people_are_written_out(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_page_holds_no_mark() -> None:
-    blocks = [{"kind": "text", "title": NAME, "text": NAME}, {"kind": "legend", "names": [("before", NAME)]}]
-    page = render_page(NAME, NAME, [(NAME, NAME, NAME)], [{"title": NAME, "note": NAME, "blocks": blocks}])
+    parts = {"title": NAME, "tiles": [(NAME, NAME, NAME)], "status": NAME, "certain": [], "failed": 1}
+    chart = {"title": NAME, "note": NAME, "source": "data:,"}
+    more = {"charts": [chart], "scenes": [(NAME, [(NAME, "data:,")])], "settings": [(NAME, NAME)]}
+    page = render_page(**parts, **more, failures=[(NAME, NAME, NAME)])
     assert not raw(page)
     assert "\\u202e" in page
 

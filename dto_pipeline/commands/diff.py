@@ -1,9 +1,10 @@
-"""`dto diff`: what two sets of labels say differently."""
+"""`dto diff`: compare two sets of labels."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.options import not_negative
@@ -51,10 +52,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _pairs(sides: Sequence[str], against: Sequence[str]) -> list[tuple[str, str]]:
-    """Who is compared with whom: two sides; or runs of one subset; or all with one."""
+    """The pairs to compare: two sides; or runs of one subset; or all with one."""
     if not against:
         if len(sides) != 2:
-            raise DtoError(f"{len(sides)} sides; name two, or the others behind --against")
+            raise DtoError(f"{len(sides)} sides; name two, or the others after --against")
         return [(sides[0], sides[1])]
     if len(against) == 1:
         return [(side, against[0]) for side in sides]
@@ -70,7 +71,7 @@ def _pairs(sides: Sequence[str], against: Sequence[str]) -> list[tuple[str, str]
             found[subset] = run
     if own.keys() != theirs.keys():
         alone = sorted(own.keys() ^ theirs.keys())
-        raise DtoError(f"subsets {alone} are on one side only; name the same subsets before and behind --against")
+        raise DtoError(f"subsets {alone} are on one side only; name the same subsets before and after --against")
     return [(own[subset], theirs[subset]) for subset in own]
 
 
@@ -84,23 +85,30 @@ def compare(before: str, after: str, body_path: str | None = None, worst: int = 
     Raises:
         LabelsError: a side holds no labels, a file that cannot be read, or labels of different body models.
     """
+    import numpy as np
+
     from dto_pipeline.data.label_files import check_one_body, find_label_files
+    from dto_pipeline.data.labels import read_labels
     from dto_pipeline.data.people import read_people
     from dto_pipeline.evaluate.people_diff import Side, diff_people
 
     places = (before, after)
     files = {place: find_label_files(place) for place in places if _is_ours(place)}
     check_one_body([file for found in files.values() for file in found])
-    name = "image_id" if all(place in files for place in places) else "image_path"
-    sides = [
-        Side.of_labels(place, files[place], name) if place in files else Side.of_people(place, read_people(place))
-        for place in places
-    ]
+    sides = []
+    for place in places:
+        people, status = read_people(files.get(place, place)), None
+        if place in files:
+            table = read_labels(*files[place], columns=["image_id", "status"], people=())
+            status = np.array(table.column("status").to_pylist(), np.str_)
+            if len(files) == len({*places}):
+                people = replace(people, images=np.array(table.column("image_id").to_pylist(), dtype=object))
+        sides.append(Side(place, people, place in files, status))
     return diff_people(sides[0], sides[1], _find_body([*files], body_path), worst)
 
 
 def _is_ours(place: str) -> bool:
-    """Runs, exports in Parquet and label files, also behind a URI; told by what is there."""
+    """Runs, exports in Parquet and label files, also behind a URI."""
     from dto_pipeline.data.people import FileKind, recognise
     from dto_pipeline.data.storage import as_location
 

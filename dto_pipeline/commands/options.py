@@ -82,7 +82,7 @@ def add_heights_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_moved_options(parser: argparse.ArgumentParser) -> None:
-    """`--manifest` and `--body` of a verb that looks at a run."""
+    """`--manifest` and `--body` of a verb that reads a run."""
     parser.add_argument("--manifest", metavar="FILE", help="the run's manifest, where it was moved")
     parser.add_argument("--body", metavar="NPZ", help="the run's body model, where it was moved")
 

@@ -1,5 +1,4 @@
-"""What several verbs print, as a table or as JSON where `--json` asks for it, of one run or of several, and where they
-may write."""
+"""Output that several verbs share: tables or JSON of one run or of several, and checks of `-o`."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ _GRAVITY = (0, 3, 1, 2)  # exit codes from harmless to bad: done, pending as ask
 
 
 def print_report(report: Any, as_json: bool) -> None:
-    """Print what a verb found: its `to_json()` for programs, or its `as_table()`."""
+    """Print a report: its `to_json()` for programs, or its `as_table()`."""
     print(json.dumps(report.to_json(), indent=1) if as_json else report.as_table())
 
 
@@ -27,21 +26,21 @@ def worst_exit(codes: Sequence[int]) -> int:
 
 def show_several(
     names: Sequence[str],
-    look: Callable[[int], _Found],
+    read: Callable[[int], _Found],
     facts: Callable[[_Found], Mapping[str, str]],
     exit_code: Callable[[_Found], int],
     as_json: bool,
 ) -> int:
-    """Look at each, print one table over them (or one JSON list), return the worst exit code.
+    """Print one table (or JSON list) of several reports; return the worst exit code.
 
     Args:
         names: what the rows are called.
-        look: number of a row -> what was found; a `DtoError` costs this row only.
-        facts: what was found -> column -> cell.
-        exit_code: of what was found.
+        read: number of a row -> its report; a `DtoError` costs this row only.
+        facts: report -> column -> cell.
+        exit_code: of a report.
         as_json: print a list of ``to_json()`` instead, each with its name.
     """
-    from dto_pipeline.evaluate.tables import align
+    from dto_pipeline.tables import align
 
     rows: list[tuple[str, Mapping[str, str]]] = []
     plain: list[dict[str, Any]] = []
@@ -49,7 +48,7 @@ def show_several(
     errors: list[str] = []
     for number, name in enumerate(names):
         try:
-            found: Any = look(number)
+            found: Any = read(number)
         except DtoError as error:
             errors.append(f"{name}: {error}")
             codes.append(error.exit_code)
@@ -82,12 +81,12 @@ def local_place(text: str) -> Path:
 
 
 def lasting_place(text: str) -> str:
-    """`-o` of a verb that writes to any store but this process's memory, which nobody could read afterwards."""
+    """`-o` of a verb that writes to any store except the memory of this process, which ends with it."""
     if text.startswith("memory://"):
-        raise DtoError(f"{text} lies in the memory of this process and ends with it; name a folder or a bucket (-o)")
+        raise DtoError(f"{text} is the memory of this process and ends with it; name a folder or a bucket (-o)")
     return text
 
 
 def show_progress(done: int, images: int) -> None:
-    """A line on the terminal that says how many images are made."""
+    """A progress line on the terminal."""
     print(f"\r   {done} of {images} images", end="\n" if done == images else "", flush=True)

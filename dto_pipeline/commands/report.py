@@ -55,13 +55,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _folders(runs: list[str]) -> list[str]:
-    """A folder a run, called like it; a number behind a name that comes again."""
+    """A folder for each run, with its name; repeated names get a number."""
     names = [run.rstrip("/").rpartition("/")[2] or "run" for run in runs]
     return [f"{name}-{names[:k].count(name) + 1}" if name in names[:k] else name for k, name in enumerate(names)]
 
 
 def _write(run_dir: str, out: Path, arguments: argparse.Namespace) -> Path:
-    """The page of one run; it is worth having without its body model, unless that was named."""
+    """Write the page of one run, without scenes if its body model is gone and none is named."""
     from dto_pipeline.view.report import write_report
     from dto_pipeline.view.run_files import find_run_body, open_pixels, open_run_files
 

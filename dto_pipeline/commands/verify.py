@@ -59,7 +59,7 @@ def _verified(run_dir: str, arguments: argparse.Namespace) -> Verdict:
 
 
 def _record_damage(verdict: Verdict) -> None:
-    """Note the shards that are damaged, so that the next `dto run` looks at them and does them again."""
+    """Note the shards that are damaged, so that the next `dto run` does them again."""
     from dto_pipeline.data.storage import as_location
     from dto_pipeline.run.folder import RunDirectory, note_damage
 
@@ -74,7 +74,7 @@ def _record_damage(verdict: Verdict) -> None:
 
 
 def _facts(verdict: Verdict) -> dict[str, str]:
-    """A row of the table over several runs; `dto verify RUN` tells the offences of one."""
+    """A row of the table over several runs."""
     broken = [name for name, rule in verdict.rules.items() if rule.broken]
     return {
         "images": f"{verdict.images}",

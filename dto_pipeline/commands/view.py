@@ -1,4 +1,4 @@
-"""`dto view`: chosen scenes of a run as pages and 3D files."""
+"""`dto view`: draw scenes of a run, or of a file of people, as pages and 3D files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--worst", type=not_negative, default=0, metavar="N", help="optimised scenes of largest deviation"
     )
-    parser.add_argument("--random", type=not_negative, default=0, metavar="N", help="scenes drawn by lot")
+    parser.add_argument("--random", type=not_negative, default=0, metavar="N", help="scenes chosen at random")
     parser.add_argument("--seed", type=not_negative, default=0, metavar="S", help="seed of --random (0)")
     parser.add_argument("--status", action="append", default=[], metavar="S", help="only images of this status")
     parser.add_argument("--glb", action="store_true", help="also write a binary glTF of each scene (y up, metres)")
@@ -36,7 +36,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
-    """Options for what was moved since the run."""
+    """Options for files that were moved since the run."""
     add_moved_options(parser)
     parser.add_argument("--images", metavar="DIR", help="images folder in place of the manifest's")
     parser.add_argument("--depth", metavar="DIR", help="depth folder in place of the manifest's")
@@ -45,7 +45,7 @@ def add_places(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.data.files import write_bytes_atomic
     from dto_pipeline.view.gltf import scene_to_glb
-    from dto_pipeline.view.pages import file_name, save_png, scene_panel
+    from dto_pipeline.view.pages import draw_scene, file_name, save_png
     from dto_pipeline.view.run_files import choose_scenes, load_placed, load_run_body, open_pixels, open_run_files
 
     if Path(arguments.run_dir).is_file():
@@ -59,30 +59,28 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"without photographs: {run.manifest_problem}")
     for placed in load_placed(run, places, open_pixels(run, arguments.images, arguments.depth)):
         path = out / f"{file_name(placed.scene.image_id)}.png"
-        save_png(scene_panel(placed, body), path)
+        save_png(draw_scene({"after": placed}, body), path)
         print(path)
         if arguments.glb:
             path = path.with_name(f"{path.stem}.glb")
             write_bytes_atomic(path, scene_to_glb(placed, body))
             print(path)
     if not places:
-        print("no scene was chosen; `dto status` counts the statuses of a run, --random N takes any")
+        print("no scene was chosen; `dto status` lists the statuses of a run, --random N takes any")
     return 0 if places else 1
 
 
 def _view_file(arguments: argparse.Namespace) -> int:
-    """Scenes of a file of any kind that holds people: released DTO-Humans, CameraHMR's, predictions, exports."""
+    """Draw scenes of a file of people: released DTO-Humans, CameraHMR's, predictions, exports."""
     from dto_pipeline.data.images import ImageFolder
     from dto_pipeline.data.people import read_people
     from dto_pipeline.data.storage import as_location
     from dto_pipeline.models.body import load_body
-    from dto_pipeline.view.pages import file_name, file_panel, save_png
+    from dto_pipeline.view.pages import draw_file_image, file_name, save_png
     from dto_pipeline.view.run_files import choose_images
 
     if arguments.worst or arguments.status or arguments.glb:
-        raise DtoError(
-            f"{arguments.run_dir} is no run: choose scenes with --key or --random; there are no 3D files of it"
-        )
+        raise DtoError(f"{arguments.run_dir} is not a run: choose scenes with --key or --random; it has no 3D files")
     if arguments.body is None:
         raise DtoError(f"{arguments.run_dir} does not name its body model; name it with --body (demo = the stand-in)")
     people = read_people(arguments.run_dir)
@@ -91,6 +89,6 @@ def _view_file(arguments: argparse.Namespace) -> int:
     body = load_body(arguments.body)
     for image in choose_images(people, arguments.key, number, arguments.seed):
         path = local_place(arguments.out) / f"{file_name(str(people.images[image]))}.png"
-        save_png(file_panel(people, image, body, images), path)
+        save_png(draw_file_image(people, image, body, images), path)
         print(path)
     return 0

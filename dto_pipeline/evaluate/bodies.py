@@ -1,4 +1,4 @@
-"""People of files as bodies: joints, meshes, places in the image; how far two bodies are apart. Metres, pixels."""
+"""Joints, meshes and image positions of people of files, and distances between bodies. Metres, pixels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def joints_of(people: People, body: BodyModel) -> np.ndarray:
 
 
 def vertices_of(people: People, body: BodyModel) -> np.ndarray:
-    """(n, V, 3) float32 meshes [m]; of many people, see `in_chunks`."""
+    """(n, V, 3) float32 meshes [m]; for many people use `in_chunks`."""
     return body.vertices(*_tensors(people)).numpy()
 
 
@@ -37,14 +37,14 @@ def project_joints(people: People, body: BodyModel, intrinsics: np.ndarray) -> n
 
 
 def rest_heights(people: People, body: BodyModel) -> np.ndarray:
-    """(n,) float64 heights in the rest pose [m], as the file says it or as the body has it."""
+    """(n,) float64 heights in the rest pose [m], from the file, or measured on the body."""
     if people.height is not None:
         return people.height
     return body.rest_height(torch.from_numpy(people.betas.astype(np.float64))).numpy()
 
 
 def in_chunks(count: int) -> list[np.ndarray]:
-    """Positions 0 .. count - 1 in parts whose meshes fit into memory; one part, empty, of nobody."""
+    """Positions 0 .. count - 1 in parts whose meshes fit into memory; at least one part, which may be empty."""
     return np.array_split(np.arange(count), max(1, -(-count // _AT_ONCE)))
 
 

@@ -1,9 +1,8 @@
-"""What every evaluation hands over: measures with intervals, counts of everybody, one row per image.
+"""Results of evaluations: measures with intervals, counts of images and people, one row per image.
 
-An evaluation is made of sums per image; measures are functions of pooled sums, so that the same definition serves all
+An evaluation consists of sums per image; measures are functions of pooled sums, so that one definition serves all
 images together, each image alone, and images drawn again. People of one image share its camera and its depth map, so
-images are drawn, never people; intervals are percentile intervals (Efron, "Bootstrap Methods", 1979). Knows text and
-JSON; knows no metric and writes no files.
+images are drawn, never people; intervals are percentile intervals (Efron, "Bootstrap Methods", 1979).
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.evaluate.tables import align
+from dto_pipeline.errors import DtoError
+from dto_pipeline.tables import align
 
 Sums = Mapping[str, np.ndarray]  # name -> (N,) or (R, N), whatever is added up per image
 Statistic = Callable[[Sums], np.ndarray]
@@ -24,6 +24,10 @@ Statistic = Callable[[Sums], np.ndarray]
 RESAMPLES = 1000  # draws; the ends of a 95 % interval then rest on 25 of them each
 LEVEL = 0.95  # share of draws inside an interval
 _NUMBERS_AT_ONCE = 1 << 22  # bounds memory: drawn counts held together
+
+
+class EvaluationError(DtoError, ValueError):
+    """Sides that cannot be compared; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,7 @@ def estimate(
         statistics: name -> function of the pooled sums, (...) in and (...) out; NaN = nothing to measure.
         resamples: how often N images are drawn; 0 = no intervals (NaN).
         seed: of the draws; equal arguments give equal intervals.
-
-    Raises:
-        ValueError: sums of different lengths.
     """
-    lengths = {len(values) for values in sums.values()}
-    if len(lengths) > 1:
-        raise ValueError(f"sums have lengths {sorted(lengths)}; expected one number per image in each")
     table = np.stack([np.asarray(values, np.float64) for values in sums.values()], axis=-1)
 
     def named(rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -109,21 +107,14 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Column:
-    """One set of people that is measured: what each image adds, and what that comes to."""
-
-    sums: Sums  # name -> (N,)
-    estimates: Mapping[str, Estimate]  # by the measures' keys
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """Measures of one or more columns over the same N images, with what was left out and why."""
 
     title: str
     images: Sequence[str]  # N names
     measures: tuple[Measure, ...]
-    columns: Mapping[str, Column]
+    columns: Mapping[str, Sums]  # set of people -> name -> (N,) what each image adds
+    estimates: Mapping[str, Mapping[str, Estimate]]  # set of people -> key of a measure -> its value
     counts: Mapping[str, int]  # images and people, in words
     notes: tuple[str, ...]
     settings: Mapping[str, Any]  # what was asked for, for the JSON
@@ -133,7 +124,7 @@ class Evaluation:
         head = ["", *self.columns]
         rows = [
             [f"{measure.title} [{measure.unit}]" if measure.unit else measure.title]
-            + [show(column.estimates[measure.key], measure) for column in self.columns.values()]
+            + [show(column[measure.key], measure) for column in self.estimates.values()]
             for measure in self.measures
         ]
         lines = [self.title, "", *align([head, *rows]), ""]
@@ -148,8 +139,7 @@ class Evaluation:
             "level": LEVEL,
             "units": {measure.key: measure.unit for measure in self.measures},
             "measures": {
-                name: {key: _plain(found) for key, found in column.estimates.items()}
-                for name, column in self.columns.items()
+                name: {key: _plain(found) for key, found in column.items()} for name, column in self.estimates.items()
             },
             "counts": dict(self.counts),
             "notes": list(self.notes),
@@ -160,10 +150,10 @@ class Evaluation:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         head, cells = ["image"], []
-        for name, column in self.columns.items():
+        for name, sums in self.columns.items():
             before = f"{name}:" if len(self.columns) > 1 else ""
-            alone = {measure.key: measure.of(column.sums) for measure in self.measures}
-            for key, values in {**alone, **column.sums}.items():
+            alone = {measure.key: measure.of(sums) for measure in self.measures}
+            for key, values in {**alone, **sums}.items():
                 head.append(f"{before}{key}")
                 cells.append(np.broadcast_to(values, len(self.images)))
         writer.writerow(head)
@@ -176,18 +166,22 @@ def evaluate(
     title: str,
     images: Iterable[object],
     measures: tuple[Measure, ...],
-    sums: Mapping[str, Sums],
+    columns: Mapping[str, Sums],
     counts: Mapping[str, int],
     notes: Sequence[str],
     resamples: int,
     seed: int,
     **settings: Any,
 ) -> Evaluation:
-    """The measures of each column's `sums` with their intervals; empty notes say nothing."""
+    """The measures of each column with their intervals; empty notes are left out."""
     statistics = {measure.key: measure.of for measure in measures}
-    columns = {name: Column(own, estimate(own, statistics, resamples, seed)) for name, own in sums.items()}
-    asked = {**settings, "resamples": resamples, "seed": seed}
-    return Evaluation(title, list(map(str, images)), measures, columns, counts, tuple(filter(None, notes)), asked)
+    estimates = {name: estimate(sums, statistics, resamples, seed) for name, sums in columns.items()}
+    names, notes, asked = (
+        [*map(str, images)],
+        (*filter(None, notes),),
+        {**settings, "resamples": resamples, "seed": seed},
+    )
+    return Evaluation(title, names, measures, columns, estimates, counts, notes, asked)
 
 
 def add_up(values: np.ndarray, image: np.ndarray, images: int) -> np.ndarray:

@@ -1,6 +1,4 @@
-"""What belongs together: images of two files by their names, people of an image by boxes and joints, greedily.
-
-Plain names and arrays, pixels; all images at once. Knows no bodies and no files.
+"""Match images of two files by their names, and people of an image by boxes and joints, greedily. Pixels.
 
 Data sets write the same image as ``insta-train/a/b/c.jpg``, ``a/b/c.jpg`` or ``c.jpg``. Compared are whole names first,
 then their last 3, 2 and 1 parts; the longest form under which most images meet is used.
@@ -18,26 +16,24 @@ from dto_pipeline.errors import DtoError
 
 MIN_IOU = 0.1  # of boxes around joints under which the benchmarks (3DPW, AGORA) see two people
 _PARTS = (None, 3, 2, 1)  # of a name that are compared, whole names first
-_PAIRS_AT_ONCE = 1 << 15  # bounds memory: 45 distances each
 
 
 class ImageJoinError(DtoError, ValueError):
-    """Two files that have no image in common; the message shows names of both."""
+    """Two files without a common image; the message shows names of both."""
 
 
 @dataclass(frozen=True)
 class ImageJoin:
     """N true images and where they are among the M found ones."""
 
-    found: np.ndarray  # (N,) int64 position among the found images, -1 = it has none
-    true: np.ndarray  # (M,) int64 the other way round, -1 = it is no true image
-    unmatched: tuple[str, ...]  # found images that are no true image
-    parts: int | None  # of the names that were compared; None = all
+    found: np.ndarray  # (N,) int64 position among the found images, -1 = none
+    true: np.ndarray  # (M,) int64 position of each found image among the true ones, -1 = none
+    note: str  # which parts of the names were compared; "" = whole names
 
     @property
-    def note(self) -> str:
-        """How images were recognised, for the reader of the numbers."""
-        return "" if self.parts is None else f"images were recognised by the last {self.parts} part(s) of their names"
+    def unmatched(self) -> int:
+        """Found images that are no true image."""
+        return int((self.true < 0).sum())
 
 
 def join_images(found: Sequence[str], truth: Sequence[str]) -> ImageJoin:
@@ -64,7 +60,8 @@ def join_images(found: Sequence[str], truth: Sequence[str]) -> ImageJoin:
         )
     back = np.full(len(found), -1)
     back[where[where >= 0]] = np.flatnonzero(where >= 0)
-    return ImageJoin(where, back, tuple(name for name, place in zip(found, back, strict=True) if place < 0), shown)
+    note = "" if shown is None else f"images were recognised by the last {shown} part(s) of their names"
+    return ImageJoin(where, back, note)
 
 
 def _key(name: str, parts: int | None) -> str:
@@ -72,40 +69,43 @@ def _key(name: str, parts: int | None) -> str:
     return "/".join(pieces if parts is None else pieces[-parts:])
 
 
-def match_bodies(
-    found: np.ndarray, truth: np.ndarray, found_image: np.ndarray, true_image: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Match people one to one inside each image, nearest joints first, where the boxes around them overlap enough.
+def match_bodies(found: np.ndarray, truth: np.ndarray, published: bool = False) -> np.ndarray:
+    """Match the people of one image one to one, nearest first, where the boxes around their joints overlap enough.
 
-    The rule of the multi-person benchmarks: pairs of one image whose boxes have an intersection over union of at least
-    `MIN_IOU` may match; they are taken greedily by the root mean square distance of the joints both have in the image.
+    The rule of the multi-person benchmarks: pairs whose boxes have an intersection over union of at least `MIN_IOU`,
+    taken greedily by the root mean square distance of the joints that both have in the image.
 
     Args:
         found: (n, J, 2) joints in the image [px], NaN where a joint has no image; truth: (m, J, 2).
-        found_image: (n,) int image of each person; true_image: (m,).
+        published: as 3DPW's and AGORA's scripts do it: by the spectral norm of the joints' difference, boxes with a
+            border of one pixel, and a pair that does not overlap uses up a prediction. Takes finite joints only.
 
     Returns:
-        Positions (k,) of found people and (k,) of true people, ordered by the true person. At equal distance the lower
-        positions come first, so the result does not depend on how images are numbered.
+        (k, 2) int64 found and true person, ordered by the true one; at equal distance the lower numbers match first.
     """
-    first, second = pairs_within(found_image, true_image)
-    overlap = box_iou(joint_boxes(found)[first], joint_boxes(truth)[second])
-    distance = np.full(len(first), np.inf)
-    for start in range(0, len(first), _PAIRS_AT_ONCE):
-        part = slice(start, start + _PAIRS_AT_ONCE)
-        square = ((found[first[part]] - truth[second[part]]) ** 2).sum(-1)
+    gap = found[:, None] - truth[None]
+    if not gap.size:
+        return np.zeros((0, 2), np.int64)
+    overlaps = box_iou(joint_boxes(found)[:, None], joint_boxes(truth), border=float(published)) >= MIN_IOU
+    if published:
+        distance = np.linalg.norm(gap, ord=2, axis=(2, 3))
+    else:
+        square = (gap**2).sum(-1)
         both = np.isfinite(square)
-        total = np.where(both, square, 0.0).sum(-1)
-        distance[part] = np.sqrt(np.divide(total, both.sum(-1), out=distance[part], where=both.any(-1)))
-    may = (overlap >= MIN_IOU) & np.isfinite(distance)
-    first, second, distance = first[may], second[may], distance[may]
-    taken = take_greedily(first, second, np.lexsort((second, first, distance)))
-    taken = taken[np.argsort(second[taken], kind="stable")]
-    return first[taken], second[taken]
+        overlaps &= both.any(-1)
+        distance = np.sqrt(np.where(both, square, 0.0).sum(-1) / np.maximum(both.sum(-1), 1))
+    pairs = take_within_budget(distance, overlaps, spent=published)
+    return pairs[np.argsort(pairs[:, 1], kind="stable")]
+
+
+def by_image(owner: np.ndarray, images: int) -> list[np.ndarray]:
+    """Positions of the people of each image. Args: owner (n,) int, the image of each person, in any order."""
+    order = np.argsort(owner, kind="stable")
+    return np.split(order, np.searchsorted(owner[order], np.arange(1, images)))
 
 
 def pairs_within(image: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Everybody of one side with everybody of the other in the same image: positions (k,), (k,) in (n,) and (m,)."""
+    """All pairs of people in the same image: positions (k,) in `image` (n,) and (k,) in `other` (m,)."""
     order = np.argsort(other, kind="stable")
     start = np.searchsorted(other[order], image, "left")
     count = np.searchsorted(other[order], image, "right") - start
@@ -115,9 +115,9 @@ def pairs_within(image: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def take_greedily(first: np.ndarray, second: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Which of the pairs (first, second) (k,) a pass in this order (k,) takes that uses nobody twice: positions.
+    """Positions of the pairs (first, second) (k,) that a greedy pass in this order (k,) takes, each person once.
 
-    In every round all pairs are taken that come first for both of their people; a greedy pass takes the same ones.
+    Every round takes all pairs that come first for both of their people, which are those of a greedy pass.
     """
     taken = [np.zeros(0, np.int64)]
     while order.size:
@@ -133,8 +133,8 @@ def take_within_budget(distance: np.ndarray, overlaps: np.ndarray, spent: bool) 
 
     Args:
         distance, overlaps: (n, m) of every pair; bool, whether their boxes overlap enough.
-        spent: as published metrics have it: a pair that does not overlap uses up a prediction, and where none is left
-            the matching ends.
+        spent: as in published metrics: a pair that does not overlap uses up a prediction, and the matching ends where
+            none is left.
 
     Returns:
         (k, 2) int64: prediction, person, in the order taken.

@@ -1,34 +1,29 @@
-"""`dto diff`: how far the people of two sides stand apart, person by person, whoever wrote them.
+"""`dto diff`: how far the people of two sides stand apart, person by person, in files of any kind.
 
-Images meet by their names (`matching.py`), people of an image by what they are: the same pose first, of several the
-same label row or the nearer shape and place; who is left over by the nearest place in the picture. Nothing is taken
-from the order, because released DTO-Humans has another one (near people that moved, far ones that moved, the others).
-People whose numbers cannot be used are counted and left out. Equal means equal bits. Differences are after minus
-before: z and height in metres, the scale as z after over z before.
-
-Sides are read a part at a time; what is held are four numbers per matched person.
+Images are matched by their names (`matching.py`), people of an image by pose (of several, by label row or the nearest
+shape and place), the rest by the nearest place in the picture. Their order is not used, because released DTO-Humans has
+another one (near people that moved, far ones that moved, the others). People whose numbers cannot be used are counted
+and left out. Equal means equal bits. Differences are after minus before: z and height in metres, the scale as z after
+over z before. Both sides are in memory, about 0.5 kB per person.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from dto_pipeline.data.labels import read_labels
-from dto_pipeline.data.people import People, read_people
+from dto_pipeline.data.people import People
 from dto_pipeline.evaluate.matching import join_images, pairs_within, take_greedily
-from dto_pipeline.evaluate.tables import align
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.status import PersonStatus
+from dto_pipeline.tables import align
 
 SAME_POSE = 1e-4  # largest difference of an angle of the same pose [rad]; float32 keeps 1e-6
 HALF_A_BODY = 0.85  # people nearer than this in the picture may be the same, at the nearer one's distance [m]
@@ -46,41 +41,21 @@ _MEASURES = {
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: N images, read a part at a time."""
+    """One side of a comparison."""
 
     title: str
-    names: Sequence[str]  # of the images
-    accepted: np.ndarray  # (N,) bool
-    starts: np.ndarray  # (parts + 1,) int64: the first image of each part, then N
-    read: Callable[[int], People]  # the people of a part
-    judged: bool  # labels of this project: they list images that are not accepted too, and tell label rows
-    status: np.ndarray | None = None  # (N,) str of each image; None = not told
-
-    @classmethod
-    def of_people(cls, title: str, people: People) -> Side:
-        """A file of any kind; one that does not say is taken to list accepted images only."""
-        ends = np.array([0, people.num_images])
-        return cls(title, people.images.tolist(), people.accepted, ends, lambda _: people, judged=False)
-
-    @classmethod
-    def of_labels(cls, title: str, files: Sequence[str | Path], name: str) -> Side:
-        """Label files of this project, whose images are called as the column `name` says. Raises: LabelsError."""
-        tables = [read_labels(file, columns=[name, "is_accepted", "status"], people=()) for file in files]
-        names = [image for table in tables for image in table.column(name).to_pylist()]
-        accepted = np.concatenate([table.column("is_accepted").to_numpy() for table in tables]).astype(bool)
-        status = np.array([word for table in tables for word in table.column("status").to_pylist()], np.str_)
-        starts = np.cumsum([0, *(table.num_rows for table in tables)])
-        read = lru_cache(maxsize=1)(lambda part: read_people([files[part]]))
-        return cls(title, names, accepted, starts, read, judged=True, status=status)
+    people: People
+    judged: bool = False  # labels of this project: they list images that are not accepted too, and give label rows
+    status: np.ndarray | None = None  # (N,) str of each image; None = unknown
 
 
 @dataclass
 class PeopleDiff:
-    """What two sides say differently; see the module."""
+    """Differences of two sides; see the module."""
 
     before: str
     after: str
-    note: str  # how images were recognised
+    note: str  # how images were matched
     heights: bool  # a body was named, so heights are known
     whole: bool  # both sides list all their images: one without a partner is a difference
     images: int = 0  # of both sides
@@ -96,7 +71,7 @@ class PeopleDiff:
     people_only: dict[str, int] = field(default_factory=dict)  # side -> people of common images the other lacks
     people_missing: list[str] = field(default_factory=list)  # the first of them
     unusable: dict[str, int] = field(default_factory=dict)  # side -> people of common images without usable numbers
-    values: dict[str, list[np.ndarray]] = field(default_factory=dict)  # measure -> one number per matched person
+    values: dict[str, np.ndarray] = field(default_factory=dict)  # measure -> (k,) of the matched people
     worst: list[tuple[float, str]] = field(default_factory=list)  # |dz|, what to say; the worst first
 
     @property
@@ -115,8 +90,7 @@ class PeopleDiff:
 
     def statistics(self, measure: str) -> dict[str, float]:
         """Mean of the difference, and median, 90 %, 99 % and largest of its size."""
-        known = np.concatenate(self.values[measure]) if self.values.get(measure) else np.zeros(0)
-        known = known[np.isfinite(known)]
+        known = self.values[measure][np.isfinite(self.values[measure])] if measure in self.values else np.zeros(0)
         if known.size == 0:
             return {}
         size = np.quantile(np.abs(known), (0.5, 0.9, 0.99, 1.0)).tolist()
@@ -168,34 +142,46 @@ def diff_people(before: Side, after: Side, body: BodyModel | None = None, worst:
 
     Raises:
         ImageJoinError: no image in common.
-        LabelsError: a label file cannot be read.
     """
-    join = join_images(before.names, after.names)
+    sides = {"before": before, "after": after}
+    join = join_images(before.people.images.tolist(), after.people.images.tolist())
     diff = PeopleDiff(before.title, after.title, join.note, body is not None, before.judged and after.judged)
-    place, common = join.true, join.true >= 0  # of the images before among those after
-    diff.images = int(common.sum())
+    common = np.flatnonzero(join.true >= 0)
+    diff.images = common.size
     if before.status is not None and after.status is not None:
-        words = before.status[common], after.status[place[common]]
-        diff.image_changes.update(f"{old} -> {new}" for old, new in zip(*words, strict=True) if old != new)
-    alone = {"before": ~common, "after": join.found < 0}
-    partner = {
-        "before": common & after.accepted[place],
-        "after": (join.found >= 0) & before.accepted[join.found],
-    }
-    diff.accepted["both"] = int((before.accepted & partner["before"]).sum())
-    for side, own in (("before", before), ("after", after)):
-        diff.images_only[side] = int(alone[side].sum())
-        apart = own.accepted & ~partner[side]
-        diff.accepted[side] = int(apart.sum())
-        diff.people_only[side] = diff.unusable[side] = 0
-        told = apart | alone[side] if diff.whole else apart
-        _name(diff.images_apart, (f"{own.names[i]}: {side} only" for i in np.flatnonzero(told).tolist()))
-    for part, (start, stop) in enumerate(zip(before.starts[:-1], before.starts[1:], strict=True)):
-        images = np.arange(start, stop)[common[start:stop]]
-        others = np.searchsorted(after.starts, place[images], "right") - 1
-        for other in np.unique(others).tolist():
-            some = images[others == other]
-            _compare_images(diff, (before, part, some), (after, other, place[some]), body, worst)
+        diff.image_changes = _changes(before.status[common], after.status[join.true[common]])
+    both = {"before": before.people.accepted, "after": after.people.accepted}
+    other = {"before": join.true, "after": join.found}
+    diff.accepted["both"] = int((both["before"][common] & both["after"][join.true[common]]).sum())
+    for side, far in (("before", "after"), ("after", "before")):
+        alone, people = other[side] < 0, sides[side].people
+        apart = people.accepted & (alone | ~both[far][other[side]])
+        diff.images_only[side], diff.accepted[side] = int(alone.sum()), int(apart.sum())
+        named = np.flatnonzero(apart | alone if diff.whole else apart)
+        _name(diff.images_apart, (f"{people.images[image]}: {side} only" for image in named.tolist()))
+    # usable people of common images, images numbered as before
+    crowds = {}
+    for side, people, image in (
+        ("before", before.people, np.where(join.true >= 0, np.arange(len(join.true)), -1)[before.people.owner]),
+        ("after", after.people, join.found[after.people.owner]),
+    ):
+        fit = people.usable & (people.status != str(PersonStatus.INVALID_LABEL))
+        diff.unusable[side] = int((~fit & (image >= 0)).sum())
+        kept = np.flatnonzero(fit & (image >= 0))
+        crowds[side] = people.take(kept), image[kept], kept - np.searchsorted(people.owner, people.owner[kept])
+    (first, image, position), (second, other_image, other_position) = crowds.values()
+    one, two, same = _match_in_pieces(first, second, image, other_image, diff.whole)
+    diff.people, diff.by_place = one.size, int((~same).sum())
+    for side, people, places, matched in (("before", first, position, one), ("after", second, other_position, two)):
+        missing = np.setdiff1d(np.arange(people.num_people), matched)
+        diff.people_only[side] = missing.size
+        _name(diff.people_missing, (f"{_person(people, places, person)}: {side} only" for person in missing.tolist()))
+    first, second, position = first.take(one), second.take(two), position[one]
+    _measure(diff, first, second, body)
+    dz = diff.values["dz"]
+    for row in (row for row in np.argsort(-np.abs(dz), kind="stable")[:worst].tolist() if dz[row] != 0):
+        words = f"z {first.transl[row, 2]:.2f} -> {second.transl[row, 2]:.2f} m"
+        diff.worst.append((abs(float(dz[row])), f"{_person(first, position, row)}: {words}"))
     return diff
 
 
@@ -203,100 +189,66 @@ def _name(where: list[str], texts: Iterable[str]) -> None:
     where += islice(texts, _NAMED - len(where))
 
 
-@dataclass(frozen=True)
-class _Crowd:
-    """n people of some images of a side, all usable."""
-
-    people: People
-    image: np.ndarray  # (n,) which of the images
-    words: list[str]  # of the images
-    position: np.ndarray  # (n,) in the image
-
-    def name(self, person: int) -> str:
-        return f"{self.words[self.image[person]]}, person {self.position[person]}"
+def _person(people: People, position: np.ndarray, person: int) -> str:
+    return f"{people.images[people.owner[person]]}, person {position[person]}"
 
 
-def _gather(people: People, images: np.ndarray, words: list[str]) -> tuple[_Crowd, int]:
-    """The usable people of some images of a part, and how many are not."""
-    first, last = np.searchsorted(people.owner, np.stack([images, images + 1]))
-    image = np.repeat(np.arange(images.size), last - first)
-    position = np.arange(image.size) - np.searchsorted(image, image)
-    some = people.take(first[image] + position)
-    fit = some.usable & (some.status != str(PersonStatus.INVALID_LABEL))
-    return _Crowd(some.take(fit), image[fit], words, position[fit]), int((~fit).sum())
+def _changes(before: np.ndarray, after: np.ndarray) -> Counter[str]:
+    """How often each word became another one, as "before -> after"."""
+    changed = before != after
+    return Counter(f"{old} -> {new}" for old, new in zip(before[changed], after[changed], strict=True))
 
 
-_Images = tuple[Side, int, np.ndarray]  # a side, one of its parts, and images of it
-
-
-def _compare_images(diff: PeopleDiff, before: _Images, after: _Images, body: BodyModel | None, worst: int) -> None:
-    """Count what the people of images that meet differ in, some images at a time."""
-    parts = [side.read(part) for side, part, _ in (before, after)]
-    local = [images - side.starts[part] for side, part, images in (before, after)]
-    counts = [np.diff(np.searchsorted(p.owner, [i, i + 1]), axis=0)[0] for p, i in zip(parts, local, strict=True)]
-    cut = np.cumsum(counts[0] * counts[1]) // _PAIRS  # images of one number have about `_PAIRS` pairs of people
-    for number in np.unique(cut).tolist():
-        rows = np.flatnonzero(cut == number)
-        crowds = []
-        for name, (side, _, images), people, own in zip(
-            ("before", "after"), (before, after), parts, local, strict=True
-        ):
-            crowd, unusable = _gather(people, own[rows], [side.names[image] for image in images[rows]])
-            diff.unusable[name] += unusable
-            crowds.append(crowd)
-        _compare_people(diff, crowds[0], crowds[1], body, worst)
-
-
-def _compare_people(diff: PeopleDiff, before: _Crowd, after: _Crowd, body: BodyModel | None, worst: int) -> None:
-    """Match and compare the people of some images."""
-    first, second, same = match_people(before.people, after.people, before.image, after.image, diff.whole)
-    diff.people += first.size
-    diff.by_place += int((~same).sum())
-    for side, crowd, matched in (("before", before, first), ("after", after, second)):
-        alone = np.setdiff1d(np.arange(crowd.image.size), matched)
-        diff.people_only[side] += alone.size
-        _name(diff.people_missing, (f"{crowd.name(k)}: {side} only" for k in alone))
-    dz = _measure(diff, before.people.take(first), after.people.take(second), body)
-    for row in (r for r in np.argsort(-np.abs(dz), kind="stable")[:worst].tolist() if dz[r] != 0):
-        z = [float(side.people.transl[k[row], 2]) for side, k in ((before, first), (after, second))]
-        words = f"{before.name(first[row])}: z {z[0]:.2f} -> {z[1]:.2f} m"
-        diff.worst.append((abs(float(dz[row])), words))
-    diff.worst = sorted(diff.worst, key=lambda one: -one[0])[:worst]
-
-
-def _measure(diff: PeopleDiff, before: People, after: People, body: BodyModel | None) -> np.ndarray:
-    """Count and keep what matched people differ in; z after minus before (k,) [m]."""
+def _measure(diff: PeopleDiff, before: People, after: People, body: BodyModel | None) -> None:
+    """Count and keep the differences of matched people."""
     unequal = np.zeros(before.num_people, bool)
     for name in ("pose", "betas", "transl"):
         unequal |= (getattr(before, name) != getattr(after, name)).any(axis=1)
-    changed = (before.status != after.status) & (before.status != "") & (after.status != "")
-    pairs = zip(before.status[changed], after.status[changed], strict=True)
-    diff.status_changes.update(f"{old} -> {new}" for old, new in pairs)
-    diff.different += int((unequal | changed).sum())
+    known = (before.status != "") & (after.status != "")
+    diff.status_changes = _changes(before.status[known], after.status[known])
+    diff.different = int((unequal | (known & (before.status != after.status))).sum())
     focal = [side.intrinsics[:, [0, 1], [0, 1]] for side in (before, after)]
     with np.errstate(invalid="ignore"):
         gap = np.abs(focal[0] - focal[1]) > _SAME_FOCAL * np.abs(focal[0])
-    diff.other_cameras += int(gap.any(axis=1).sum())
+    diff.other_cameras = int(gap.any(axis=1).sum())
     places = [side.transl.astype(np.float64) for side in (before, after)]
     z = [place[:, 2] for place in places]
-    apart = np.linalg.norm(places[1] - places[0], axis=1)
-    found = {"dz": z[1] - z[0], "dscale": z[1] / z[0] - 1, "apart": apart}
+    diff.values = {
+        "dz": z[1] - z[0],
+        "dscale": z[1] / z[0] - 1,
+        "apart": np.linalg.norm(places[1] - places[0], axis=1),
+    }
     if body is not None:
-        found["dheight"] = _height_change(before.betas, after.betas, body)
-    for name, values in found.items():
-        diff.values.setdefault(name, []).append(values.astype(np.float32))
-    return diff.values["dz"][-1]
+        diff.values["dheight"] = _height_change(before.betas, after.betas, body)
+    diff.values = {name: values.astype(np.float32) for name, values in diff.values.items()}
+
+
+Matches = tuple[np.ndarray, np.ndarray, np.ndarray]  # see `match_people`
+
+
+def _match_in_pieces(first: People, second: People, image: np.ndarray, other: np.ndarray, rows: bool) -> Matches:
+    """`match_people`, so many images at a time that their pairs of people number about `_PAIRS`."""
+    images = int(max(image.max(initial=-1), other.max(initial=-1))) + 1
+    pairs = np.bincount(image, minlength=images) * np.bincount(other, minlength=images)
+    piece = np.cumsum(pairs) // _PAIRS
+    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool))]
+    for number in np.unique(piece).tolist():
+        own, their = np.flatnonzero(piece[image] == number), np.flatnonzero(piece[other] == number)
+        one, two, same = match_people(first.take(own), second.take(their), image[own], other[their], rows)
+        found.append((own[one], their[two], same))
+    one, two, same = (np.concatenate(part) for part in zip(*found, strict=True))
+    return one, two, same
 
 
 def match_people(
     first: People, second: People, image: np.ndarray, other_image: np.ndarray, rows: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Who is who among n and m people of the same images.
+) -> Matches:
+    """Match n and m people of the same images.
 
     Args:
         first, second: usable people of each side.
-        image, other_image: (n,), (m,) int, the images they stand in.
-        rows: both sides tell label rows: of people of one pose those of the same row are the same.
+        image, other_image: (n,), (m,) int, the images they are in.
+        rows: both sides give label rows: of people of one pose those of the same row are the same.
 
     Returns:
         Positions of matched people on both sides, and whether they have the same pose.
@@ -312,7 +264,7 @@ def match_people(
     one, two = left[same], right[same]
     shape = np.abs(first.betas[one] - second.betas[two])
     place = np.linalg.norm(first.transl[one] - second.transl[two], axis=1)
-    # a placed person keeps the shape but for its size: coefficients 0 and 10 and the place tell twins apart last
+    # a placed person keeps the shape except its size: coefficients 0 and 10 and the place decide last
     cost = shape[:, 1:10].sum(axis=1) + 1e-3 * (shape[:, 0] + shape[:, 10] + place)
     if rows:
         cost[(first.row[one] == second.row[two]) & (first.row[one] >= 0)] = 0

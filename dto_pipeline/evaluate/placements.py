@@ -1,7 +1,7 @@
-"""How far placed people are from a known truth: distances, distances between people, their order, heights.
+"""Measure placed people against a known truth: distances, distances between people, their order, heights.
 
-z is that of the translation, as the optimiser moves it. Metres. Definitions, over the selected people and over the
-pairs of selected people of one image:
+z is that of the translation, which the optimiser moves. Metres. Over the selected people, and over the pairs of
+selected people of one image:
 
 * depth error: |z - true z| of the translation; relative depth error: the same divided by the true z;
 * pair depth error: |(z_i - z_j) - (true z_i - true z_j)|;
@@ -17,9 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dto_pipeline.data.people import People
-from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.bodies import joints_of, rest_heights
-from dto_pipeline.evaluate.evaluation import RESAMPLES, Evaluation, Measure, add_up, evaluate, mean_of
+from dto_pipeline.evaluate.evaluation import RESAMPLES, Evaluation, EvaluationError, Measure, add_up, evaluate, mean_of
 from dto_pipeline.evaluate.matching import join_images, pairs_within
 from dto_pipeline.models.body import BodyModel
 
@@ -32,10 +31,6 @@ PLACEMENT_MEASURES = (
     Measure("height_error", "height error", "m", mean_of("height_gap", "persons"), 3),
 )
 MRPE = Measure("mrpe", "MRPE", "mm", mean_of("root_gap", "persons", 1000))  # mean distance of the pelves
-
-
-class SyntheticError(DtoError, ValueError):
-    """Labels that are not those of the synthetic data set; the message says where they part."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +58,7 @@ def placement_sums(
 
     Returns:
         name -> (images,) float64.
-
-    Raises:
-        ValueError: arrays of different lengths.
     """
-    shapes = [np.shape(array) for array in (found.z, found.height, truth.z, truth.height, image)]
-    if len(set(shapes)) != 1 or len(shapes[0]) != 1:
-        raise ValueError(f"found, truth and image have shapes {shapes}; expected one length (N,) for all")
     kept = np.ones(len(image), bool) if selected is None else np.asarray(selected, bool)
     gap, height, own = np.abs(found.z - truth.z)[kept], np.abs(found.height - truth.height)[kept], image[kept]
     return {
@@ -112,7 +101,7 @@ def evaluate_synthetic(
         A column per entry of `placed`, then one per entry over people of accepted images, where any is not accepted.
 
     Raises:
-        SyntheticError: a label row of another image than in the truth, or none that can be compared.
+        EvaluationError: a label row of another image than in the truth, or none that can be compared.
         ImageJoinError: no image in common.
     """
     first = next(iter(placed.values()))
@@ -123,11 +112,11 @@ def evaluate_synthetic(
     usable = np.all([people.usable for people in placed.values()], axis=0)
     both = np.flatnonzero((partner >= 0) & usable)
     if len(both) == 0:
-        raise SyntheticError(f"{first.source}: no person of the truth {truth.source} in it that can be used")
+        raise EvaluationError(f"{first.source}: no person of the truth {truth.source} in it that can be used")
     right, image = partner[both], truth.owner[partner[both]]
     for one in np.flatnonzero(join.found[image] != first.owner[both])[:1]:
         names = first.images[first.owner[both[one]]], truth.images[image[one]]
-        raise SyntheticError(
+        raise EvaluationError(
             f"label row {first.row[both[one]]} is of image {names[0]} in {first.source} and of {names[1]} in the "
             "truth; give the truth of the data set the labels were made from"
         )
@@ -144,27 +133,21 @@ def evaluate_synthetic(
             apart = np.linalg.norm(pelvis - root, axis=1)
             sums["root_gap"] = add_up(apart[kept], image[kept], truth.num_images)
             columns[name + about] = sums
-    counts = _count(first, truth, partner, usable, int(accepted.sum()), len(join.unmatched))
-    title, notes, sha256 = f"{first.source} against {truth.source}", (join.note, *first.problems[:5]), body.sha256
-    return evaluate(title, truth.images, measures, columns, counts, notes, resamples, seed, body_sha256=sha256)
-
-
-def _count(
-    labels: People, truth: People, partner: np.ndarray, usable: np.ndarray, accepted: int, unmatched: int
-) -> dict[str, int]:
     known = partner >= 0
-    return {
+    counts = {
         "images in the truth": truth.num_images,
-        "images in the labels": labels.num_images,
-        "images in the labels that are not in the truth": unmatched,
+        "images in the labels": first.num_images,
+        "images in the labels that are not in the truth": join.unmatched,
         "people in the truth": truth.num_people,
-        "compared": int((known & usable).sum()),
-        "of these in accepted images": accepted,
+        "compared": len(both),
+        "of these in accepted images": int(accepted.sum()),
         "missed (no label row)": truth.num_people - len(np.unique(partner[known])),
         "extra (a label row the truth does not have)": int((~known).sum()),
         "labels that cannot be used": int((known & ~usable).sum()),
-        "moved": int(np.isin(labels.status, ("moved", "placed_by_prior")).sum()),
+        "moved": int(np.isin(first.status, ("moved", "placed_by_prior")).sum()),
     }
+    title, notes, sha256 = f"{first.source} against {truth.source}", (join.note, *first.problems[:5]), body.sha256
+    return evaluate(title, truth.images, measures, columns, counts, notes, resamples, seed, body_sha256=sha256)
 
 
 def _placed(people: People, body: BodyModel) -> tuple[Placement, np.ndarray]:

@@ -1,10 +1,9 @@
 """RelativeHuman's metrics: ordinal depth (PCDR at 0.2 m, all and by age), mPCKh at 0.6, precision, recall and F1.
 
-Of plain arrays (`evaluate_relative_human`), or of bodies of any file against the annotations (`evaluate_rh`), where a
-predicted person that cannot be used (not finite, behind the camera) counts as predicted and matches nobody. Mode
-`reference` equals the published metric, faults included; without anybody missed that one breaks down, here the result
-says so in its status. Mode `corrected` is the same metric with the six corrections of docs/evaluation.md. Positions in
-pixels, z in metres.
+`evaluate_relative_human` takes arrays, `evaluate_rh` bodies of any file, where a predicted person that cannot be used
+(not finite, behind the camera) counts as predicted and matches nobody. Mode `reference` equals the published metric,
+faults included (it fails if no person is missed; here the status says so). Mode `corrected` is the same metric
+with the six corrections of docs/evaluation.md. Positions in pixels, z in metres.
 
 PCDR is from Sun et al., "Putting People in their Place" (RelativeHuman); mPCKh counts joints within 0.143 of the
 diagonal of a person's visible box, 0.6 of a head.
@@ -22,10 +21,10 @@ import torch
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.people import People
 from dto_pipeline.data.sources.relative_human import AGES, EVALUATED_JOINTS, UNKNOWN, Annotation, evaluated_joints
-from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.evaluation import (
     RESAMPLES,
     Evaluation,
+    EvaluationError,
     Measure,
     Statistic,
     Sums,
@@ -33,7 +32,7 @@ from dto_pipeline.evaluate.evaluation import (
     mean_of,
     ratio,
 )
-from dto_pipeline.evaluate.matching import box_iou, join_images, joint_boxes, take_within_budget
+from dto_pipeline.evaluate.matching import box_iou, by_image, join_images, joint_boxes, take_within_budget
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
 
@@ -48,27 +47,19 @@ EXTRA_HEAD_TOP, EXTRA_NECK = 3, 2  # rows of J_regressor_extra
 Z_GUARD = 1e-6  # added to z before dividing, as recorded [m]
 
 
-class RelativeHumanError(DtoError, ValueError):
-    """Predictions that cannot be held against the annotations; the message says why and what to do."""
-
-
-class MetricInputError(ValueError):
-    """Arrays that do not fit together; the message names the image."""
-
-
 class MetricStatus(StrEnum):
     """Whether the numbers of a result mean something."""
 
     OK = "ok"
-    NO_ANNOTATION = "no_annotation"  #: nobody to find; nothing is defined but the counts
+    NO_ANNOTATION = "no_annotation"  #: no annotated person; only the counts are defined
     NOTHING_MISSED = "nothing_missed"  #: `reference` only: the published metric raises here; the numbers are by formula
 
 
 @dataclass(frozen=True)
 class EvaluatedImage:
-    """One image: who is in it, and who was predicted (P people)."""
+    """One image: its annotated people, and P predicted ones."""
 
-    name: str  # file name; tells the two 19-joint layouts apart
+    name: str  # file name; decides between the two 19-joint layouts
     annotations: tuple[Annotation, ...]
     keypoints: np.ndarray  # (P, 14, 2) [px], in the order of EVALUATED_JOINTS
     depth: np.ndarray  # (P,) z of the translation [m]
@@ -78,17 +69,17 @@ class EvaluatedImage:
         shape = np.shape(self.keypoints)
         if len(shape) != 3 or shape[1:] != (len(EVALUATED_JOINTS), 2) or np.shape(self.depth) != shape[:1]:
             found = f"keypoints {shape} and depth {np.shape(self.depth)}"
-            raise MetricInputError(f"{self.name}: {found}; expected (P, 14, 2) and (P,)")
+            raise EvaluationError(f"{self.name}: {found}; expected (P, 14, 2) and (P,)")
 
 
 @dataclass(frozen=True)
-class ImageTally:
-    """What one image adds to the metrics; sums of these are the metrics, so images can be drawn again (bootstrap)."""
+class ImageCounts:
+    """Matches and sums of one image."""
 
     name: str
     matches: np.ndarray  # (M, 2) int64: prediction, annotation, in the order found
     missed: np.ndarray  # (K,) int64 annotations
-    sums: dict[str, float]  # what `MEASURES` and the counts of a result are made of
+    sums: dict[str, float]  # that `MEASURES` and the counts are computed from
 
 
 def _pcdr(group: str) -> Statistic:
@@ -119,10 +110,10 @@ class RelativeHumanResult:
     """The metrics of a set of images; an image may appear more than once. None = undefined (nothing to divide by)."""
 
     mode: str
-    images: tuple[ImageTally, ...] = field(repr=False)
+    images: tuple[ImageCounts, ...] = field(repr=False)
 
     def count(self, name: str) -> int:
-        """How often, by one of the names of `ImageTally.sums`."""
+        """Sum over images of one of the names of `ImageCounts.sums`."""
         return int(sum(tally.sums[name] for tally in self.images))
 
     def share(self, key: str) -> float | None:
@@ -155,8 +146,8 @@ def evaluate_relative_human(images: Sequence[EvaluatedImage], mode: str = "corre
     return RelativeHumanResult(mode, tuple(tally_image(image, mode) for image in images))
 
 
-def tally_image(image: EvaluatedImage, mode: str) -> ImageTally:
-    """Match one image's predictions to its people and count what the metrics are made of."""
+def tally_image(image: EvaluatedImage, mode: str) -> ImageCounts:
+    """Match one image's predictions to its people and count."""
     people = _select_people(image, mode)
     predictions = len(image.depth) if image.predicted else 0
     keypoints = np.asarray(image.keypoints, dtype=np.float32)[:predictions]
@@ -185,7 +176,7 @@ def tally_image(image: EvaluatedImage, mode: str) -> ImageTally:
         "pckh": pckh.sum(dtype=np.float64),
         "pckh_people": len(pckh),
     }
-    return ImageTally(
+    return ImageCounts(
         name=image.name,
         matches=np.stack([found, people.index[owner]], axis=1),
         missed=people.index[is_missed],
@@ -205,7 +196,7 @@ class _People:
 
 
 def _select_people(image: EvaluatedImage, mode: str) -> _People:
-    """Who takes part; in `reference` the indices of predicted images count on as if nobody had been dropped."""
+    """People that take part; in `reference` dropped people still shift the indices of predicted images."""
     index = np.array([i for i, a in enumerate(image.annotations) if a.kp2d is not None], dtype=np.int64)
     joints = np.zeros((len(index), len(EVALUATED_JOINTS), 2), dtype=np.float32)
     visible = np.zeros(joints.shape[:2], dtype=bool)
@@ -315,29 +306,31 @@ def evaluate_rh(
         body: model of the predictions; regressor: (9, V) J_regressor_extra of that model.
 
     Raises:
-        RelativeHumanError: an unknown mode, or predictions without a camera.
+        EvaluationError: an unknown mode, or predictions without a camera.
         ImageJoinError: no image in common.
     """
     if mode not in MODES:
-        raise RelativeHumanError(f"mode is {mode!r}; choose from {MODES}")
+        raise EvaluationError(f"mode is {mode!r}; choose from {MODES}")
     join = join_images(list(people.images), list(annotations))
-    images = _evaluated_images(people, annotations, join.found, _keypoints(people, body, regressor))
+    keypoints, own = _keypoints(people, body, regressor), by_image(people.owner, people.num_images)
+    images = []
+    for (name, listed), place in zip(annotations.items(), join.found.tolist(), strict=True):
+        rows = own[place] if place >= 0 else np.zeros(0, np.int64)
+        images.append(EvaluatedImage(name, tuple(listed), keypoints[rows], people.transl[rows, 2], place >= 0))
     result = evaluate_relative_human(images, mode)
     sums = {name: np.array([tally.sums[name] for tally in result.images]) for name in result.images[0].sums}
-    left_out = int(np.isin(people.owner, np.setdiff1d(np.arange(people.num_images), join.found)).sum())
+    annotated = [person for listed in annotations.values() for person in listed]
     counts = {
         "images annotated": len(annotations),
         "images without a prediction": int((join.found < 0).sum()),
-        "images predicted that are not annotated (left out)": len(join.unmatched),
-        "people annotated": sum(len(listed) for listed in annotations.values()),
-        "people annotated without keypoints (cannot be found)": sum(
-            person.kp2d is None for listed in annotations.values() for person in listed
-        ),
+        "images predicted that are not annotated (left out)": join.unmatched,
+        "people annotated": len(annotated),
+        "people annotated without keypoints (cannot be found)": sum(person.kp2d is None for person in annotated),
         "people predicted": result.count("predictions"),
         "matched": result.count("matched"),
         "missed": result.count("missed_all"),
         "extra": result.count("extra"),
-        "people predicted in images that are not annotated (left out)": left_out,
+        "people predicted in images that are not annotated (left out)": int((join.true[people.owner] < 0).sum()),
         "people predicted that cannot be used": int((~people.usable).sum()),
         **{f"pairs: {name}": result.count(name) for name in RELATIONS},
     }
@@ -351,8 +344,8 @@ def _keypoints(people: People, body: BodyModel, regressor: np.ndarray) -> np.nda
     """(n, 14, 2) float32 [px]; NaN for people that cannot be used."""
     usable = people.usable
     if not np.isfinite(people.intrinsics[usable]).all():
-        raise RelativeHumanError(
-            f"{people.source} does not tell the whole camera of its people, so they cannot be projected; give "
+        raise EvaluationError(
+            f"{people.source} does not give the whole camera of its people, so they cannot be projected; add "
             "`intrinsics` (RelativeHuman's annotations hold no image size)"
         )
     points = np.full((people.num_people, len(EVALUATED_JOINTS), 2), np.nan, np.float32)
@@ -360,16 +353,3 @@ def _keypoints(people: People, body: BodyModel, regressor: np.ndarray) -> np.nda
     bodies = {"pose": kept.pose, "betas": kept.betas, "trans": kept.transl, "K": kept.intrinsics.astype(np.float32)}
     points[usable] = project_bodies(bodies, body, regressor)
     return points
-
-
-def _evaluated_images(
-    people: People, annotations: Mapping[str, Sequence[Annotation]], found: np.ndarray, keypoints: np.ndarray
-) -> list[EvaluatedImage]:
-    order = np.argsort(people.owner, kind="stable")
-    ends = np.searchsorted(people.owner[order], np.arange(people.num_images + 1))
-    images = []
-    for (name, listed), place in zip(annotations.items(), found.tolist(), strict=True):
-        own = order[ends[place] : ends[place + 1]] if place >= 0 else order[:0]
-        depth = people.transl[own, 2]
-        images.append(EvaluatedImage(name, tuple(listed), keypoints[own], depth, predicted=place >= 0))
-    return images

@@ -22,7 +22,6 @@ from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
 from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.evaluation import RESAMPLES, Estimate, Measure, Statistic, Sums, estimate, show
 from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES
-from dto_pipeline.evaluate.tables import markdown
 from dto_pipeline.lab.difficulty import DIFFICULTIES, choose_difficulty
 from dto_pipeline.lab.foreign_bodies import load_anny
 from dto_pipeline.lab.known_scenes import SynthScene
@@ -45,6 +44,7 @@ from dto_pipeline.lab.solver_outcomes import (
 )
 from dto_pipeline.maths.crowd_solver import interval_halfwidth
 from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.tables import markdown
 
 TUNING_SEEDS = (1, 2, 11, 12, 31, 32)  # of the joint solver's numbers
 POOLED, OWN, RECORDED = "all difficulties", "our own", "recorded images"

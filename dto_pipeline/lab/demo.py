@@ -27,7 +27,6 @@ from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.labels import read_placed
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES, SAME_DEPTH, Placement, placement_sums
-from dto_pipeline.evaluate.tables import align
 from dto_pipeline.lab.crowd_files import write_map
 from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data, build_true_pictures, read_truth
 from dto_pipeline.models.body import BodyModel, load_body
@@ -36,7 +35,8 @@ from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PersonStatus
-from dto_pipeline.view.pages import People, save_png, solver_panel
+from dto_pipeline.tables import align
+from dto_pipeline.view.pages import People, draw_scene, save_png
 
 EVERYBODY = "all people"
 DEPTH_MEASURES = {
@@ -132,7 +132,7 @@ def _draw(placed: Placed, truth: dict[str, np.ndarray], body: BodyModel, out: Pa
         true_people = People(truth["pose"][rows], truth["betas"][rows], truth["transl"][rows])
         name = f"pictures/{Path(item.scene.image_path).stem}.png"
         by_solver = {solver: items[place] for solver, items in placed.items()}
-        save_png(solver_panel(by_solver, body, true_people), out / name)
+        save_png(draw_scene(by_solver, body, true_people), out / name)
         written.append(name)
         print(f"4  {out / name}")
     return written

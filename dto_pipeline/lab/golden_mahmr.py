@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dto_pipeline.evaluate.protocols import agora_errors, match_protocol, threedpw_errors
+from dto_pipeline.evaluate.matching import match_bodies
+from dto_pipeline.evaluate.mesh_evaluation import agora_errors, threedpw_errors
 from dto_pipeline.lab.golden import Case, read_arrays, run_case, sizes
 from dto_pipeline.lab.golden_mahmr_network import check_loss_case, compare_arrays, read_network_cases
 from dto_pipeline.models.body import BodyModel, load_body
@@ -170,7 +171,7 @@ def _read_eval_cases(recorded: Mapping[str, Any], arrays: Arrays, *_: object) ->
 
 def _check_evaluated(own: Arrays, image: Mapping[str, Any], case: Case) -> None:
     pairs, false, errors = _evaluate(own)
-    case.equal("matched", [list(pair) for pair in pairs], [list(pair) for pair in image["matched"]])
+    case.equal("matched", pairs.tolist(), [list(pair) for pair in image["matched"]])
     case.equal("false_positives", false, image["false_positives"])
     if not case.failures:
         names = [f"{key} of pair {row}" for row in range(len(pairs)) for key in errors]
@@ -179,15 +180,19 @@ def _check_evaluated(own: Arrays, image: Mapping[str, Any], case: Case) -> None:
         case.near("errors", found, wanted, EVAL_TOLERANCE, sizes(wanted, 1.0), names)
 
 
-def _evaluate(own: Arrays) -> tuple[list[tuple[int, int]], int, dict[str, np.ndarray]]:
+def _evaluate(own: Arrays) -> tuple[np.ndarray, int, dict[str, np.ndarray]]:
     """Matched pairs of an image, how many predictions are false, and the errors of each pair by name."""
-    pairs, false = match_protocol(own["pred_j2d"], own["gt_j2d"])
-    first, second = (np.array([pair[side] for pair in pairs], np.int64) for side in (0, 1))
+    pairs = match_bodies(own["pred_j2d"], own["gt_j2d"], published=True)
+    first, second = pairs.T
     joints = own["pred_h36m"][first], own["gt_h36m"][second]
     vertices = own["pred_verts"][first], own["gt_verts"][second]
     bodies = own["pred_smpl24"][first], own["gt_smpl24"][second]
     errors = threedpw_errors(*joints, *vertices)
-    return pairs, false, errors | agora_errors(*bodies, *(mesh[:, ::_VERTEX_STEP] for mesh in vertices))
+    return (
+        pairs,
+        len(own["pred_j2d"]) - len(pairs),
+        errors | agora_errors(*bodies, *(mesh[:, ::_VERTEX_STEP] for mesh in vertices)),
+    )
 
 
 def _check_totals(images: Sequence[Arrays], expected: Mapping[str, Any], case: Case) -> None:

@@ -1,8 +1,8 @@
-"""A placed scene as a binary glTF file (GLB 2.0) that any 3D viewer opens.
+"""Write a placed scene as a binary glTF file (GLB 2.0), which 3D viewers open.
 
 glTF is y up and its cameras look along -z, so (x, y, z) of the camera frame becomes (x, -y, -z): the photograph's
-camera stands at the origin unrotated. Metres. Scene 0 ("after") is shown by default, scene 1 ("before") holds the
-labels as given; both hold the camera and its field of view as lines. Knows no files.
+camera is at the origin, unrotated. Metres. Scene 0 ("after") is shown by default, scene 1 ("before") holds the
+labels as given; both hold the camera and its field of view as lines.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from trimesh.scene.cameras import Camera
 from trimesh.visual import TextureVisuals
 from trimesh.visual.material import PBRMaterial
 
-from dto_pipeline import __version__
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.rasterizer import vertex_normals
 from dto_pipeline.scene import PlacedScene
@@ -31,25 +30,15 @@ _FRUSTUM_BEYOND = 0.5  # the lines reach this far behind the last person [m]
 
 
 def scene_to_glb(placed: PlacedScene, body: BodyModel) -> bytes:
-    """Build the file.
-
-    Args:
-        placed: a scene; people that are not finite or behind the camera are left out.
-        body: model of all bodies.
-
-    Returns:
-        Bytes of a .glb file.
-    """
+    """Bytes of a .glb file; people that are not finite or behind the camera are left out."""
     scene = trimesh.Scene()
     _add_people(scene, placed, body, "after", (placed.betas, placed.transl))
     _add_people(scene, placed, body, "before", (placed.scene.betas, placed.scene.transl))
     scene.add_geometry(_frustum(placed), geom_name=_LINES, node_name=_LINES)
-    scene.camera = Camera(_CAMERA, resolution=_image_size(placed), fov=(60, 60))
+    scene.camera = Camera(_CAMERA, resolution=_image_size(placed), fov=(60, 60))  # its shape follows in `_finish`
     scene.camera_transform = np.eye(4)
-    data = trimesh.exchange.gltf.export_glb(
-        scene, include_normals=True, tree_postprocessor=lambda tree: _finish(tree, placed)
-    )
-    return bytes(data)
+    export = trimesh.exchange.gltf.export_glb
+    return bytes(export(scene, include_normals=True, tree_postprocessor=lambda tree: _finish(tree, placed)))
 
 
 def _add_people(
@@ -60,7 +49,7 @@ def _add_people(
     kept = np.flatnonzero(np.all([np.isfinite(v).all(axis=1) for v in values], axis=0) & (label[1][:, 2] > 0))
     vertices = body.vertices(*(torch.from_numpy(np.asarray(v[kept], np.float32)) for v in values))
     normals = np.nan_to_num(vertex_normals(vertices, body.faces))
-    shown = person_colours(placed.scene.num_people) / 255.0
+    shown = person_colours(placed.scene.num_people)
     colours = np.where(shown <= 0.04045, shown / 12.92, ((shown + 0.055) / 1.055) ** 2.4)  # materials hold linear ones
     for person, points, normal in zip(kept.tolist(), vertices.numpy(), normals, strict=True):
         material = PBRMaterial(
@@ -89,21 +78,16 @@ def _frustum(placed: PlacedScene) -> Any:
 
 
 def _finish(tree: dict[str, Any], placed: PlacedScene) -> None:
-    """Say what trimesh cannot: two scenes sharing lines and camera, lines without shading, the camera's own shape."""
+    """Write what trimesh cannot: two scenes that share lines and camera, and the camera's own shape."""
     roots = tree["scenes"][0]["nodes"]
     tree["scenes"] = [
         {"name": state, "nodes": [root for root in roots if not tree["nodes"][root]["name"].endswith(f", {other}")]}
         for state, other in (_STATES, _STATES[::-1])
     ]
-    lines = next(mesh for mesh in tree["meshes"] if mesh["name"] == _LINES)
-    tree["materials"][lines["primitives"][0]["material"]]["extensions"] = {"KHR_materials_unlit": {}}
-    tree["extensionsUsed"] = [*tree.get("extensionsUsed", ()), "KHR_materials_unlit"]
     width, height = _image_size(placed)
     yfov = 2 * math.atan(height / (2 * float(placed.scene.intrinsics[1, 1])))
     shape = {"yfov": yfov, "aspectRatio": width / height, "znear": 0.05}
     tree["cameras"] = [{"name": _CAMERA, "type": "perspective", "perspective": shape}]
-    extras = {"image_id": placed.scene.image_id, "status": str(placed.status), "frame": "x right, y up, z backwards, m"}
-    tree["asset"] |= {"generator": f"dto_pipeline {__version__}, {tree['asset']['generator']}", "extras": extras}
 
 
 def _image_size(placed: PlacedScene) -> tuple[float, float]:

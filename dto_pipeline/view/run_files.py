@@ -1,7 +1,7 @@
-"""A finished (or unfinished) run opened for reading: receipts, labels shard by shard, manifest, chosen scenes.
+"""Open a run for reading: receipts, labels shard by shard, manifest, chosen scenes. Writes nothing.
 
-Writes nothing. A run whose manifest is gone can still be read, only what needs the input (pixels, undo) is out of reach
-and says so; a photograph or depth map that cannot be read costs only its part of a page.
+Without its manifest a run can still be read, except for photographs, depth maps and the undo; one that cannot be read
+costs only its part of a page.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def load_run_body(run: RunFiles, path: str | Path | None) -> BodyModel:
 
 
 def find_run_body(run: RunFiles, path: str | Path | None) -> tuple[BodyModel | None, str]:
-    """The same, or None and why it cannot be had where none is named: most of a run can be told without."""
+    """The same, or None and the reason where no file is named."""
     try:
         return load_run_body(run, path), ""
     except BodyModelError as error:
@@ -142,12 +142,12 @@ def choose_scenes(
     seed: int = 0,
     status: Sequence[str] = (),
 ) -> list[Place]:
-    """Find scenes without reading their people; what is asked for adds up.
+    """Find scenes without reading their people; the choices add up.
 
     Args:
         keys: image keys, paths, or the ends of them.
         worst: how many optimised scenes of largest deviation.
-        random: how many by lot, with this seed.
+        random: how many at random, with this seed.
         status: image statuses; narrows `worst` and `random`, alone it takes all.
 
     Raises:
@@ -156,29 +156,28 @@ def choose_scenes(
     if unknown := sorted(set(status) - {str(one) for one in ImageStatus}):
         raise LabelsError(f"unknown status {unknown}; statuses are {[str(one) for one in ImageStatus]}")
     if not run.shards:
-        raise LabelsError(f"{run.directory.root} has no finished shard yet; `dto status` tells how far it is")
+        raise LabelsError(f"{run.directory.root} has no finished shard yet; `dto status` shows how far it is")
     table = read_labels(*(run.label_file(shard) for shard in run.shards), columns=_CHOSEN_BY, people=())
     columns = {name: table.column(name).to_numpy() for name in _CHOSEN_BY}
-    places = [(shard, row) for shard in run.shards for row in range(run.scan.done[shard].rows)]
-    allowed = np.isin(columns["status"], list(status)) if status else np.ones(len(places), bool)
-    names = [columns["image_id"], columns["image_path"]]
-    chosen = [_find_key(names, key, "the finished shards hold") for key in keys]
+    allowed = np.isin(columns["status"], list(status)) if status else np.ones(table.num_rows, bool)
     deviation = np.where(columns["is_optimized"] & allowed, columns["mean_height_deviation"], -1.0)
     largest = np.argsort(-deviation, kind="stable")[:worst]
+    chosen = _find_keys(keys, [columns["image_id"], columns["image_path"]], "the finished shards hold")
     chosen += largest[deviation[largest] >= 0].tolist()
     chosen += _draw(np.setdiff1d(np.flatnonzero(allowed), chosen), random, seed)
     if status and not (keys or worst or random):
         chosen += np.flatnonzero(allowed).tolist()
+    places = [(shard, row) for shard in run.shards for row in range(run.scan.done[shard].rows)]
     return [places[index] for index in dict.fromkeys(chosen)]
 
 
 def choose_images(people: People, keys: Sequence[str], random: int, seed: int) -> list[int]:
-    """Images of a file by key (or its end), and some by lot among those with people.
+    """Images of a file by key (or its end), and some at random among those with people.
 
     Raises:
         LabelsError: a key that no image has, or that several end with.
     """
-    chosen = [_find_key([people.images], key, f"{people.source} holds") for key in keys]
+    chosen = _find_keys(keys, [people.images], f"{people.source} holds")
     crowded = np.flatnonzero(np.bincount(people.owner, minlength=people.num_images))
     return list(dict.fromkeys([*chosen, *_draw(np.setdiff1d(crowded, chosen), random, seed)]))
 
@@ -187,38 +186,34 @@ def _draw(images: np.ndarray, count: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).permutation(images)[:count].tolist()
 
 
-def _find_key(names: Sequence[np.ndarray], key: str, holder: str) -> int:
-    """The image that one of its `names` (N,) calls so; else the only one whose first name ends with the key."""
-    found = np.flatnonzero(np.any([own == key for own in names], axis=0))
-    found = found if found.size else np.flatnonzero([str(name).endswith("/" + key) for name in names[0]])
-    if found.size == 0:
-        some = "".join(f"; keys look like {str(name)!r}" for name in names[0][:1])
-        raise LabelsError(f"{holder} no image {key!r}{some}")
-    if found.size > 1:
-        some = names[0][found[:2]].tolist()
-        raise LabelsError(f"{holder} {found.size} images called {key!r}, for example {some}; give more of it")
-    return int(found[0])
+def _find_keys(keys: Sequence[str], names: Sequence[np.ndarray], holder: str) -> list[int]:
+    """The image of each key: one of its `names` (N,), or the end of the first name of one image only."""
+    chosen = []
+    for key in keys:
+        found = np.flatnonzero(np.any([own == key for own in names], axis=0))
+        found = found if found.size else np.flatnonzero([str(name).endswith("/" + key) for name in names[0]])
+        if found.size != 1:
+            some = names[0][found[:2] if found.size else slice(1)].tolist()
+            many = f"{found.size} images {key!r}, for example {some}; give more of it"
+            none = f"no image {key!r}; keys look like {', '.join(map(repr, some))}"
+            raise LabelsError(f"{holder} {many if found.size else none}")
+        chosen.append(int(found[0]))
+    return chosen
 
 
 def load_placed(run: RunFiles, places: Sequence[Place], pixels: Pixels | None) -> Iterator[PlacedScene]:
-    """The chosen scenes, in order, with photograph and depth map where they can be read."""
+    """The chosen scenes, in order, with photograph and depth map where they can be read; else with the reason."""
     for shard, row in places:
         (placed,) = placed_scenes(run.read_shard(shard).slice(row, 1))
+        scene = placed.scene
         if pixels is not None and run.manifest is not None:
-            (files,) = run.manifest.read_shard(shard).select(["image_file", "depth_file"]).slice(row, 1).to_pylist()
-            _fill(placed, pixels, files["image_file"], files["depth_file"])
+            (names,) = run.manifest.read_shard(shard).select(["image_file", "depth_file"]).slice(row, 1).to_pylist()
+            try:
+                scene.image = pixels.images.read(names["image_file"]).rgb
+                scene.height, scene.width = scene.image.shape[:2]
+                if pixels.depth is not None:
+                    focal = float(scene.intrinsics[0, 0])
+                    scene.disparity = pixels.depth.load(names["depth_file"], scene.height, scene.width, focal)
+            except UnusableImage as error:  # a missing depth map is in the scene's own status
+                placed.message = placed.message or ("" if scene.image is not None else str(error))
         yield placed
-
-
-def _fill(placed: PlacedScene, pixels: Pixels, image_file: str, depth_file: str | None) -> None:
-    """Add photograph and depth map; a reason why not goes where the page shows it."""
-    scene = placed.scene
-    try:
-        scene.image = pixels.images.read(image_file).rgb
-        scene.height, scene.width = scene.image.shape[:2]
-        if pixels.depth is not None:
-            scene.disparity = pixels.depth.load(depth_file, scene.height, scene.width, float(scene.intrinsics[0, 0]))
-    except UnusableImage as error:
-        if scene.image is None:
-            placed.message = placed.message or str(error)
-        # without a map the page has none; the scene's own status tells of it

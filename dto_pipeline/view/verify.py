@@ -1,9 +1,9 @@
 """`dto verify`: receipts against label files, rows against the manifest, labels against what a fit may do.
 
-Reads everything, writes nothing. What could not be checked is listed, never passed in silence. Broken is what was
-declared done and does not hold; pending and given up are the words of `dto status`. Doubtful is a person in a sound row
-whom the same run would give again (a check with a next step). Exit codes, as `dto run` has them: 0 every shard is done
-and holds, doubtful people or not; 1 something is broken, or shards were given up; 3 the rest is pending.
+Reads everything, writes nothing; what could not be checked is listed. Broken is a finished shard that does not hold;
+doubtful is a person in a sound row whom the same run would give again (a check with a next step). Exit codes as of
+`dto run`: 0 every shard is done and holds, doubtful people or not; 1 something is broken, or shards were given up; 3
+the rest is pending.
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ from dto_pipeline.run.publish import READABLE, SAME_COUNTS, SAME_HASH, check_lab
 from dto_pipeline.run.report import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
 
-_RECEIPTS = "every receipt holds"
-_FOOTER = "every footer is of this run"
-_ONCE = "labels/ holds every shard once"
+RECEIPTS, FOOTER = "every receipt holds", "every footer is of this run"
+FOLDER, ROWS = "labels/ holds every shard once", "rows are the manifest's"
 _KEPT = 200  # offences remembered per rule; all are counted
 
 
@@ -69,10 +68,10 @@ class Verdict:
     persons: int = 0
     done: int = 0  # shards whose receipt holds; likewise below
     pending: dict[int, str] = field(default_factory=dict)  # shards without a receipt -> what `dto run` will do
-    given_up: dict[int, str] = field(default_factory=dict)  # shards tried in vain -> last error
-    damaged: list[int] = field(default_factory=list)  # shards whose label file is not what their receipt says
+    given_up: dict[int, str] = field(default_factory=dict)  # shards that failed for good -> last error
+    damaged: list[int] = field(default_factory=list)  # shards whose label file does not match their receipt
     rules: dict[str, Rule] = field(default_factory=dict)
-    judgements: dict[str, Rule] = field(default_factory=dict)  # who is doubtful; `broken` counts them
+    judgements: dict[str, Rule] = field(default_factory=dict)  # people who are doubtful; `broken` counts them
     unchecked: list[str] = field(default_factory=list)
 
     @property
@@ -82,7 +81,7 @@ class Verdict:
 
     @property
     def doubtful(self) -> int:
-        """People in sound rows that somebody should look at, counted once per judgement."""
+        """Doubtful people in sound rows, counted once per judgement."""
         return sum(rule.broken for rule in self.judgements.values())
 
     @property
@@ -94,6 +93,13 @@ class Verdict:
     def rule(self, name: str) -> Rule:
         return self.rules.setdefault(name, Rule(name))
 
+    def check(self, name: str, offence: str, shard: int | None = None) -> None:
+        """Count one application of a rule; offence: "" = it holds; shard: its label file is damaged otherwise."""
+        self.rule(name).checked += 1
+        if offence:
+            self.rule(name).offend(offence)
+            self.damaged += [] if shard is None or shard in self.damaged else [shard]
+
     def to_json(self) -> dict[str, Any]:
         """Plain dict, JSON-ready."""
         derived = {"passed": self.passed, "doubtful": self.doubtful, "exit_code": self.exit_code}
@@ -101,20 +107,20 @@ class Verdict:
 
     def as_table(self, examples: int = 5) -> str:
         """Text for a terminal: one line per rule, then the first offences of each broken one."""
-        width = max(len(name) for name in (*self.rules, *self.judgements))
-        broken = self.rule(_RECEIPTS).broken
+        rules = [*self.rules.values(), *self.judgements.values()]
+        width = max(len(rule.name) for rule in rules)
         lines = [
             f"{self.run_dir}: {self.images} images, {self.persons} persons",
-            f"  shards: {self.done} done, {len(self.given_up)} given up, {len(self.pending)} pending, {broken} broken",
+            f"  shards: {self.done} done, {len(self.given_up)} given up, {len(self.pending)} pending, "
+            f"{self.rule(RECEIPTS).broken} broken",
         ]
-        for word, rules in (("BROKEN", self.rules), ("doubtful", self.judgements)):
-            for rule in rules.values():
-                found = f"{rule.broken} {word}" if rule.broken else "ok"
-                lines.append(f"  {rule.name:<{width}}  {rule.checked:>9} checked  {found}")
-                lines += [f"      {offence}" for offence in rule.offences[:examples]]
-                if rule.broken > examples:
-                    lines.append(f"      ... and {rule.broken - examples} more; --limit N or --json show them")
-                lines += [f"      next: {rule.next_step}"] if rule.broken and rule.next_step else []
+        for rule in rules:
+            found = f"{rule.broken} {'doubtful' if rule.next_step else 'BROKEN'}" if rule.broken else "ok"
+            lines.append(f"  {rule.name:<{width}}  {rule.checked:>9} checked  {found}")
+            lines += [f"      {offence}" for offence in rule.offences[:examples]]
+            if rule.broken > examples:
+                lines.append(f"      ... and {rule.broken - examples} more; --limit N or --json show them")
+            lines += [f"      next: {rule.next_step}"] if rule.broken and rule.next_step else []
         for word, shards in (("given up", self.given_up), ("pending", self.pending)):
             lines += [f"  {word}: {shard_name(shard)}: {text}" for shard, text in list(shards.items())[:examples]]
             lines += [f"  {word}: ... and {len(shards) - examples} more"] if len(shards) > examples else []
@@ -147,39 +153,34 @@ def verify_run(run_dir: str | Path, manifest: str | Path | None = None, body_pat
         verdict.unchecked.append(f"heights and joints: {error}; name the body model with --body")
     _check_receipts(run, verdict)
     _check_folder(run, verdict)
-    verdict.rule(_FOOTER)
+    verdict.rule(FOOTER)
     identity = run.identity  # every label file of the run says in its footer what it was made from
     wanted = {"config_hash": identity.config_hash, "manifest_fingerprint": identity.manifest_fingerprint}
     wanted |= {"body_sha256": identity.body_sha256} if identity.body_sha256 else {}
-    told = {"versions": identity.versions, "inputs": identity.inputs}
-    wanted |= {name: json.dumps(value, sort_keys=True) for name, value in told.items() if value}
+    recorded = {"versions": identity.versions, "inputs": identity.inputs}
+    wanted |= {name: json.dumps(value, sort_keys=True) for name, value in recorded.items() if value}
     seen = Counter[str]()
     for shard in run.shards:
         columns = _check_file(run, shard, wanted, verdict)
         if columns is not None:
             seen.update(columns.images["image_id"].tolist())
             _check_rows(run, shard, columns, body, verdict)
-    rule = verdict.rule("every image has one row")
-    rule.checked += len(seen)
+    verdict.rule("every image has one row")
     for image, count in seen.items():
-        if count > 1:
-            rule.offend(f"{image}: {count} rows")
+        verdict.check("every image has one row", f"{image}: {count} rows" if count > 1 else "")
     return verdict
 
 
 def _check_receipts(run: RunFiles, verdict: Verdict) -> None:
-    """Tell the shards apart: done, broken (a receipt that does not hold), given up, pending."""
-    rule, scan = verdict.rule(_RECEIPTS), run.scan
-    verdict.done = len(scan.done)
-    rule.checked = len(scan.done) + len(scan.void)
+    """Sort the shards into done, broken (a receipt that does not hold), given up and pending."""
+    scan = run.scan
+    verdict.done = verdict.rule(RECEIPTS).checked = len(scan.done)
     for shard, reason in sorted(scan.void.items()):
-        rule.offend(f"{shard_name(shard)}: {reason}; `dto run` does it again")
-    for shard in range(run.identity.shards):
-        if shard in scan.done or shard in scan.void:
-            continue
+        verdict.check(RECEIPTS, f"{shard_name(shard)}: {reason}; `dto run` does it again")
+    for shard in sorted({*range(run.identity.shards)} - scan.done.keys() - scan.void.keys()):
         failure = scan.failures.get(shard)
         if failure is not None and failure.given_up:
-            verdict.given_up[shard] = f"{failure.error}; `dto run --retry-failed` takes it up again"
+            verdict.given_up[shard] = f"{failure.error}; `dto run --retry-failed` does it again"
         elif shard in scan.labels.orphans:
             verdict.pending[shard] = "its labels lie there without a receipt; `dto run` adopts them if they are whole"
         else:
@@ -187,42 +188,41 @@ def _check_receipts(run: RunFiles, verdict: Verdict) -> None:
 
 
 def _check_folder(run: RunFiles, verdict: Verdict) -> None:
-    """Somebody who reads all of labels/ and knows no receipts sees every image once."""
+    """A reader of all of labels/ that knows no receipts must get every image once."""
     holder = read_holder(run.directory.root)
     if holder is not None and holder.state != "gone":
-        verdict.unchecked.append(f"{_ONCE}: {holder.describe()} is at work on it")
+        verdict.unchecked.append(f"{FOLDER}: {holder.describe()} is at work on it")
         return
-    rule, scan = verdict.rule(_ONCE), run.scan
-    strays = find_strays(run.directory, run.identity)
-    names = {name for name in run.directory.store.entries(LABELS) if name[0] not in "._"} | {*strays}  # others: unread
+    scan, strays = run.scan, find_strays(run.directory, run.identity)
+    names = {name for name in run.directory.store.entries(LABELS) if name[0] not in "._"} | {
+        *strays
+    }  # readers skip names with a dot or underscore
     counting = {base_name(path) for path in scan.labels.files.values()}
-    rule.checked += len(names)
-    for name in sorted(names - counting):
-        place = parse_name(name)
-        if place is None or name in strays:
-            rule.offend(f"{name}: it is no label file of this run; move it elsewhere")
-        elif f"{LABELS}/{name}" in scan.labels.surplus:
+    verdict.rule(FOLDER)
+    for name in sorted(names):
+        place, offence = parse_name(name), ""
+        if name not in counting and (place is None or name in strays):
+            offence = f"{name}: it is no label file of this run; move it elsewhere"
+        elif name not in counting and place is not None and f"{LABELS}/{name}" in scan.labels.surplus:
             other = base_name(scan.labels.files[place[0]])
-            rule.offend(f"{name} lies beside {other}, which counts: its images are there twice; `dto run` removes it")
+            offence = f"{name}: {other} counts, so its images are there twice; `dto run` removes it"
+        verdict.check(FOLDER, offence)
 
 
 def _check_file(run: RunFiles, shard: int, wanted: dict[str, str], verdict: Verdict) -> LabelColumns | None:
-    """A file against its receipt and the footer it should have; the file's columns if it can be read."""
+    """Check a file against its receipt and the footer it should have; the file's columns if it can be read."""
     name = base_name(run.label_file(shard))
     table, footer, wrong = check_label_file(run.directory, shard, run.scan.done[shard])
-    for rule in (SAME_HASH, READABLE, *((_FOOTER, SAME_COUNTS) if table is not None else ())):
-        verdict.rule(rule).checked += 1
-    for rule, text in wrong.items():
-        verdict.rule(rule).offend(f"{name}: {text}; `dto run` does the shard again")  # `commands.verify` leaves a note
-    verdict.damaged += [shard] if wrong else []
+    for rule in (SAME_HASH, READABLE, *((SAME_COUNTS,) if table is not None else ())):
+        # `commands.verify` leaves a note for the next run
+        verdict.check(rule, f"{name}: {wrong[rule]}; `dto run` does the shard again" if rule in wrong else "", shard)
     if table is None:
         return None
     if "body_sha256" in footer:
         wanted.setdefault("body_sha256", footer["body_sha256"])  # run.json of 0.3.0 has none: the first file's
     other = [f"{key} {footer.get(key)}, expected {value}" for key, value in wanted.items() if footer.get(key) != value]
-    if other:
-        advice = "remove its receipt, then `dto run` makes it again"
-        verdict.rule(_FOOTER).offend(f"{name}: {'; '.join(other)}; {advice}")
+    advice = "delete its receipt, then `dto run` makes it again"
+    verdict.check(FOOTER, f"{name}: {'; '.join(other)}; {advice}" if other else "")
     columns = flatten_table(table)
     verdict.images += columns.num_images
     verdict.persons += columns.num_people
@@ -234,7 +234,7 @@ def _check_rows(run: RunFiles, shard: int, columns: LabelColumns, body: BodyMode
     if body is not None:
         checks += [check_heights(columns, body), check_reprojection(columns, body)]
     if run.manifest is not None:
-        checks += _check_manifest_rows(run.manifest, shard, columns, verdict.rule("rows are the manifest's"))
+        checks += _check_manifest_rows(run.manifest, shard, columns, verdict.rule(ROWS))
     starts, keys = columns.starts, columns.images["image_id"]
     for check in checks:
         group = verdict.judgements if check.next_step else verdict.rules
@@ -257,16 +257,15 @@ def _check_manifest_rows(manifest: Manifest, shard: int, columns: LabelColumns, 
         rule.offend(str(error))
         return []
     rule.checked += given.num_images
-    wanted, found = given.images["image_id"], columns.images["image_id"]
-    if not np.array_equal(wanted, found):
-        missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-        if not missing and not extra:
-            rule.offend(f"{shard_name(shard)}: the manifest's images in another order, or one of them twice")
-        for text, names in (("is missing", missing), ("is not in the manifest", extra)):
-            for name in names:
-                rule.offend(f"{shard_name(shard)}: image {name} {text}")
-        return []
-    different = np.flatnonzero(np.diff(given.starts) != np.diff(columns.starts))
-    for row in different:
-        rule.offend(f"{shard_name(shard)} row {row}, {found[row]}: another number of people than the manifest")
-    return [] if different.size else check_undo(columns, given)
+    wanted, found, name = given.images["image_id"], columns.images["image_id"], shard_name(shard)
+    if np.array_equal(wanted, found):
+        different = np.flatnonzero(np.diff(given.starts) != np.diff(columns.starts))
+        for row in different:
+            rule.offend(f"{name} row {row}, {found[row]}: another number of people than the manifest")
+        return [] if different.size else check_undo(columns, given)
+    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    offences = [f"image {image} is missing" for image in missing]
+    offences += [f"image {image} is not in the manifest" for image in extra]
+    for text in offences or ["the manifest's images in another order, or one of them twice"]:
+        rule.offend(f"{name}: {text}")
+    return []

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.evaluate.matching import MIN_IOU, box_iou, joint_boxes, match_bodies
+from dto_pipeline.evaluate.matching import MIN_IOU, box_iou, by_image, joint_boxes, match_bodies
 
 BODY = np.array([[0.0, 0.0], [10.0, 0.0], [10.0, 30.0], [0.0, 30.0]])
 
@@ -16,8 +16,7 @@ def at(*corners: tuple[float, float]) -> np.ndarray:
 
 
 def match(found: np.ndarray, truth: np.ndarray) -> list[tuple[int, int]]:
-    pairs = match_bodies(found, truth, np.zeros(len(found), int), np.zeros(len(truth), int))
-    return list(zip(*(side.tolist() for side in pairs), strict=True))
+    return [(int(one), int(other)) for one, other in match_bodies(found, truth)]
 
 
 def naive(found: np.ndarray, truth: np.ndarray) -> set[tuple[int, int]]:
@@ -47,9 +46,18 @@ def test_boxes_that_hardly_overlap_are_no_pair() -> None:
     assert match(at((5, 0)), at((0, 0))) == [(0, 0)]
 
 
-def test_people_of_different_images_never_match() -> None:
-    found, _ = match_bodies(at((0, 0)), at((0, 0)), np.array([1]), np.array([0]))
-    assert found.tolist() == []
+def test_people_are_grouped_by_image_in_any_order() -> None:
+    groups = by_image(np.array([2, 0, 2, 0]), 4)
+    assert [group.tolist() for group in groups] == [[1, 3], [], [0, 2], []]
+
+
+def test_as_published_a_pair_without_overlap_uses_up_a_prediction() -> None:
+    base = np.random.default_rng(0).uniform(0, 50, (24, 2))
+    truth = np.stack([base, base + 400])
+    found = np.stack([base + 1, base + 60])  # the second is nearer to the first true person than to its own
+    assert match_bodies(found, truth, published=True).tolist() == [[0, 0]]
+    assert match_bodies(found[:0], truth, published=True).tolist() == []
+    assert match_bodies(found, truth[:0], published=True).tolist() == []
 
 
 def test_joints_behind_the_camera_do_not_count_and_nobody_without_joints_matches() -> None:
@@ -68,7 +76,7 @@ def test_nobody_found_and_nobody_there() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 100_000), st.integers(0, 7), st.integers(0, 7))
-def test_rounds_take_the_pairs_a_greedy_pass_takes_in_any_order(seed: int, n: int, m: int) -> None:
+def test_the_nearest_pairs_are_taken_in_any_order_of_people(seed: int, n: int, m: int) -> None:
     rng = np.random.default_rng(seed)
     found, truth = (BODY + rng.uniform(0, 25, (count, 1, 2)) for count in (n, m))
     pairs = match(found, truth)

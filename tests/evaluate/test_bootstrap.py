@@ -71,8 +71,3 @@ def test_without_draws_or_images_there_is_no_interval() -> None:
     assert np.isnan(found.low)
     empty = estimate({"total": np.zeros(0), "count": np.zeros(0)}, {"mean": mean})["mean"]
     assert np.isnan(empty.value)
-
-
-def test_sums_of_different_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="lengths"):
-        estimate({"total": np.zeros(3), "count": np.zeros(4)}, {"mean": mean})

@@ -12,7 +12,7 @@ from dto_pipeline.evaluate.matching import ImageJoinError, join_images
 def test_equal_names_are_equal_images() -> None:
     join = join_images(["b.jpg", "a.jpg", "c.jpg"], ["a.jpg", "b.jpg", "d.jpg"])
     assert join.found.tolist() == [1, 0, -1]
-    assert join.unmatched == ("c.jpg",)
+    assert join.unmatched == 1
     assert join.note == ""
 
 
@@ -25,7 +25,7 @@ def test_folders_only_one_side_writes_do_not_matter() -> None:
 def test_a_short_name_that_several_images_share_joins_none_of_them() -> None:
     join = join_images(["x/1.jpg", "y/1.jpg", "z/2.jpg"], ["1.jpg", "2.jpg"])
     assert join.found.tolist() == [-1, 2]
-    assert join.unmatched == ("x/1.jpg", "y/1.jpg")
+    assert join.unmatched == 2
 
 
 def test_no_image_in_common_is_an_error_that_shows_both_sides() -> None:

@@ -12,7 +12,7 @@ from scipy.io import savemat
 
 from dto_pipeline.cli import main
 from dto_pipeline.data.joint_truth import JointTruthError, read_mupots, read_panoptic
-from dto_pipeline.evaluate.protocols import (
+from dto_pipeline.evaluate.joint_evaluation import (
     OF_MUPOTS,
     OF_PANOPTIC,
     PELVIS_SHIFT,

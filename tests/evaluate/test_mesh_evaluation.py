@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dto_pipeline.evaluate.evaluation import Evaluation
-from dto_pipeline.evaluate.mesh_evaluation import MeshEvaluationError, evaluate_meshes
+from dto_pipeline.evaluate.evaluation import Evaluation, EvaluationError
+from dto_pipeline.evaluate.mesh_evaluation import evaluate_meshes
 from dto_pipeline.models.body import BodyModel
 from tests.evaluate.people import FOCAL, SIZE, make_people
 
@@ -16,7 +16,7 @@ PLACES = [[(-1.0, 4.0), (0.8, 5.0)], [(0.0, 6.0)]]
 
 
 def value(evaluation: Evaluation, key: str) -> float:
-    return evaluation.columns["all people"].estimates[key].value
+    return evaluation.estimates["all people"][key].value
 
 
 def test_identical_people_have_no_error(body: BodyModel) -> None:
@@ -59,7 +59,7 @@ def test_the_order_of_people_and_images_changes_nothing(body: BodyModel) -> None
     found = make_people([[(-1.0, 4.2), (0.8, 5.1)], [(0.1, 6.0)]])
     shuffled = dataclasses.replace(make_people([[(0.1, 6.0)], [(0.8, 5.1), (-1.0, 4.2)]]), images=truth.images[::-1])
     first, second = (evaluate_meshes(people, truth, body) for people in (found, shuffled))
-    for key, estimate in first.columns["all people"].estimates.items():
+    for key, estimate in first.estimates["all people"].items():
         assert value(second, key) == pytest.approx(estimate.value), key
 
 
@@ -108,9 +108,9 @@ def test_a_camera_only_the_truth_knows_is_used_and_no_field_of_view_is_measured(
 def test_a_truth_without_camera_is_refused(body: BodyModel) -> None:
     truth = make_people(PLACES)
     truth.intrinsics[:] = np.nan
-    with pytest.raises(MeshEvaluationError, match=r"camera of image 0\.jpg"):
+    with pytest.raises(EvaluationError, match=r"camera of image 0\.jpg"):
         evaluate_meshes(make_people(PLACES), truth, body)
-    with pytest.raises(MeshEvaluationError, match="matching is 'names'"):
+    with pytest.raises(EvaluationError, match="matching is 'names'"):
         evaluate_meshes(truth, truth, body, "names")
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from dto_pipeline.cli import main
-from dto_pipeline.evaluate.protocols import match_protocol
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +50,3 @@ def test_what_does_not_fit_is_refused(crowd: Path, tmp_path: Path, capsys: pytes
     command = ["eval", "agora", str(crowd), str(crowd), "--body", "demo", "--vertices", str(tmp_path / "far.npy")]
     assert main(command) == 2
     assert "holds no numbers of vertices 0 .. 6889" in capsys.readouterr().err
-
-
-def test_a_pair_without_overlap_uses_up_a_prediction() -> None:
-    base = np.random.default_rng(0).uniform(0, 50, (24, 2))
-    truth = np.stack([base, base + 400])
-    found = np.stack([base + 1, base + 60])  # the second is nearer to the first true person than to its own
-    assert match_protocol(found, truth) == ([(0, 0)], 1)
-    assert match_protocol(found[:0], truth) == ([], 0)
-    assert match_protocol(found, truth[:0]) == ([], 2)

@@ -12,12 +12,12 @@ from dto_pipeline.data.sources.relative_human import (
     KeypointLayoutError,
     evaluated_joints,
 )
+from dto_pipeline.evaluate.evaluation import EvaluationError
 from dto_pipeline.evaluate.relative_human import (
     GROUPS,
     MEASURES,
     RELATIONS,
     EvaluatedImage,
-    MetricInputError,
     MetricStatus,
     evaluate_relative_human,
 )
@@ -182,7 +182,7 @@ def test_nineteen_joints_are_read_by_the_length_of_the_file_name():
 
 
 def test_wrong_shapes_are_refused_with_the_name_of_the_image():
-    with pytest.raises(MetricInputError, match=r"a\.jpg.*expected \(P, 14, 2\)"):
+    with pytest.raises(EvaluationError, match=r"a\.jpg.*expected \(P, 14, 2\)"):
         EvaluatedImage("a.jpg", (), np.zeros((2, 24, 2)), np.zeros(2))
     with pytest.raises(KeypointLayoutError, match=r"b\.jpg: a person has 17 keypoints"):
         evaluate_relative_human([image([Annotation(np.zeros((17, 3)), 0, 0)], [], [], name="b.jpg")])

@@ -11,7 +11,8 @@ import pytest
 
 from dto_pipeline.data.people import People
 from dto_pipeline.data.sources.relative_human import Annotation
-from dto_pipeline.evaluate.relative_human import MEASURES, MODES, RelativeHumanError, evaluate_rh
+from dto_pipeline.evaluate.evaluation import EvaluationError
+from dto_pipeline.evaluate.relative_human import MEASURES, MODES, evaluate_rh
 from dto_pipeline.models.body import BodyModel
 
 Recorded = tuple[People, dict[str, list[Annotation]], dict]
@@ -58,7 +59,7 @@ def test_recorded_numbers_come_out_in_mode_reference(
 ) -> None:
     people, annotations, expected = recorded
     evaluation = evaluate_rh(people, annotations, body, regressor, "reference")
-    found = evaluation.columns["reference"].estimates
+    found = evaluation.estimates["reference"]
     for key in ("pcdr_all", "pcdr_adult", "pcdr_teen", "pcdr_kid", "mpckh"):
         assert found[key].value / 100 == pytest.approx(expected[key], abs=1e-6), key
     for key in ("precision", "recall", "f1"):
@@ -92,10 +93,10 @@ def test_predictions_without_a_camera_and_unknown_modes_are_refused(
     recorded: Recorded, body: BodyModel, regressor: np.ndarray
 ) -> None:
     people, annotations, _ = recorded
-    with pytest.raises(RelativeHumanError, match="mode is 'best'"):
+    with pytest.raises(EvaluationError, match="mode is 'best'"):
         evaluate_rh(people, annotations, body, regressor, "best")
     people.intrinsics[0, 0, 2] = np.nan
-    with pytest.raises(RelativeHumanError, match="camera"):
+    with pytest.raises(EvaluationError, match="camera"):
         evaluate_rh(people, annotations, body, regressor, "corrected")
 
 
@@ -108,5 +109,5 @@ def test_measures_of_one_image_are_measures_of_the_file_with_that_image(
     alone = evaluate_rh(people, {name: annotations[name]}, body, regressor, "corrected", 0)
     cells = dict(zip(rows[0].split(","), rows[1 + list(annotations).index(name)].split(","), strict=True))
     for measure in MEASURES:
-        expected = alone.columns["corrected"].estimates[measure.key].value
+        expected = alone.estimates["corrected"][measure.key].value
         assert cells[measure.key] == ("" if np.isnan(expected) else f"{expected:.9g}")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dto_pipeline.cli import main
-from dto_pipeline.evaluate import protocols
+from dto_pipeline.evaluate import matching
 from dto_pipeline.lab import golden_mahmr
 from dto_pipeline.lab.golden_mahmr import check_mahmr_cases
 from dto_pipeline.train import augment, blocks, losses, model, targets
@@ -48,7 +48,7 @@ def test_every_recorded_number_holds(folder: Path, capsys: pytest.CaptureFixture
         (losses, "BODY_JOINTS", 24, "network_cases", "network/step"),
         (targets, "BOX_GROWTH", 1.0, "augment_cases", "augment/plain"),
         (augment, "MIRROR_JOINTS", tuple(range(24)), "augment_cases", "augment/flip"),
-        (protocols, "MIN_IOU", 0.3, "eval_cases", "eval/totals"),
+        (matching, "MIN_IOU", 0.3, "eval_cases", "eval/totals"),
     ],
 )
 def test_a_misread_constant_is_seen(

@@ -68,7 +68,7 @@ def test_a_sound_run_has_no_warning_and_status_report_and_summary_agree(
     assert status.sanity == summary.sanity
     assert json.loads(json.dumps(status.to_json()))["sanity"] == json.loads(json.dumps(summary.to_json()))["sanity"]
     page = write_report(open_run_files(tmp_path / "run"), None, None, tmp_path / "page").read_text()
-    assert "Does it make sense" in page
+    assert "State and checks" in page
     for text in ("files of disparity", *(text for figure in status.sanity.figures() for text in figure)):
         assert text in page
         assert text in summary.as_table()

@@ -10,19 +10,17 @@ from PIL import Image
 
 from dto_pipeline.collate import keep_labels
 from dto_pipeline.models.body import BodyModel
+from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import ImageStatus, PersonStatus
+from dto_pipeline.view.drawing import missing_photo
 from dto_pipeline.view.pages import (
     People,
-    Table,
     compose_page,
-    draw_rows,
+    draw_scene,
     ground_places,
     person_table,
     save_png,
-    scene_panel,
-    scene_rows,
-    solver_panel,
-    solver_table,
+    scene_states,
 )
 from tests.crowds import Stander, make_scene
 
@@ -38,9 +36,13 @@ def people() -> People:
     return People(pose, np.zeros((2, 11)), np.array([[-0.8, 0.1, 4.0], [0.9, 0.1, 6.0]]))
 
 
+@pytest.fixture
+def placed(body: BodyModel) -> PlacedScene:
+    return keep_labels(make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160)))
+
+
 def test_people_stand_where_their_joints_are(body: BodyModel, people: People) -> None:
-    places = ground_places(people, body)
-    np.testing.assert_allclose(places, people.transl[:, [0, 2]], atol=0.06)
+    np.testing.assert_allclose(ground_places(people, body), people.transl[:, [0, 2]], atol=0.06)
 
 
 def test_a_person_that_is_not_finite_costs_only_itself(body: BodyModel, people: People) -> None:
@@ -48,65 +50,66 @@ def test_a_person_that_is_not_finite_costs_only_itself(body: BodyModel, people: 
     pose[1, 3] = np.nan
     broken = People(pose, people.betas, people.transl)
     assert np.isnan(ground_places(broken, body)).any(axis=1).tolist() == [False, True]
-    table = Table(("class", "status"), [("adult", "moved"), ("adult", "invalid label")])
-    page = compose_page(
-        draw_rows(GREY, [("before", broken), ("after", broken)], K, body, truth=people), "two people", table
-    )
+    table = ("class", "status"), [("adult", "moved"), ("adult", "invalid label")]
+    states = [("before", broken), ("after", broken)]
+    page = compose_page("two people", GREY, "", states, K, body, table, truth=people)
     assert page.width > 900
-    assert page.height > 2 * 500
+    assert page.height > 2 * 400
 
 
-def test_solvers_stand_beside_each_other_and_the_truth(body: BodyModel, people: People) -> None:
-    scene = make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160))
-    placed = {"paper": keep_labels(scene), "joint": keep_labels(scene)}
-    one, three = scene_panel(placed["paper"], body), solver_panel(placed, body, people)
-    assert three.width > 1.1 * one.width
-    table = solver_table(placed, body, people)
-    assert table.columns[3:7] == ["height given", "paper", "joint", "true"]
-    assert table.lines[0][6] == "1.70 m"
-    assert all(len(line) == len(table.columns) for line in table.lines)
+def test_solvers_stand_beside_each_other_and_the_truth(body: BodyModel, placed: PlacedScene, people: People) -> None:
+    placed.person_status[0] = PersonStatus.MOVED
+    solvers = {"paper": placed, "joint": placed}
+    one, two = draw_scene({"after": placed}, body), draw_scene(solvers, body, people)
+    assert two.width > 1.1 * one.width
+    columns, lines = person_table(solvers, body, people)
+    assert columns[3:7] == ["height given", "paper", "joint", "true"]
+    assert lines[0][6] == "1.70 m"
+    assert all(len(line) == len(columns) for line in lines)
 
 
-def test_a_scene_nobody_of_whom_moved_is_drawn_once(body: BodyModel) -> None:
-    placed = keep_labels(make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160)))
-    rows = scene_rows(placed, body)
-    assert [row.caption for row in rows] == ["Labels as given: nobody was moved", "Depth map"]
-    placed.scene.disparity, placed.status = None, ImageStatus.PREDICTED
-    assert [row.caption for row in scene_rows(placed, body)] == ["As predicted"]
+def captions(placed: PlacedScene) -> list[str]:
+    return [caption for caption, _ in scene_states({"after": placed})]
+
+
+def test_a_scene_nobody_of_whom_moved_is_drawn_once(placed: PlacedScene) -> None:
+    assert captions(placed) == ["labels as given"]
+    placed.status = ImageStatus.PREDICTED
+    assert captions(placed) == ["as predicted"]
     placed.person_status[1] = PersonStatus.MOVED
-    captions = ["Before: labels as given", "After: placed together"]
-    assert [row.caption for row in scene_rows(placed, body)] == captions
+    assert captions(placed) == ["labels as given", "after, not accepted"]
 
 
-def test_an_image_that_was_never_read_is_drawn_at_the_size_of_its_camera(body: BodyModel) -> None:
-    scene = make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160))
+def test_an_image_that_was_never_read_is_drawn_at_the_size_of_its_camera(body: BodyModel, placed: PlacedScene) -> None:
+    assert missing_photo(np.array([100, 60]), K).shape == (60, 100, 3)
+    assert missing_photo(np.array([0, 0]), K).shape == (240, 320, 3)
+    assert missing_photo(np.array([np.nan, 9]), np.full((3, 3), np.nan)).shape == (480, 640, 3)
+    scene = placed.scene
     scene.width = scene.height = 0
     scene.disparity = None
-    page = scene_panel(keep_labels(scene), body)
-    assert scene_rows(keep_labels(scene), body)[0].left.size == (760, 570)
-    assert page.height > 570
     scene.intrinsics[:2, 2] = np.nan
     scene.pose[:] = np.nan  # a camera that is no camera draws nobody
-    assert scene_rows(keep_labels(scene), body)[0].left.size == (760, 570)
+    assert draw_scene({"after": placed}, body).height > 570
 
 
-def test_an_image_without_people_gets_its_page(body: BodyModel) -> None:
-    scene = make_scene(body, [Stander(x=0, z=4)], size=(120, 160))
+def test_an_image_without_people_gets_its_page(body: BodyModel, placed: PlacedScene) -> None:
+    scene = placed.scene
     for name in ("pose", "betas", "transl", "age_years", "male_prob", "source_row", "bbox_xyxy", "det_score"):
         setattr(scene, name, getattr(scene, name)[:0])
     scene.person_problem = []
-    assert scene_panel(keep_labels(scene), body).height > 1000
+    assert draw_scene({"after": keep_labels(scene)}, body).height > 1000
 
 
-def test_the_uncertainty_of_z_stands_beside_it(body: BodyModel) -> None:
-    from dto_pipeline.status import PersonStatus
+def test_names_that_look_like_formulas_or_use_other_letters_are_titles(body: BodyModel, placed: PlacedScene) -> None:
+    placed.scene.image_path = "a/$x_{$/\u0444\u043e\u0442\u043e \\frac.jpg"
+    assert draw_scene({"after": placed}, body).width > 900
 
-    placed = keep_labels(make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160)))
+
+def test_the_uncertainty_of_z_stands_beside_it(body: BodyModel, placed: PlacedScene) -> None:
     placed.person_status = [PersonStatus.MOVED, PersonStatus.NOT_RUN]
     placed.z_sigma_m = np.array([0.25, np.nan], np.float32)
-    table = person_table(placed)
-    assert table.lines[0][-2] == "4.00 \u00b1 0.25 m"
-    assert table.lines[1][-2] == "kept"
+    _, lines = person_table({"after": placed}, body)
+    assert [line[-2] for line in lines] == ["4.00 \u00b1 0.25 m", "kept"]
 
 
 def test_a_saved_picture_is_what_was_drawn(tmp_path: Path) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dto_pipeline.axes import HEIGHT_CLASSES
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.status import ImageStatus
-from dto_pipeline.view.plots import Histogram
-from dto_pipeline.view.report import Facts, gather_facts, prior_curve, write_report
+from dto_pipeline.view.report import Facts, Histogram, gather_facts, prior_curve, write_report
 from dto_pipeline.view.run_files import RunFiles, open_pixels, open_run_files
 from tests.tiny_dataset import TinyDataset
 
@@ -60,19 +62,38 @@ class Listing(HTMLParser):
 
 def test_facts_count_every_image_and_person_once(facts: Facts, tiny: TinyDataset) -> None:
     assert (facts.total["images"], facts.total["persons"]) == (tiny.images, tiny.persons)
-    assert facts.crowds.counts.sum() == tiny.images
-    assert facts.deviations.counts.sum() == facts.total["optimized"]
-    assert facts.scales.counts.sum() == facts.total["moved"] == facts.status.person_status["moved"]
+    sums = {name: histogram.counts[-1].sum() for name, histogram in facts.histograms.items()}
+    assert sums["crowd"] == tiny.images
+    assert sums["deviation"] == facts.total["optimized"]
+    assert sums["scale"] == facts.total["moved"] == facts.status.person_status["moved"]
     assert facts.total["failed"] == len(facts.failures) == 3
-    heights = sum(histogram.counts[1].sum() for histogram in facts.heights.values())
-    groups = sum(sum(counts.values()) for counts in facts.group_status.values())
-    assert heights >= groups >= facts.total["moved"]
+    assert sum(sums[name] for name in HEIGHT_CLASSES) >= sums["near"] + sums["far"] >= facts.total["moved"]
+
+
+def counted(values: Sequence[float], edges: Sequence[float], series: int = 1) -> Histogram:
+    histogram = Histogram("a <b>", "m", np.array(edges), series)
+    histogram.add(np.array(values))
+    return histogram
 
 
 def test_a_histogram_counts_what_lies_beyond_in_its_outer_bins_and_leaves_out_what_is_no_number() -> None:
-    histogram = Histogram.empty(np.array([0.0, 1.0, 2.0]))
-    histogram.add(np.array([-5.0, 0.0, 0.99, 1.0, 2.0, 99.0, np.nan]))
+    histogram = counted([-5.0, 0.0, 0.99, 1.0, 2.0, 99.0, np.nan], [0.0, 1.0, 2.0])
     assert histogram.counts.tolist() == [[3, 3]]
+
+
+def test_the_highest_bar_is_the_most_counted_bin() -> None:
+    svg = counted([0.5, 2.5, 2.6, 2.7, 2.8, 3.1, 3.2], [0, 1, 2, 3, 4]).draw()
+    bars = [e.attrib["d"] for e in ElementTree.fromstring(svg).iter() if "opacity: 0.85" in e.get("style", "")]
+    y = np.array([float(found) for found in re.findall(r"[ML] \S+ (\S+)", bars[0])])
+    heights = np.unique((y.max() - y).round(3))
+    assert heights / heights.max() == pytest.approx(np.array([0, 1, 2, 4]) / 4, abs=0.01)
+
+
+def test_the_same_chart_gives_the_same_text_with_all_its_parts_or_without_a_count() -> None:
+    full = counted([0.3, 1.0, 2.0], np.geomspace(0.25, 4, 9).tolist(), 2)
+    assert full.draw(1.0, (1.2, 0.1)) == full.draw(1.0, (1.2, 0.1))
+    ElementTree.fromstring(full.draw(1.0, (1.2, 0.1)))
+    ElementTree.fromstring(counted([], [0, 1, 2]).draw())
 
 
 def test_a_prior_curve_holds_as_many_people_as_the_bars() -> None:
@@ -100,8 +121,9 @@ def test_the_page_tells_statuses_with_advice_failures_and_models(page: Path, fac
     assert ImageStatus.IMAGE_MISSING.advice in text
     assert "tiny/000001.jpg" in text
     assert facts.footer["body_sha256"] in text
-    assert "config section solver" in text
+    assert "accept_below" in text
     assert facts.footer["coordinates"] in text
+    assert facts.status.sanity.lines()[0] in text
     assert text.count('class="scene"') == 3
 
 

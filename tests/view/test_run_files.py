@@ -13,7 +13,7 @@ import pytest
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.view.gltf import scene_to_glb
-from dto_pipeline.view.pages import file_name, scene_panel, scene_rows
+from dto_pipeline.view.pages import draw_scene, file_name
 from dto_pipeline.view.run_files import RunFiles, choose_scenes, load_placed, open_pixels
 from tests.tiny_dataset import TinyDataset
 
@@ -68,9 +68,9 @@ def test_a_folder_that_moved_can_be_named(run: RunFiles, tiny: TinyDataset, tmp_
 
 def test_every_scene_gets_its_page_and_3d_file_even_without_a_photograph(run: RunFiles, body: BodyModel) -> None:
     scenes = load_placed(run, choose_scenes(run, ["000000.jpg", "000001.jpg", "000005.jpg"]), open_pixels(run))
-    drawn = [(scene_panel(placed, body), scene_to_glb(placed, body)) for placed in scenes]
+    drawn = [(draw_scene({"after": placed}, body), scene_to_glb(placed, body)) for placed in scenes]
     assert all(data[:4] == b"glTF" for _, data in drawn)
-    assert drawn[0][0].height > drawn[1][0].height  # the result, the depth map and the fit are rows of their own
+    assert drawn[0][0].width > drawn[1][0].width  # the result, and the depth map with the fit, are columns of their own
 
 
 def test_file_names_hold_no_folder() -> None:
@@ -97,6 +97,6 @@ def test_depth_files_that_a_network_run_never_saw_are_not_drawn_as_its_own(
     assert placed.scene.image is not None
     assert placed.scene.disparity is None
     placed.scene.origin["depth"] = "disparity of depth_tiny@0123"
-    assert scene_rows(placed, body)[-1].caption == "No depth map"
+    assert draw_scene({"after": placed}, body).height > 1000
     (named,) = load_placed(seen, places, open_pixels(seen, depth=Path(tiny.dataset.root) / "depth"))
     assert named.scene.disparity is not None
