@@ -1,7 +1,4 @@
-"""Arrays of npy and npz files, header first: nothing is read before its shape and type were found to be right.
-
-Knows numpy's two containers; knows nothing of what the arrays mean, and no pickles (`data.npz`).
-"""
+"""Arrays of npy and npz files, whose contents are read only if shape and type in the header are right; no pickles."""
 
 from __future__ import annotations
 
@@ -21,14 +18,14 @@ _CHUNK = 1 << 20  # bytes read at once
 BROKEN = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, OverflowError),
     *(RecursionError, SyntaxError, TypeError, KeyError, TokenError, MemoryError),
-)  # what zipfile and numpy's header parser raise on a damaged file, besides ValueError and OSError
+)  # errors of zipfile and numpy's header parser on a damaged file, besides ValueError and OSError
 
 
 def read_npy(source: BinaryIO, check: Check) -> np.ndarray:
     """The array of an npy file (key ""), read, not mapped: some mounts refuse to map files.
 
     Raises:
-        ValueError: a damaged file, or what `check` says. OSError: it cannot be read.
+        ValueError: a damaged file, or the error of `check`. OSError: it cannot be read.
     """
     try:
         size = source.seek(0, io.SEEK_END)

@@ -15,26 +15,20 @@ from typing import Any
 
 from dto_pipeline.config_tree import ABOVE_ZERO, Sections, build_sections, expect, read_tree
 
-SOLVER_MODES = ("paper", "joint")
-DEPTH_MODELS = ("auto", "affine_depth", "affine_disparity")
-DEPTH_SOURCES = ("files", "model")
-DEPTH_KINDS = ("disparity", "depth", "metric_depth")  # explained in `models.depth`
 DEPTH_UNITS = ("measured", "published")  # or a number; explained in `maths.depth_evidence`
 METRES_PER_DEPTH = 500.0  # [m] of one unit of relative depth in the published network's unit: far_depth is 10 m
 DEPTH_PRECISIONS = ("auto", "float32", "tf32", "float16", "bfloat16")  # maps and the last layer are always float32
-MASK_SOURCES = ("labels", "model", "none")
 # Values used where the config says 0: (on a CPU, on a GPU). A GPU needs 32 images to hide its 1,300 launches a batch,
 # and up to 8 threads to decode them (by arithmetic, not measured)
 BY_DEVICE = {"run.batch_images": (8, 32), "depth.batch": (8, 32), "run.decode_threads": (2, 8)}
-ATTRIBUTE_SOURCES = ("labels", "model", "none")
 _CHOICES = {
-    "solver.mode": SOLVER_MODES,
-    "joint.depth_model": DEPTH_MODELS,
-    "depth.source": DEPTH_SOURCES,
-    "depth.kind": DEPTH_KINDS,
+    "solver.mode": ("paper", "joint"),
+    "joint.depth_model": ("auto", "affine_depth", "affine_disparity"),
+    "depth.source": ("files", "model"),
+    "depth.kind": ("disparity", "depth", "metric_depth"),
     "depth.precision": DEPTH_PRECISIONS,
-    "masks.source": MASK_SOURCES,
-    "attributes.source": ATTRIBUTE_SOURCES,
+    "masks.source": ("labels", "model", "none"),
+    "attributes.source": ("labels", "model", "none"),
     "attributes.crop": ("face", "body"),
 }
 _RANGES: dict[str, tuple[float, float]] = {  # of numbers; others are 0 or more, see `Sections.check`
@@ -44,6 +38,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # of numbers; others are 0 or more,
     **dict.fromkeys(("prior.sigma", "depth.scale", "run.shard_timeout_s", "run.warm_up_timeout_s"), ABOVE_ZERO),
     **{"run.heartbeat_s": ABOVE_ZERO, "run.max_failed_images": (0, 1), "joint.size_error": (0, 0.999)},
 }
+_Six = tuple[float, float, float, float, float, float]
 _MIXTURES = (  # options of `joint` that hold as many numbers as each other
     ("tail_widths", "tail_weights"),
     ("noise_levels", "noise_level_weights"),
@@ -61,8 +56,8 @@ class PriorConfig:
     female_below: float = 0.33  # p_male under this: adult female
     male_from: float = 0.67  # p_male at or over this: adult male
     # baby, kid, teen, adult female, adult male, adult of unknown gender
-    mean: tuple[float, ...] = (0.801, 1.122, 1.477, 1.647, 1.784, 1.715)  # [m]
-    sigma: tuple[float, ...] = (0.126, 0.12, 0.156, 0.0707, 0.0759, 0.1)  # [m]
+    mean: _Six = (0.801, 1.122, 1.477, 1.647, 1.784, 1.715)  # [m]
+    sigma: _Six = (0.126, 0.12, 0.156, 0.0707, 0.0759, 0.1)  # [m]
     adult_sigma_without_gender: float = 0.073  # [m]
 
 
@@ -85,7 +80,7 @@ class EvidenceConfig:
 class SolverConfig:
     """The maximum-a-posteriori fit of alpha and beta (DTO's published constants)."""
 
-    mode: str = "paper"  # reproduces the published method; see `SOLVER_MODES`
+    mode: str = "paper"  # paper: the published method; joint: this project's own
     internal_constraint: bool = True  # alpha may not be flatter than the bodies in the crowd
     min_corr: float = 0.5  # a body's slope counts above this correlation (strict)
     default_alpha_min: float = 20.0  # [m per depth unit, in `depth.unit`] where no body's slope counts
@@ -97,7 +92,7 @@ class SolverConfig:
 class CrowdConfig:
     """`solver.mode: joint`, this project's own solver. (tuned): on crowds of `lab`, seeds 1, 2, 11, 12, 31 and 32."""
 
-    depth_model: str = "auto"  # see `DEPTH_MODELS`; auto = both, weighted by their evidence in the image
+    depth_model: str = "auto"  # affine_depth or affine_disparity; auto = both, weighted by their evidence in the image
     move_single: bool = False  # place the only person of an image by its height prior
     min_pixels_grid: int = 45  # replaces evidence.min_pixels_grid: small people count, with more noise
     min_visible_vertices: int = 100  # replaces evidence.min_visible_vertices
@@ -194,9 +189,9 @@ class BodyConfig:
 class DepthConfig:
     """Source of disparity: files, or a network; `models.networks` has licences."""
 
-    source: str = "files"  # see `DEPTH_SOURCES`
+    source: str = "files"  # files or model
     root: str = ""  # files: folder with one map per image; "" = the `depth` folder named by the manifest
-    kind: str = "disparity"  # files: meaning of their numbers, see `DEPTH_KINDS`; a network has its own kind
+    kind: str = "disparity"  # files: disparity, depth or metric_depth, see `models.depth`; a network has its own kind
     scale: float = 1.0  # files: stored numbers times this are in the kind's unit (0.001: millimetres)
     # of relative maps, whose disparity is this many times the published network's: see `DEPTH_UNITS`, or a number
     unit: float | str = "measured"
@@ -293,7 +288,7 @@ class PipelineConfig(Sections):
 
     def __post_init__(self) -> None:
         self.check(_CHOICES, _RANGES)
-        joint, prior, unit = self.joint, self.prior, self.depth.given_unit
+        joint, unit = self.joint, self.depth.given_unit
         for widths, weights in _MIXTURES:
             sizes = len(getattr(joint, widths)), len(getattr(joint, weights))
             expect(sizes[0] == sizes[1] > 0, f"joint.{widths} and joint.{weights} hold {sizes} numbers; want as many")
@@ -304,7 +299,6 @@ class PipelineConfig(Sections):
             sum(unusual) < 1,
             f"joint.wrong_ages_probability and joint.size_error_probability are {unusual}; expected a sum below 1",
         )
-        expect(len(prior.mean) == 6 == len(prior.sigma), "prior.mean and prior.sigma need 6 numbers each")
         expect(
             unit is None or 1e-37 < unit < 1e37,  # of float32
             f"depth.unit is {self.depth.unit!r}; choose from {DEPTH_UNITS} or give a positive number",

@@ -1,6 +1,6 @@
 """Names that come from files, turned into paths that stay inside a root folder.
 
-Label files, manifests and sidecars are written by strangers: a name in them may be absolute or climb out with ``..``.
+Label files, manifests and sidecars are foreign: a name in them may be absolute or climb out with ``..``.
 The check is on the name alone and never touches the disk; symbolic links inside a root are the root owner's choice.
 """
 

@@ -32,10 +32,10 @@ def test_pipes_sockets_devices_and_folders_are_refused_and_nothing_hangs(tmp_pat
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("socket")
         for place, what in (
-            ("pipe", "a named pipe"),
-            ("link", "a named pipe"),
-            ("socket", "a socket"),
-            ("/dev/zero", "a character device"),
+            ("pipe", "a pipe, socket or device"),
+            ("link", "a pipe, socket or device"),
+            ("socket", "a pipe, socket or device"),
+            ("/dev/zero", "a pipe, socket or device"),
             (".", "a folder"),
         ):
             with pytest.raises(IrregularFile, match=what):

@@ -1,13 +1,15 @@
 """Other people's files as sets to train on: RelativeHuman's annotations, and released DTO-Humans.
 
 RelativeHuman's people are known in the picture only, in ordinal layers of depth: they teach boxes, joints and who is
-nearer; they are in memory (about 0.5 kB a person). Released bodies are mapped from temporary files, which a training
-process shares with the reading processes it starts. Pixels, metres.
+nearer; they are in memory (about 0.5 kB a person). Released bodies are copied once into a temporary file of plain
+arrays (see `sources.predictions`), which the processes of one machine map. Pixels, metres.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import atexit
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,11 +17,13 @@ import numpy as np
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
+from dto_pipeline.data.files import temporary_folder
 from dto_pipeline.data.image_index import WHOLE_NAME, ImageIndex, index_images
 from dto_pipeline.data.label_files import LabelColumns
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.people import FileKind
 from dto_pipeline.data.sources.annots import open_ma_hmr
+from dto_pipeline.data.sources.predictions import open_predictions
 from dto_pipeline.data.sources.relative_human import evaluated_joints, read_annotations
 from dto_pipeline.data.sources.rows import LabelRows, LabelSource
 from dto_pipeline.data.storage import as_location
@@ -37,17 +41,18 @@ class PeopleSet(LabelSet):
 
     path: Path
     kind: FileKind
+    copy: Path | None = None  # the same people as plain arrays, on the machine that opened the set
 
     def index(self, number: int, part: Part) -> list[Piece]:
         """Pieces of 1024 images; `part.select` is about what runs have judged."""
-        images = _open(self.path, self.kind)[1].image_name
+        images = _open(self)[1].image_name
         rows = np.flatnonzero(part.holds([f"{self.name}/{image}" for image in images])).astype(np.int32)
         starts = range(0, rows.size, _PIECE_IMAGES)
         return [Piece(number, 0, k, 0, rows[start : start + _PIECE_IMAGES]) for k, start in enumerate(starts)]
 
     def read(self, piece: Piece) -> LabelColumns:
         """See `LabelSet`; images of unknown size."""
-        source, index = _open(self.path, self.kind)
+        source, index = _open(self)
         first, counts = index.offsets[piece.rows], np.diff(index.offsets)[piece.rows]
         starts = np.concatenate([[0], np.cumsum(counts)])
         labels = source.rows(index.rows[np.arange(starts[-1]) + np.repeat(first - starts[:-1], counts)])
@@ -74,14 +79,27 @@ def open_people_set(path: str | Path, kind: FileKind, images: str) -> PeopleSet:
     """
     if not images:
         raise LabelsError(f"{path} does not say where its photographs are; name their folder (data.images)")
-    _open(Path(path), kind)
-    return PeopleSet(Path(path).stem, as_location(images), Path(path), kind)
+    people = PeopleSet(Path(path).stem, as_location(images), Path(path), kind)
+    source = _open(people)[0]
+    if kind is not FileKind.MA_HMR:
+        return people
+    rows, names = source.rows(np.arange(source.num_rows)), source.image_names(0, source.num_rows)
+    copy = _FOLDERS.enter_context(temporary_folder("dto-annots-")) / "people.npz"
+    np.savez(copy, image=names, pose=rows.pose, betas=rows.betas, transl=rows.transl, intrinsics=rows.intrinsics)
+    return replace(people, copy=copy)
+
+
+_FOLDERS = ExitStack()  # as long as this process lives: others read from them
+atexit.register(_FOLDERS.close)
 
 
 @lru_cache
-def _open(path: Path, kind: FileKind) -> tuple[LabelSource, ImageIndex]:
-    """Read once by each training process, and by those it forks not at all."""
-    source = open_ma_hmr(path) if kind is FileKind.MA_HMR else _open_annotations(path)
+def _open(people: PeopleSet) -> tuple[LabelSource, ImageIndex]:
+    """The people and their images; a machine without the copy reads the file itself."""
+    if people.copy is not None and people.copy.is_file():
+        source = open_predictions(people.copy)
+    else:
+        source = (open_ma_hmr if people.kind is FileKind.MA_HMR else _open_annotations)(people.path)
     return source, index_images(source, WHOLE_NAME)
 
 

@@ -168,12 +168,15 @@ def sync(path: Path) -> None:
             os.close(handle)
 
 
-def temporary_folder(prefix: str) -> tempfile.TemporaryDirectory[str]:
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
     """A folder for temporary files that `sweep_abandoned` knows; `prefix` is like ``dto-word-``. Raises: DtoError."""
     try:
-        return tempfile.TemporaryDirectory(prefix=f"{prefix}{_own_mark()}-")
+        folder = tempfile.TemporaryDirectory(prefix=f"{prefix}{_own_mark()}-")
     except OSError as error:  # a FileNotFoundError without a name where no usual place can be written
         raise DtoError(f"no temporary folder can be made ({error.strerror}); set TMPDIR to one with room") from error
+    with folder as name, naming_full_disk(name):
+        yield Path(name)
 
 
 @lru_cache(maxsize=256)  # once a folder
@@ -185,8 +188,8 @@ def _log_unsynced(folder: Path, reason: str | None) -> None:
 def sweep_abandoned(stem: Path | None = None) -> int:
     """Remove temporary folders that processes of this machine left when they were killed, and count them.
 
-    With `stem` also half-written files and folders beside it whose names begin with its own, without suffix. What
-    belongs to a living process, or to one that cannot be seen from here, stays.
+    With `stem` also half-written files and folders next to it whose names begin with its own, without suffix. What
+    belongs to a living process, or to one of another machine or container, stays.
     """
     found = [
         (entry, match[1]) for entry in _entries(Path(tempfile.gettempdir())) if (match := _FOLDER.fullmatch(entry.name))

@@ -44,7 +44,7 @@ _MOST_PIECES = 1 << 20  # chunks of a PNG, which Pillow walks one by one: some s
 _MOST_SCANS = 128  # of a JPEG, each a pass over all pixels; encoders write about ten
 _PNG, _JPEG, _JPEG_SCAN, _JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
 _JPEG_FAULTS = (ValueError, KeyError)  # of simplejpeg: no JPEG; one whose subsampling has no name
-_EXIF_ORIENTATION = 0x0112  # tag of the note that says how a viewer turns the picture
+_EXIF_ORIENTATION = 0x0112  # tag of a viewer's rotation
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # what ends a scan
 # MAX_PIXELS replaces Pillow's bound, which warns on the terminal for every photograph above 89 Mpx.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -100,7 +100,7 @@ class ImageStore(ABC):
         return header.width, header.height
 
     def header(self, image_file: str) -> ImageHeader:
-        """What its header says, pixels are not decoded; raises `ImageMissing` or `ImageCorrupt`."""
+        """Its header, without decoding pixels; raises `ImageMissing` or `ImageCorrupt`."""
         head = self.read_bytes(image_file, _HEADER_BYTES)
         try:
             with suppress(Undecodable) if len(head) == _HEADER_BYTES else nullcontext():
@@ -122,7 +122,7 @@ class ImageFolder(ImageStore):
         try:
             return read_head(self.root, image_file, MAX_FILE_BYTES + 1 if limit is None else limit)
         except FileNotFoundError as error:
-            advice = "; it lies in a tar, whose index (*.tars.parquet) is not beside the manifest: copy it there"
+            advice = "; it is in a tar, and the index (*.tars.parquet) is missing next to the manifest: copy it there"
             raise ImageMissing(
                 f"image {image_file} does not exist{advice if TAR_MARK in image_file else ''}"
             ) from error

@@ -1,6 +1,6 @@
 """Arrays of npz files that somebody else wrote: read with bounds, mapped without loading them, or item by item.
 
-`safe_load_npz` reads arrays whose claims hold, object arrays (pickles) through the inert unpickler. `MappedNpz` makes
+`safe_load_npz` reads arrays into memory, object arrays (pickles) through the inert unpickler. `MappedNpz` makes
 each array a read-only view of a memory map: of the file itself for members that were stored plainly, of a temporary
 copy without a name for compressed ones, and for all where the file's mount refuses maps.
 
@@ -197,7 +197,7 @@ class MappedNpz:
 
     @cached_property
     def _whole(self) -> mmap.mmap | None:
-        """The file; None where its mount refuses maps, which says nothing about the file."""
+        """The file, mapped; None where its mount refuses maps."""
         with open_regular(self.path) as stream:
             try:
                 return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)

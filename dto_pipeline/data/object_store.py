@@ -1,10 +1,8 @@
-"""Everything behind a URI, through obstore: S3, Google, Azure, http(s), this process's own memory. See `data.storage`.
+"""Files behind URIs, through obstore: S3, Google, Azure, http(s) and this process's own memory; see `data.storage`.
 
-An object appears when its PUT is complete, so there are no temporary names and nothing to rename: an upload that is cut
-off leaves nothing. Create-if-absent is a conditional PUT (``If-None-Match: *``). A PUT whose answer was lost is sent
-again and then finds its own object: `create` says False although the object is ours, so callers compare contents, never
-who was first. obstore tries every request up to `_ATTEMPTS` times with growing pauses (throttling, 5xx, broken
-connections); what fails then names bucket, key and next step.
+An object appears when its PUT is complete: no temporary names, no renames, and an upload that is cut off leaves
+nothing. Create-if-absent is a conditional PUT (``If-None-Match: *``). A PUT whose answer was lost is sent again and
+then finds its own object: `create` returns False although this call made it, so callers compare contents.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache, lru_cache
 from pathlib import Path
@@ -28,9 +27,8 @@ from dto_pipeline.errors import DtoError
 
 _ATTEMPTS = 6  # tries of one request
 _PAUSE_S = 0.2  # first pause between them; doubled each time [s]
-_PATIENCE = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "1h"}  # with a server that does not answer
+_TIMEOUTS = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "1h"}
 _GIVEN_UP = timedelta(minutes=5)  # after which nothing is tried again
-_MAX_PUT = 5 << 30  # bytes that stores take in one PUT
 _ATOMIC_SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "memory")  # that create an object only if it is absent
 _SCHEMES = (*_ATOMIC_SCHEMES, "http", "https")
 _KEYS = (  # any of these stands for credentials besides a profile
@@ -55,7 +53,7 @@ _runtime: list[int] = []  # the process in which obstore first worked: its threa
 
 
 class StorageError(DtoError, OSError):
-    """A URI that cannot be used, or a file system that is not there; the message says which."""
+    """A URI that cannot be used."""
 
 
 class StoreError(StorageError):
@@ -127,27 +125,25 @@ class RemoteStore:
         return {item["path"].rpartition("/")[2]: item["size"] for item in found}
 
     def walk(self, endings: tuple[str, ...] = ("",)) -> Iterator[str]:
-        """Every object below the folder whose name ends so (in any case), in no particular order.
+        """Every object below the folder with one of the endings (in any case), in no particular order.
 
         Raises: FileNotFoundError: there is none, whatever its name.
         """
         self._check_scheme()
         pages = self._ask("", lambda key: iter(self._client.list(key or None)))
-        found = False
-        while page := self._ask("", lambda _: next(pages, None)):
-            found = True
+        page = self._ask("", lambda _: next(pages, None))
+        if not page:
+            raise FileNotFoundError(f"nothing lies below {self.root}")
+        while page:
             names = (item["path"].removeprefix(self._base).lstrip("/") for item in page)
             yield from (name for name in names if name.lower().endswith(endings))
-        if not found:
-            raise FileNotFoundError(f"nothing lies below {self.root}")
+            page = self._ask("", lambda _: next(pages, None))
 
     def create(self, name: str, data: bytes) -> bool:
-        """One conditional PUT; raises StoreError where there is none, or the file is too large for it."""
+        """One conditional PUT of at most 5 GiB; raises StoreError where the server knows none."""
         from obstore.exceptions import AlreadyExistsError
 
         self._check_scheme()
-        if len(data) > _MAX_PUT:
-            raise StoreError(f"{self.root}: {name} has {len(data)} bytes, a PUT takes 5 GiB; cut smaller shards")
         for attempt in range(_ATTEMPTS):
             try:
                 self._ask(name, lambda key: self._client.put(key, data, mode="create"))
@@ -169,10 +165,8 @@ class RemoteStore:
 
     def remove(self, name: str) -> None:
         """Delete an object; it may be gone already."""
-        try:
+        with suppress(FileNotFoundError):
             self._ask(name, lambda key: self._client.delete(key))
-        except FileNotFoundError:
-            return
 
     def exists(self, name: str) -> bool:
         """Whether there is an object of this name."""
@@ -208,7 +202,7 @@ class RemoteStore:
 
 
 class _RemoteFile(io.RawIOBase):
-    """An object that is read piece by piece, each a request."""
+    """An object as a file; every read is a request."""
 
     def __init__(self, store: RemoteStore, name: str, size: int) -> None:
         self._store, self._name, self._size, self._at = store, name, size, 0
@@ -260,12 +254,12 @@ def _open_client(scheme: str, bucket: str, query: str) -> Any:
         config["region"] = options["region"]
     if scheme == "s3" and "AWS_PROFILE" in os.environ and not any(name in os.environ for name in _KEYS):
         raise StoreError(f"AWS_PROFILE is not read: {_NO_CREDENTIALS}")
-    opened: Any = stores.from_url  # its types tell the stores apart by their options
+    opened: Any = stores.from_url  # typed by the options of each store
     try:
         return opened(
             f"{scheme}://{bucket}",
             config=config or None,
-            client_options={**_PATIENCE, "allow_http": scheme in ("s3", "http")},
+            client_options={**_TIMEOUTS, "allow_http": scheme in ("s3", "http")},
             retry_config={"max_retries": _ATTEMPTS - 1, "retry_timeout": _GIVEN_UP},
         )
     except (BaseError, ValueError) as error:
@@ -273,7 +267,7 @@ def _open_client(scheme: str, bucket: str, query: str) -> Any:
         raise StoreError(f"{scheme}://{bucket} cannot be opened: {what}; check the URI and the environment") from error
 
 
-@cache  # never given up for newer clients: whoever opened it first would hold another memory than the next
+@cache  # one for the life of the process: a second one would hold other objects
 def _open_memory() -> Any:
     from obstore.store import MemoryStore
 

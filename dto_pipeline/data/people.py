@@ -35,15 +35,15 @@ from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatte
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.npz import MappedNpz, safe_load_npz
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
-from dto_pipeline.data.sources.annots import BODY, CAMERA, first_people, open_ma_hmr
-from dto_pipeline.data.sources.camerahmr import open_camerahmr
-from dto_pipeline.data.sources.predictions import open_predictions
+from dto_pipeline.data.sources import SOURCES
+from dto_pipeline.data.sources.annots import BODY, CAMERA, first_people
 from dto_pipeline.data.sources.relative_human import ARRAY, PERSON_KEYS
 from dto_pipeline.data.sources.rows import (
     LABEL_VALUES,
     LabelFileError,
     LabelRows,
     LabelSource,
+    SourceOptions,
     find_row_problems,
     take_rows,
 )
@@ -234,8 +234,7 @@ def read_people(path: str | Path | Sequence[str | Path], values: str = "after") 
         return _read_source(path, _open_persons(path, values))
     if kind is FileKind.SYNTHETIC_TRUTH:
         return _read_source(path, _open_truth(path / TRUTH_FILE if path.is_dir() else path))
-    readers = {FileKind.CAMERAHMR: open_camerahmr, FileKind.MA_HMR: open_ma_hmr, FileKind.PREDICTIONS: open_predictions}
-    return _read_source(path, readers[kind](path))
+    return _read_source(path, SOURCES[kind](path, SourceOptions()))
 
 
 def _read_source(path: Path, source: LabelSource) -> People:

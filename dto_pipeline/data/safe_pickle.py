@@ -29,9 +29,8 @@ from dto_pipeline.data.inert_pickle import (
     shown,
 )
 
-# booleans, integers, floats, complex numbers, byte strings, text: kind and bytes (characters for text)
-_PLAIN_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(?:8|16)|[SU][0-9]{1,7}")
-_OBJECT_DTYPE = re.compile(r"O[48]?")
+# booleans, integers, floats, complex numbers, byte strings, text, objects: kind and bytes (characters for text)
+_PLAIN_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(?:8|16)|[SU][0-9]{1,7}|O[48]?")
 _MAX_DIMENSIONS = 32
 _MAX_DENSE_BYTES = 2**26  # a sparse matrix is written out densely up to this size
 _LAST_CHARACTER = 0x10FFFF
@@ -99,8 +98,6 @@ class _Dtype(StandIn):
 
 def _make_dtype(unpickler: InertUnpickler, code: Any, *_: Any) -> _Dtype:
     """`dtype(code, ...)` followed by a state (version, byte order, subarray, names, fields, item size, ...)."""
-    if type(code) is str and _OBJECT_DTYPE.fullmatch(code):
-        return unpickler.fill_later(_Dtype(np.dtype(object)), _fill_dtype)
     if type(code) is not str or not _PLAIN_DTYPE.fullmatch(code):
         raise UnsafePickle(f"refuses the dtype {shown(code)}: only numbers, booleans and strings are read")
     return unpickler.fill_later(_Dtype(np.dtype(code)), _fill_dtype)

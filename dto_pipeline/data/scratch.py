@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import mmap
 import tempfile
-from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -36,11 +35,11 @@ def scratch_file() -> IO[bytes]:
 
 
 class FlatColumn:
-    """A column of rows of shape `tail`, appended to and then mapped; in the file `path` for other processes."""
+    """A column of rows of shape `tail`, appended to and then mapped."""
 
-    def __init__(self, dtype: str, tail: tuple[int, ...] = (), path: Path | None = None) -> None:
+    def __init__(self, dtype: str, tail: tuple[int, ...] = ()) -> None:
         self.dtype, self.tail, self.rows = np.dtype(dtype), tail, 0
-        self._stream: IO[bytes] = scratch_file() if path is None else path.open("w+b")
+        self._stream = scratch_file()
 
     def append(self, values: np.ndarray) -> None:
         """(n, *tail) rows; what is beyond the type becomes infinite."""
@@ -52,11 +51,7 @@ class FlatColumn:
         """(rows, *tail) read-only; nothing can be appended any more."""
         with naming_full_disk(tempfile.gettempdir()), self._stream as stream:
             stream.flush()
-            return map_numbers(stream, self.dtype, (self.rows, *self.tail))
-
-
-def map_numbers(stream: IO[bytes] | BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """The numbers of a file, mapped."""
-    if not math.prod(shape):
-        return np.zeros(shape, dtype)
-    return np.ndarray(shape, dtype, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+            if not self.rows or not math.prod(self.tail):
+                return np.zeros((self.rows, *self.tail), self.dtype)
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            return np.ndarray((self.rows, *self.tail), self.dtype, data)

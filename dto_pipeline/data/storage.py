@@ -22,7 +22,6 @@ import pyarrow as pa
 from dto_pipeline.data.files import (
     commit_new,
     commit_over,
-    naming_full_disk,
     sha256_bytes,
     sha256_file,
     staged,
@@ -281,7 +280,7 @@ def sha256_of(location: Location) -> str:
 
 
 def list_names(root: Location, endings: tuple[str, ...]) -> Iterator[str]:
-    """Every file below a folder whose name ends so, relative to it; see `walk` of its store."""
+    """Files below a folder with one of the endings, by names relative to it; see `walk` of its store."""
     return open_store(root).walk(endings)
 
 
@@ -296,7 +295,7 @@ def local_copy(location: Location, endings: tuple[str, ...] = ("",)) -> Iterator
         return
     parent, file = parent_and_name(location)
     with temporary_folder("dto-copy-") as folder:
-        target = Path(folder) / base_name(location)
+        target = folder / base_name(location)
         try:
             open_remote(str(parent)).download(file, target)
         except FileNotFoundError:
@@ -326,8 +325,8 @@ def written(location: Location) -> Iterator[Path]:
             yield temporary
             commit_over(temporary, location)
         return
-    with temporary_folder("dto-write-") as folder, naming_full_disk(folder):
-        local = Path(folder) / base_name(location)
+    with temporary_folder("dto-write-") as folder:
+        local = folder / base_name(location)
         yield local
         parent, name = parent_and_name(location)
         open_remote(str(parent)).replace(name, local)

@@ -1,8 +1,8 @@
-"""Members of a tar, found by reading its headers only and seeking over everything else; nothing is ever extracted.
+"""List the members of a tar from its headers alone, without extracting anything.
 
-Knows ustar, the older format, GNU and pax long names and sizes, checksums, and how to go on behind damage. A member
+Reads ustar, the older format, GNU and pax long names and sizes, compares checksums, and goes on behind damage. A member
 that must not or cannot be read (a link, a name that leaves the folder, a truncated end) is listed with the reason.
-Knows no Parquet, and of WebDataset only its rule for keys. Offsets and sizes in bytes.
+Offsets and sizes in bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BLOCK = 512
 _MAGIC_AT = 257  # of "ustar" in a header
 _MAX_EXTENDED = 1 << 20  # bytes of one long name or pax header; more is damage
 _MAX_SIZE = 1 << 60  # bytes of one member; more is damage
-_SCAN = 1 << 20  # bytes looked at together when searching behind damage
+_SCAN = 1 << 20  # bytes read at once when searching behind damage
 _REGULAR = {b"0", b"\0", b"7"}
 _DIRECTORY, _SPARSE = b"5", b"S"
 _REFUSED = {
@@ -35,7 +35,7 @@ _PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
 
 
 class RandomAccess(Protocol):
-    """What a tar is read through; pyarrow's random access files, local or remote, are of this kind."""
+    """A file as a tar is read: pyarrow's random access files, local or remote, have these methods."""
 
     def size(self) -> int:
         """Length in bytes."""
@@ -56,7 +56,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Listing:
-    """Everything found in one tar, in order. `problem` says what is wrong with the tar as a whole."""
+    """The entries of one tar, in order; `problem` is of the tar as a whole."""
 
     members: tuple[Member, ...]
     size: int
@@ -64,7 +64,7 @@ class Listing:
 
 
 def walk_tar(source: RandomAccess) -> Listing:
-    """List a tar. Never raises for its contents; whatever is wrong becomes a `problem`.
+    """List a tar; everything that is wrong with its contents becomes a `problem`.
 
     Raises: OSError: the file cannot be read.
     """
@@ -98,7 +98,7 @@ def sample_key(name: str) -> tuple[str, str]:
 def _entries(source: RandomAccess, end: int) -> Iterator[Member | str]:
     """Members in order, and a sentence for each thing wrong with the tar itself."""
     at, finished = 0, False
-    told: dict[bytes, bytes] = {}  # by long-name and pax headers, about the entry behind them
+    extended: dict[bytes, bytes] = {}  # from long-name and pax headers, for the next entry
     while at + BLOCK <= end:
         block = source.read_at(BLOCK, at)
         if block.count(0) == BLOCK:
@@ -109,23 +109,23 @@ def _entries(source: RandomAccess, end: int) -> Iterator[Member | str]:
             resumed = _next_header(source, at + BLOCK, end)
             then = f"goes on at byte {resumed}" if resumed < end else "nothing is found behind it"
             yield f"has a damaged header at byte {at}; {then}"
-            at, told, finished = resumed, {}, resumed >= end
+            at, extended, finished = resumed, {}, resumed >= end
             continue
         name, size, kind = header
         contents = at + BLOCK
         if kind in b"LKxXg":
             if size <= _MAX_EXTENDED:
-                told |= _read_extended(kind, source.read_at(size, contents))
+                extended |= _read_extended(kind, source.read_at(size, contents))
             at = contents + _padded(size)
             continue
-        if re.fullmatch(rb"\d{1,18}", told.get(b"size", b"")):
-            size = int(told[b"size"])
-        name = told.get(b"path", name)
+        if re.fullmatch(rb"\d{1,18}", extended.get(b"size", b"")):
+            size = int(extended[b"size"])
+        name = extended.get(b"path", name)
         if kind != _DIRECTORY and not (kind == b"\0" and name.endswith(b"/")):
-            sparse = any(key.startswith(b"GNU.sparse.") for key in told)
+            sparse = any(key.startswith(b"GNU.sparse.") for key in extended)
             yield _judge(name, _SPARSE if sparse and kind in _REGULAR else kind, contents, size, end)
         at = contents + (0 if kind in _WITHOUT_DATA else _padded(size))
-        told = {}
+        extended = {}
     if at > end or (at < end and not finished):
         yield f"is truncated at byte {end}"
     elif not finished:
@@ -135,7 +135,7 @@ def _entries(source: RandomAccess, end: int) -> Iterator[Member | str]:
 
 
 def _judge(raw: bytes, kind: bytes, contents: int, size: int, end: int) -> Member:
-    """The entry as a member with what speaks against it."""
+    """The entry as a member, with the reason if it is not read."""
     name, problem = raw.decode("utf-8", "backslashreplace"), None
     try:
         name = check_relative(raw.decode("utf-8"))
@@ -177,7 +177,7 @@ def _padded(size: int) -> int:
 
 
 def _read_extended(kind: bytes, data: bytes) -> dict[bytes, bytes]:
-    """Pax records of the next entry, up to the first that is malformed; link targets and global headers say nothing."""
+    """Pax records of the next entry, up to the first malformed one; link targets and global headers are ignored."""
     if kind == b"L":
         return {b"path": data.split(b"\0", 1)[0]}
     found, at = {}, 0

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -169,7 +169,7 @@ def _read_summaries(path: Location, metadata: dict[str, str]) -> list[TarSummary
 
 
 class TarImages(ImageStore):
-    """Members of indexed tars, named ``<tar>!<member>``, and plain files beside the tars; for any number of threads.
+    """Members of indexed tars, named ``<tar>!<member>``, and plain files below their folder; for any number of threads.
 
     Args:
         path: the index file.
@@ -184,7 +184,6 @@ class TarImages(ImageStore):
         self._parquet = open_parquet(self.path, TarIndexError)
         check_schema(self.path, self._parquet.schema_arrow, TAR_INDEX_SCHEMA, TarIndexError)
         self.summaries = _read_summaries(self.path, footer_text(self._parquet))
-        self.similar: dict[str, str] = {}  # name in no tar -> address of a member that differs in case only
         self._group = {tar: k for k, tar in enumerate(summary.tar for summary in self.summaries if summary.members)}
         self._size = {summary.tar: summary.size for summary in self.summaries}
         self._kept: dict[str, pa.Table] = {}
@@ -249,11 +248,9 @@ class TarImages(ImageStore):
         try:
             return self._folder.read_bytes(image_file, limit)
         except ImageMissing as error:
-            near, (key, extension) = self.similar.get(image_file), sample_key(image_file)
-            hint = f"; {near} differs in upper and lower case" if near else ""
-            if not near and "." in extension:
-                hint = f"; neither under its whole name nor as sample {key!r} (a sample's key ends at the first dot)"
-            raise ImageMissing(f"image {image_file} is in none of the tars{hint}") from error
+            key = sample_key(image_file)[0]
+            advice = f"neither under its whole name nor as sample {key!r}, which ends at the first dot"
+            raise ImageMissing(f"image {image_file} is in none of the tars, {advice}") from error
 
     def _find(self, image_file: str, tar: str, name: str) -> dict[str, Any]:
         """The index's row of a member; raises as `read_bytes`."""
@@ -271,42 +268,34 @@ class TarImages(ImageStore):
         return entry
 
 
-class ImageLocations(NamedTuple):
-    """Where n named images lie in the tars."""
-
-    addresses: list[str | None]  # n, None = not found
-    similar: dict[str, str]  # name that was not found -> a member whose name differs in case only
-    repeated: list[tuple[str, str]]  # (address taken, another address that fits the same name)
-
-
-def locate_images(tars: TarImages, names: Sequence[str], key_parts: int) -> ImageLocations:
+def locate_images(
+    tars: TarImages, names: Sequence[str], key_parts: int
+) -> tuple[list[str | None], list[tuple[str, str]]]:
     """Join image names of a label file with the images of some tars, which lie under other folders.
 
     A name and a member belong together when their last `key_parts` path parts are equal up to the first dot of the base
     name, case included. Of several such members the one with the name's own extension is taken, then jpg, jpeg, png,
-    then the first; the others are reported. A name with further dots (``cam.0.jpg``) is first looked for as it stands;
+    then the first; the others are reported. A name with further dots (``cam.0.jpg``) is first searched as a whole;
     where several names end at one first dot, that only.
 
     Args:
         names: n distinct names like ``insta-train/a/b/c.jpg``.
         key_parts: 3 for INSTA, 1 for the others.
+
+    Returns:
+        The address of each image, None = not found; pairs of the address taken and another that fits the same name.
     """
     keys = [_tail(sample_key(name)[0], key_parts) for name in names]
     dotted = {_tail(name, key_parts) for name in names if "." in sample_key(name)[1]}
     found: dict[str, list[tuple[str, str]]] = {key: [] for key in keys}  # (extension, address)
-    folded = {key.casefold(): key for key in found}
-    whole, similar, shared = dict[str, str](), dict[str, str](), Counter(keys)
+    whole, shared = dict[str, str](), Counter(keys)
     for address, member in tars.members(images=not dotted):
         tail = _tail(member, key_parts)
         if tail in dotted:
             whole.setdefault(tail, address)
         key, extension = sample_key(tail)
-        if extension.lower() not in IMAGE_EXTENSIONS:
-            continue
-        if key in found:
+        if key in found and extension.lower() in IMAGE_EXTENSIONS:
             found[key].append((extension.lower(), address))
-        elif near := folded.get(key.casefold()):
-            similar.setdefault(near, address)
     ranked = []
     for name, key in zip(names, keys, strict=True):
         own = sample_key(name)[1].lower()
@@ -316,11 +305,8 @@ def locate_images(tars: TarImages, names: Sequence[str], key_parts: int) -> Imag
         elif "." in own and shared[key] > 1:  # the key ends too early to be this name's alone
             by_kind = []
         ranked.append([address for _, address in by_kind])
-    return ImageLocations(
-        addresses=[fitting[0] if fitting else None for fitting in ranked],
-        similar={names[row]: similar[key] for row, key in enumerate(keys) if key in similar and not ranked[row]},
-        repeated=[(fitting[0], other) for fitting in ranked for other in fitting[1:]],
-    )
+    repeated = [(fitting[0], other) for fitting in ranked for other in fitting[1:]]
+    return [fitting[0] if fitting else None for fitting in ranked], repeated
 
 
 def _tail(key: str, parts: int) -> str:
@@ -329,15 +315,15 @@ def _tail(key: str, parts: int) -> str:
 
 @dataclass(frozen=True)
 class TarPlacement:
-    """An image index whose images were found in tars, and what was found on the way."""
+    """An image index with the addresses of its images in tars."""
 
     index: ImageIndex  # `image_file` is an address where the image was found, else the label's name
     images: TarImages
-    repeated: list[tuple[str, str]]  # see `ImageLocations`
+    repeated: list[tuple[str, str]]  # see `locate_images`
 
 
 def tar_index_path(manifest: Location) -> Location:
-    """Where the tar index of a manifest lies: beside it."""
+    """The place of a manifest's tar index."""
     return beside(as_location(manifest), ".tars.parquet")
 
 
@@ -350,19 +336,18 @@ def place_in_tars(
     """
     build_tar_index(root, index_file, progress)
     images = TarImages(index_file, root)
-    found = locate_images(images, index.image_name, key_parts)
-    images.similar = found.similar
-    files = [address or name for address, name in zip(found.addresses, index.image_name, strict=True)]
-    return TarPlacement(dataclasses.replace(index, located=files), images, found.repeated)
+    addresses, repeated = locate_images(images, index.image_name, key_parts)
+    files = [address or name for address, name in zip(addresses, index.image_name, strict=True)]
+    return TarPlacement(dataclasses.replace(index, located=files), images, repeated)
 
 
 def open_images(images_root: Location, manifest: Location) -> ImageStore:
-    """The store a manifest's images are read from: a folder, and tars where the manifest has a tar index beside it."""
+    """The store a manifest's images are read from: a folder, and its tars where the manifest has a tar index."""
     root, index_file = as_location(images_root), tar_index_path(manifest)
     return TarImages(index_file, root) if exists(index_file) else ImageFolder(root)
 
 
 def carry_tar_index(manifest: Location, derived: Location) -> None:
-    """Copy a manifest's tar index, if it has one, beside a manifest that was made from it."""
+    """Copy a manifest's tar index, if it has one, for a manifest that was made from it."""
     if exists(tar_index_path(manifest)):
         write_bytes(tar_index_path(derived), read_bytes(tar_index_path(manifest)))

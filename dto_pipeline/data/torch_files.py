@@ -1,8 +1,8 @@
-"""Files of `torch.save`: read without running anything in them and with their checksums compared; written whole or not.
+"""Files of `torch.save`: read without running anything in them, checksums compared, and written whole or not at all.
 
-`torch.load(weights_only=True)` runs no code but believes what a file says of its tensors: 2 KB with sparse indices out
-of range end the process, a stride asks for any amount of memory. Here the pickle goes through the inert unpickler, and
-a tensor is made only where it is a plain strided one that lies within its storage and has no more numbers.
+`torch.load(weights_only=True)` runs no code but trusts a file's description of its tensors: 2 KB with sparse indices
+out of range end the process, and strides can ask for any amount of memory. Here the inert unpickler reads the pickle,
+and tensors must be plain strided ones that lie within their storage and have no more numbers.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def read_torch_file(path: Path, most_bytes: int = MOST_BYTES) -> Any:
 
 @dataclass(frozen=True)
 class _Storage(StandIn):
-    """What a stream says of a storage; its numbers are in another part of the file."""
+    """A storage as the stream describes it; its numbers are in another part of the file."""
 
     word: Any
     kind: Any
@@ -150,7 +150,7 @@ def write_torch_file(path: Path, content: Any) -> None:
     """Write tensors and plain values, replacing what was there once all of it is on the disk.
 
     Raises:
-        OSError: the disk is full or cannot be written, with the path; whatever bore it before is untouched.
+        OSError: the disk is full or cannot be written, with the path; an older file stays.
     """
     with staged(path) as temporary:
         try:

@@ -6,14 +6,9 @@ import torch
 
 
 def project(points: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
-    """Image positions of points in the camera frame.
+    """(..., 2) u, v [px] of points in the camera frame; meaningless where z <= 0.
 
-    Args:
-        points: (..., 3) [m]; the result means nothing where z <= 0.
-        intrinsics: (..., 3, 3) [px], broadcast over the leading axes of `points` (without skew).
-
-    Returns:
-        (..., 2) u, v [px].
+    Args: points (..., 3) [m]; intrinsics (..., 3, 3) [px] without skew, broadcast over the leading axes of `points`.
     """
     focal = torch.stack([intrinsics[..., 0, 0], intrinsics[..., 1, 1]], dim=-1)
     centre = intrinsics[..., :2, 2]
@@ -29,17 +24,13 @@ def map_size(height: int, width: int, max_side: int) -> tuple[int, int]:
 def map_intrinsics(
     intrinsics: torch.Tensor, image_size: torch.Tensor, map_sizes: torch.Tensor, max_side: int
 ) -> torch.Tensor:
-    """Camera of the person map: the image's camera scaled, flush with the map's right and lower border.
+    """(B, 3, 3) float64 camera of the person map: that of the image scaled, flush with the right and lower border.
 
-    The map is up to a pixel smaller than the scaled image (its size is truncated); the published renderer lets that
-    fraction fall off the left and upper border, and so do we. For a centred principal point this gives (w - cx s,
-    h - cy s), as published; an off-centre one keeps its side, where the published renderer mirrors it.
+    The map is up to a pixel smaller than the scaled image (its size is truncated); as in the published renderer, that
+    fraction falls off the left and upper border. A centred principal point becomes (w - cx s, h - cy s), as published;
+    an off-centre one keeps its side, where the published renderer mirrors it.
 
-    Args:
-        intrinsics: (B, 3, 3) float64 [px]; image_size, map_sizes: (B, 2) int64 as (H, W) and (h, w).
-
-    Returns:
-        (B, 3, 3) float64 [px of the map].
+    Args: intrinsics (B, 3, 3) float64 [px]; image_size, map_sizes (B, 2) int64 as (H, W) and (h, w).
     """
     size = image_size.to(intrinsics.dtype)
     scale = (max_side / size.amax(dim=-1)).clamp(max=1.0)

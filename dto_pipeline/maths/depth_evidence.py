@@ -107,58 +107,36 @@ def measure_depth_evidence(
     shape = batch.present.shape
     samples = _sample_pixels(maps, batch)
     person = Segments(samples.owner, shape[0] * shape[1])
-    chosen = _choose_pixels(samples, person, maps, batch, config)
-    pixels, pixels_cut, pixels_fit, pixels_ground = chosen.pixels
+    kept, ground, columns = _choose_pixels(samples, person, maps, batch, config)
+    pixels_kept, pixels_ground = columns["pixels"][:, 2:].unbind(1)
 
     def mean(values: torch.Tensor, some: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
         return person.mean(torch.where(some, values, 0), number)
 
     depth = samples.depth.to(torch.float64)
-    depth_mean, depth_ground = mean(depth, chosen.kept, pixels_fit), mean(depth, chosen.ground, pixels_ground)
-    z_mean, z_ground = mean(samples.z, chosen.kept, pixels_fit), mean(samples.z, chosen.ground, pixels_ground)
+    depth_mean = mean(depth, kept, pixels_kept)
     apart = depth - person.spread(depth_mean)  # two passes: spreads are small against their mean
-    usable = chosen.survives & (pixels_fit > 0)
-    cut = torch.where(chosen.big_enough, torch.where(usable, 0, 2), 1)
-    reached = [torch.where(usable, number, -1) for number in (pixels_fit, pixels_ground)]
-    units = _units(depth_mean, usable, batch, unit)
-
-    def known(values: torch.Tensor, where: torch.Tensor = usable) -> torch.Tensor:
-        return torch.where(where.view(-1, *(1,) * (values.dim() - 1)), values, torch.nan)
-
-    flat = {
-        "depth": known(torch.stack([depth_mean, depth_ground], -1)),
-        "z": known(torch.stack([z_mean, z_ground], -1)),
-        "depth_std": known(torch.sqrt(mean(apart * apart, chosen.kept, pixels_fit))),
-        "slope": known(chosen.slope),
-        "corr": known(chosen.corr),
-        "pixels": torch.stack([pixels, torch.where(chosen.big_enough, pixels_cut, -1), *reached], -1),
-        "bounds": known(chosen.bounds, chosen.big_enough),
-        "ground_row": known(chosen.ground_row),
-        "usable": usable,
-        "cut": torch.where(batch.present.reshape(-1), cut, -1),
-        "group": torch.where(usable, _group(depth_mean, batch, config.far_depth / units, config.far_scale), -1),
-    }
-    return DepthEvidence(**{name: value.view(*shape, *value.shape[1:]) for name, value in flat.items()}, unit=units)
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """Which samples count, and for whom there are enough."""
-
-    kept: torch.Tensor  # (n,) bool: between the outlier bounds and near the internal line
-    ground: torch.Tensor  # (n,) bool: of these, the lowest
-    big_enough: torch.Tensor  # (people,) bool before, `survives` after pixels outside the bounds were cut
-    survives: torch.Tensor
-    pixels: tuple[torch.Tensor, ...]  # (people,) each: all, within the bounds, near the line, lowest
-    bounds: torch.Tensor  # (people, 2) of depth
-    ground_row: torch.Tensor  # (people,) float64 [px]
-    slope: torch.Tensor  # (people,) float64 of the internal line
-    corr: torch.Tensor  # (people,) float64
+    units = _units(depth_mean, columns["usable"], batch, unit)
+    group = _group(depth_mean, batch, config.far_depth / units, config.far_scale)
+    columns["depth"] = torch.stack([depth_mean, mean(depth, ground, pixels_ground)], -1)
+    columns["z"] = torch.stack(
+        [mean(samples.z, part, n) for part, n in ((kept, pixels_kept), (ground, pixels_ground))], -1
+    )
+    columns["depth_std"] = torch.sqrt(mean(apart * apart, kept, pixels_kept))
+    columns["group"] = torch.where(columns["usable"], group, -1)
+    for name in ("depth", "z", "depth_std", "slope", "corr", "ground_row"):
+        usable = columns["usable"].view(-1, *(1,) * (columns[name].dim() - 1))
+        columns[name] = torch.where(usable, columns[name], torch.nan)
+    return DepthEvidence(**{name: value.view(*shape, *value.shape[1:]) for name, value in columns.items()}, unit=units)
 
 
 def _choose_pixels(
     samples: _Samples, person: Segments, maps: PersonMaps, batch: SceneBatch, config: EvidenceConfig
-) -> _Chosen:
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Which samples count: (n,) bool between the outlier bounds and near the internal line, and of these the lowest.
+
+    And the columns of `DepthEvidence` (people, ...) that this decides.
+    """
     shape, height = batch.present.shape, batch.disparity.shape[1]
     people = shape[0] * shape[1]
     least = batch.image_size.to(torch.float64).div(config.min_pixels_grid).prod(-1)
@@ -171,17 +149,31 @@ def _choose_pixels(
     depth = samples.depth.to(torch.float64)
     low, high = (person.spread(bound) for bound in bounds.unbind(1))
     kept = (depth > low) & (depth < high) & person.spread(big_enough)
-    pixels_cut = person.total(kept)
-    survives = big_enough & (pixels_cut >= least)
+    pixels_inside = person.total(kept)
+    survives = big_enough & (pixels_inside >= least)
     kept = kept & person.spread(survives)
 
     slope, corr, residual = _fit_internal_line(samples, kept, person, line_of_person)
     kept = kept & (residual.abs() <= config.max_residual)
-    pixels_fit = person.total(kept)
+    pixels_kept = person.total(kept)
     ground_row = _row_percentile(line_of_person.total(kept).view(people, height), config.ground_percentile)
     ground = kept & (samples.row >= person.spread(ground_row))
-    counts = (pixels, pixels_cut, pixels_fit, person.total(ground))
-    return _Chosen(kept, ground, big_enough, survives, counts, bounds, ground_row, slope, corr)
+    usable = survives & (pixels_kept > 0)
+    cut = torch.where(big_enough, torch.where(usable, 0, 2), 1)
+    late = [torch.where(usable, number, -1) for number in (pixels_kept, person.total(ground))]
+    return (
+        kept,
+        ground,
+        {
+            "slope": slope,
+            "corr": corr,
+            "pixels": torch.stack([pixels, torch.where(big_enough, pixels_inside, -1), *late], -1),
+            "bounds": torch.where(big_enough[:, None], bounds, torch.nan),
+            "ground_row": ground_row,
+            "usable": usable,
+            "cut": torch.where(batch.present.reshape(-1), cut, -1),
+        },
+    )
 
 
 def _fit_internal_line(

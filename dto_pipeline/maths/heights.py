@@ -21,13 +21,9 @@ _LEAST_WEIGHT = 1e-9  # of a class, so that logarithms stay finite
 
 
 def classify_heights(age_years: torch.Tensor, male_prob: torch.Tensor, config: PriorConfig) -> torch.Tensor:
-    """Height class of each person after the two switches of `config`.
+    """(...) int64 height classes, see HEIGHT_CLASSES, after the two switches of `config`.
 
-    Args:
-        age_years: (...), NaN = unknown; male_prob: (...) in 0..1, NaN = unknown.
-
-    Returns:
-        (...) int64, see HEIGHT_CLASSES.
+    Args: age_years (...), NaN = unknown; male_prob (...) in 0..1, NaN = unknown.
     """
     adult = torch.full(age_years.shape, ADULT, dtype=torch.int64, device=age_years.device)
     if config.gender_prior:
@@ -42,12 +38,9 @@ def classify_heights(age_years: torch.Tensor, male_prob: torch.Tensor, config: P
 
 
 def build_height_prior(height: torch.Tensor, height_class: torch.Tensor, config: PriorConfig) -> HeightPrior:
-    """Mean and sigma of each person's height.
+    """Mean and sigma of each person's height, from label heights (...) float64 [m] and classes (...) int64.
 
     An adult's mean is averaged with the label's own height; without the gender prior it is the label's height.
-
-    Args:
-        height: (...) float64 label height [m]; height_class: (...) int64.
     """
     mean = constant(config.mean, height.device, height.dtype)[height_class]
     sigma = constant(config.sigma, height.device, height.dtype)[height_class]

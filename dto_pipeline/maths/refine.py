@@ -87,11 +87,7 @@ def refine_people(
 
 
 def reach_height(
-    betas: torch.Tensor,
-    column: torch.Tensor,
-    height: torch.Tensor,
-    chosen: torch.Tensor,
-    rest_height: RestHeight,
+    betas: torch.Tensor, column: torch.Tensor, height: torch.Tensor, chosen: torch.Tensor, rest_height: RestHeight
 ) -> torch.Tensor:
     """Betas with the given rest-pose height (Newton steps on one coefficient each).
 

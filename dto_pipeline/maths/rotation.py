@@ -12,11 +12,7 @@ _TINY = 1e-12  # squared lengths below this have no direction
 
 
 def axis_angle_to_matrix(axis_angle: torch.Tensor) -> torch.Tensor:
-    """Rodrigues' formula.
-
-    Args:
-        axis_angle: (..., 3) [rad]. Returns: (..., 3, 3).
-    """
+    """(..., 3, 3) matrices of axis-angle vectors (..., 3) [rad], by Rodrigues' formula."""
     square = (axis_angle**2).sum(-1)
     small = square < 1e-8
     angle = torch.where(small, torch.ones_like(square), square).sqrt()
@@ -30,11 +26,7 @@ def axis_angle_to_matrix(axis_angle: torch.Tensor) -> torch.Tensor:
 
 
 def matrix_to_axis_angle(matrix: torch.Tensor) -> torch.Tensor:
-    """Inverse of `axis_angle_to_matrix` with an angle of at most pi.
-
-    Args:
-        matrix: (..., 3, 3) rotations. Returns: (..., 3) [rad]; at an angle of pi one of the two axes.
-    """
+    """(..., 3) axis-angle vectors of rotations (..., 3, 3), of at most pi [rad]; at pi one of the two axes."""
     quaternion = _matrix_to_quaternion(matrix)
     quaternion = torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
     real, imaginary = quaternion[..., 0], quaternion[..., 1:]
@@ -46,11 +38,7 @@ def matrix_to_axis_angle(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def matrix_from_6d(six: torch.Tensor) -> torch.Tensor:
-    """The rotation whose first two columns are nearest in the order given (Gram-Schmidt).
-
-    Args:
-        six: (..., 6), any numbers; two parallel columns give no rotation. Returns: (..., 3, 3).
-    """
+    """(..., 3, 3) rotations of any numbers (..., 6), by Gram-Schmidt; two parallel columns give none."""
     first, second = six[..., :3], six[..., 3:]
     x = torch.nn.functional.normalize(first, dim=-1)
     y = torch.nn.functional.normalize(second - (x * second).sum(-1, keepdim=True) * x, dim=-1)

@@ -1,8 +1,7 @@
-"""What labelled bodies say about pixels: their outlines and joints, whose a found mask is, what a face and a body show.
+"""From labelled bodies to pixels: outlines and joints, matching of found masks to people, crops of faces and bodies.
 
-Knows the body model and the rasteriser; owns no networks. A pixel that two people without masks claim counts for
-neither: which of them stands in front is what the method wants to find out. Pixels of the person map (see
-`maths.camera.map_size`) where nothing else is said.
+No networks. A pixel that two people without masks claim counts for neither, because the method is to find out which of
+them stands in front. Pixels are those of the person map (see `maths.camera.map_size`) unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -47,9 +46,9 @@ class Attributes:
 
 @torch.no_grad()
 def render_silhouettes(scene: Scene, body: BodyModel, max_side: int) -> np.ndarray:
-    """(P, h, w) bool: pixels each labelled body covers on its own; empty for labels that cannot be used.
+    """(P, h, w) bool: pixels that each labelled body covers on its own, none for labels that cannot be used.
 
-    The scene's masks give h and w; `max_side` is the longest side of person maps [px].
+    h and w are those of the scene's masks; `max_side`: longest side of person maps [px].
     """
     assert scene.masks is not None
     people = usable_people(scene)
@@ -60,10 +59,9 @@ def render_silhouettes(scene: Scene, body: BodyModel, max_side: int) -> np.ndarr
     vertices = body.vertices(*_label(scene, people, device))
     image_size, size = torch.tensor([[scene.height, scene.width]]), torch.tensor([scene.masks.shape[1:]])
     camera = map_intrinsics(torch.from_numpy(scene.intrinsics)[None], image_size, size, max_side).to(device)
-    count = len(people)
-    present = torch.ones(count, 1, dtype=torch.bool, device=device)
-    sizes = size.to(device).expand(count, 2)
-    raster = rasterize(vertices[:, None], body.faces, camera.expand(count, 3, 3), sizes, present)
+    present = torch.ones(len(people), 1, dtype=torch.bool, device=device)
+    sizes = size.to(device).expand(len(people), 2)
+    raster = rasterize(vertices[:, None], body.faces, camera.expand(len(people), 3, 3), sizes, present)
     silhouettes[people] = (raster.person >= 0).cpu().numpy()
     return silhouettes
 
@@ -80,13 +78,9 @@ def project_joints(scene: Scene, body: BodyModel) -> np.ndarray:
 
 
 def claim_pixels(masks: np.ndarray, has_mask: np.ndarray, silhouettes: np.ndarray) -> np.ndarray:
-    """Masks of everybody, where those without one get their outline minus what anybody else claims.
+    """(P, h, w) bool masks; people without one get their outline minus what anybody else claims.
 
-    Args:
-        masks: (P, h, w) bool; has_mask: (P,) bool, whose mask is real; silhouettes: (P, h, w) bool of all people.
-
-    Returns:
-        (P, h, w) bool; real masks are as they were.
+    Args: masks (P, h, w) bool; has_mask (P,) bool, whose mask is real and kept; silhouettes (P, h, w) bool.
     """
     claims = np.where(has_mask[:, None, None], masks, silhouettes)
     alone = claims.sum(0) == 1
@@ -107,15 +101,12 @@ def _label(scene: Scene, people: np.ndarray, device: torch.device) -> list[torch
 def match_instances(
     instances: Instances, silhouettes: np.ndarray, joints: np.ndarray, min_match: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which instance is whose.
+    """Assign instances to people: (P,) int64 index of the instance, -1 = none, and (P,) float64 match, NaN = none.
 
     Args:
-        instances: Q found; silhouettes: (P, h, w) bool of the labelled bodies, each on its own.
-        joints: (P, J, 2) of the same; NaN or outside the map = not counted.
-        min_match: mean of IoU and share of joints inside under which a pair is no match.
-
-    Returns:
-        (P,) int64 index of the instance, -1 = none, and (P,) float64 match, NaN = none.
+        silhouettes: (P, h, w) bool of the labelled bodies, each on its own; joints: (P, J, 2) of the same, NaN or
+            outside the map = not counted.
+        min_match: least match, the mean of IoU and of the share of joints inside.
     """
     people, found = len(silhouettes), len(instances.masks)
     index, match = np.full(people, -1), np.full(people, np.nan)
@@ -142,7 +133,7 @@ def map_joints(joints: np.ndarray, image: tuple[int, int], size: tuple[int, int]
 
 
 def crop_people(scene: Scene, people: np.ndarray, body: BodyModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Face and body crops (n, 3, s, s) of some people, placed by their labelled bodies (and boxes, where known)."""
+    """Face and body crops (n, 3, s, s) of some people, by their labelled bodies or, of bodies, by known boxes."""
     assert scene.image is not None
     joints = project_joints(scene, body)[people]
     face = joints[:, _FACE].mean(1)
@@ -151,20 +142,15 @@ def crop_people(scene: Scene, people: np.ndarray, body: BodyModel) -> tuple[torc
     low, high = joints.min(1), joints.max(1)
     centre, half = (low + high) / 2, (high - low) / 2 * _BODY_REACH
     boxes = np.concatenate([centre - half, centre + half], axis=1)
-    told = scene.bbox_xyxy[people]
-    boxes = np.where(np.isfinite(told).all(1, keepdims=True), told, boxes)
+    known = scene.bbox_xyxy[people]
+    boxes = np.where(np.isfinite(known).all(1, keepdims=True), known, boxes)
     return cut_crops(scene.image, faces), cut_crops(scene.image, boxes)
 
 
 def cut_crops(image: np.ndarray, boxes: np.ndarray, side: int = CROP_SIDE) -> torch.Tensor:
-    """Square crops of one image.
+    """(n, 3, side, side) float32 crops of one image in 0 .. 1, black outside.
 
-    Args:
-        image: (H, W, 3) uint8 RGB; boxes: (n, 4) left, top, right, bottom [px], widened to squares.
-        side: of the crops [px].
-
-    Returns:
-        (n, 3, side, side) float32 in 0 .. 1; black outside the image.
+    Args: image (H, W, 3) uint8 RGB; boxes (n, 4) left, top, right, bottom [px], widened to squares.
     """
     height, width = image.shape[:2]
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(torch.float32) / 255
@@ -173,20 +159,18 @@ def cut_crops(image: np.ndarray, boxes: np.ndarray, side: int = CROP_SIDE) -> to
     steps = (np.arange(side) + 0.5) / side * 2 - 1
     x = (centre[:, :1] + half * steps) / width * 2 - 1
     y = (centre[:, 1:] + half * steps) / height * 2 - 1
-    n = len(boxes)
-    grid = np.stack([np.broadcast_to(x[:, None], (n, side, side)), np.broadcast_to(y[:, :, None], (n, side, side))], -1)
-    crops = pixels.expand(n, -1, -1, -1)
-    return functional.grid_sample(crops, torch.from_numpy(grid).to(torch.float32), align_corners=False)
+    grid = torch.from_numpy(np.stack(np.broadcast_arrays(x[:, None], y[:, :, None]), -1)).to(torch.float32)
+    return functional.grid_sample(pixels.expand(len(boxes), -1, -1, -1), grid, align_corners=False)
 
 
 def join_attributes(found: Sequence[Attributes]) -> Attributes:
     """The first known age and the first known gender of each person."""
 
-    def first(name: str) -> np.ndarray:
-        values = [getattr(part, name) for part in found]
-        joined = values[0]
-        for other in values[1:]:
-            joined = np.where(np.isnan(joined), other, joined)
-        return joined
-
-    return Attributes(first("age_years"), first("male_prob"))
+    joined = found[0]
+    for other in found[1:]:
+        age, male = (
+            np.where(np.isnan(own), new, own)
+            for own, new in ((joined.age_years, other.age_years), (joined.male_prob, other.male_prob))
+        )
+        joined = Attributes(age, male)
+    return joined

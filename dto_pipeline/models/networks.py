@@ -171,7 +171,11 @@ def check_reference(reference: ModelReference) -> None:
     elif _COMMIT.fullmatch(reference.revision):
         from huggingface_hub import try_to_load_from_cache  # loads in a moment, but only when needed
 
-        found = try_to_load_from_cache(reference.name, "config.json", revision=reference.revision)
+        try:
+            found = try_to_load_from_cache(reference.name, "config.json", revision=reference.revision)
+        except ValueError as error:
+            name = f"{reference.option}.model is {reference.name!r}: {first_line(error)}"
+            raise ModelError(f"{name}; give a hub name (OWNER/NAME) or a folder") from error
         if not isinstance(found, str):
             return
         path = Path(found)

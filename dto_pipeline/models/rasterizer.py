@@ -1,15 +1,13 @@
 """Rasteriser: meshes of all people of a batch -> nearest person, face and z per pixel, in plain torch.
 
-One packed 64-bit key per pixel (z bits above, person and face below) with an atomic minimum: exactly "every person's
-own z-buffer inside its mask, nearest person wins, ties to the lower index", without a z-buffer per person and whatever
-the order. Same code on CPU and GPU. z is exact on the triangle's plane (1/z is affine in the image); pixel centres
-lie at integer + 0.5. Triangles that reach behind the camera are left out. Of a closed mesh only the faces turned to the
-camera are drawn: the others lie behind them, half of the work.
+One packed 64-bit key per pixel (z bits above, person and face below) and an atomic minimum: every person is drawn
+inside its own mask, the nearest wins, ties go to the lower index, in any order of drawing. The same code on CPU and
+GPU. z is exact on the plane of the triangle (1/z is affine in the image); pixel centres lie at integer + 0.5. Triangles
+that reach behind the camera are left out, and of a closed mesh those turned away from it, which are half of the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +19,7 @@ NEAREST_Z = 1e-3  # triangles with a vertex nearer than this are not drawn [m]
 _PAIRS_AT_ONCE = 1 << 22  # (triangle, pixel) candidates tested at once: bounds memory to about 0.5 GB
 _PAIRS_AT_ONCE_CPU = 1 << 17  # on CPU, what stays in the cache
 _TRIANGLES_A_STEP = 128  # between two places where a chunk may end
-_SCENES_AT_ONCE_CPU, _MESHES_AT_ONCE_CPU = 4, 8  # for the same reason: a batch of 32 costs 32 times one image
+_SCENES_AT_ONCE_CPU, _MESHES_AT_ONCE_CPU = 4, 8  # for the same reason
 _EMPTY = torch.iinfo(torch.int64).max
 
 
@@ -68,17 +66,15 @@ def rasterize(
     Args:
         vertices: (B, P, V, 3) camera frame [m]; faces: (F, 3) int64.
         intrinsics: (B, 3, 3) camera of the map [px]; map_size: (B, 2) int64 (h, w) of each map.
-        present: (B, P) bool, who is drawn; masks: (B, P, h, w) bool, where each person may be drawn (None: anywhere).
-        closed: the mesh is a closed surface whose triangles are turned outward (see `is_closed`).
+        present: (B, P) bool, who is drawn; masks: (B, P, h, w) bool, where (None: anywhere).
+        closed: see `is_closed`.
 
     Returns:
         `Raster` padded to the largest map (or to the size of `masks`).
     """
-    shape = masks.shape[-2:] if masks is not None else tuple(int(side) for side in map_size.amax(dim=0))
-    person, z, packed = (
-        torch.empty(len(present), *shape, dtype=kind, device=vertices.device)
-        for kind in (torch.int64, torch.float32, torch.int32)
-    )
+    height, width = masks.shape[-2:] if masks is not None else map(int, map_size.amax(dim=0))
+    packed = torch.empty(len(present), height, width, dtype=torch.int32, device=vertices.device)
+    z = torch.empty_like(packed, dtype=torch.float32)
     bits = face_bits(len(faces))
     if vertices.shape[1] << bits > 1 << 31:
         raise ValueError(f"{vertices.shape[1]} people of {len(faces)} faces do not fit into a key of 31 bits")
@@ -86,27 +82,24 @@ def rasterize(
     scenes = max(1, len(present)) if at_once else _SCENES_AT_ONCE_CPU
     for first in range(0, len(present), scenes):
         some = slice(first, first + scenes)
-        keys = torch.full(person[some].shape, _EMPTY, dtype=torch.int64, device=vertices.device).view(-1)
+        keys = torch.full((packed[some].numel(),), _EMPTY, dtype=torch.int64, device=vertices.device)
         flat_masks = None if masks is None else masks[some].reshape(-1)
         meshes = present[some].nonzero()  # (M, 2) scene, person
         for group in (meshes,) if at_once else meshes.split(_MESHES_AT_ONCE_CPU):
-            triangles = _set_up(
-                vertices[some], faces, intrinsics[some], map_size[some], group, (int(shape[0]), int(shape[1])), closed
-            )
+            cameras = intrinsics[some], map_size[some]
+            triangles = _set_up(vertices[some], faces, *cameras, group, (height, width), closed)
             for chunk, pairs in _chunks(triangles.count, _PAIRS_AT_ONCE if at_once else _PAIRS_AT_ONCE_CPU):
-                _draw(keys, triangles, chunk, pairs, int(shape[1]), flat_masks)
+                _draw(keys, triangles, chunk, pairs, width, flat_masks)
         low, high = keys.view(torch.int32).view(*packed[some].shape, 2).unbind(-1)  # an empty key has the low half -1
         packed[some] = low
-        person[some] = low >> bits
         z[some] = high.view(torch.float32).masked_fill(low < 0, 0)
-    return Raster(person, z, packed, bits)
+    return Raster((packed >> bits).to(torch.int64), z, packed, bits)
 
 
 def is_closed(vertices: torch.Tensor, faces: torch.Tensor) -> bool:
-    """Whether a mesh is a closed surface whose triangles run counter-clockwise seen from outside.
+    """Whether a mesh is a closed surface with all triangles turned outward. Args: vertices (V, 3), faces (F, 3) int64.
 
-    Closed: every edge belongs to two triangles that run along it in opposite directions. Outward: its volume is
-    positive. Args: vertices (V, 3), faces (F, 3) int64.
+    Closed: two triangles run along every edge, in opposite directions. Outward: its volume is positive.
     """
     edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     forward = (edges[:, 0] * len(vertices) + edges[:, 1]).sort().values
@@ -131,17 +124,14 @@ def count_visible_vertices(
     raster: Raster,
     tolerance: float,
 ) -> torch.Tensor:
-    """How many vertices of each person project onto a covered pixel and lie no more than `tolerance` behind it.
+    """(B, P) int64 vertices that project onto a covered pixel and lie no more than `tolerance` [m] behind it.
 
     The pixel may be anybody's (as published). A vertex (u, v) of the image falls on the map's pixel
     (round(u (w - 1) / (W - 1)), round(v (h - 1) / (H - 1))).
 
     Args:
         vertices: (B, P, V, 3) camera frame [m]; intrinsics: (B, 3, 3) of the full image [px].
-        image_size, map_size: (B, 2) int64; tolerance [m].
-
-    Returns:
-        (B, P) int64.
+        image_size, map_size: (B, 2) int64.
     """
     batch = vertices.shape[0]
     uv = project(vertices, intrinsics.to(vertices.dtype)[:, None, None])
@@ -164,10 +154,7 @@ def _set_up(
     shape: tuple[int, int],
     closed: bool,
 ) -> _Triangles:
-    """Keep the triangles whose box holds a pixel centre, and prepare their planes.
-
-    meshes: (M, 2) int64 scene and person of those who are drawn; shape: (h, w) of the maps; closed: see `rasterize`.
-    """
+    """The triangles to draw, of meshes (M, 2) int64 (scene and person), in maps of `shape` (h, w)."""
     (people, num_faces), (height, width) = (vertices.shape[1], len(faces)), shape
     scene, person = meshes.unbind(1)
     mesh_vertices = vertices[scene, person]  # (M, V, 3)
@@ -213,23 +200,16 @@ def _pixel_range(corners: torch.Tensor, limit: torch.Tensor) -> tuple[torch.Tens
 
 
 def _planes(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Barycentric coordinates and 1/z as affine functions of (column, row) counted from the box's first pixel.
-
-    Args: x, y relative to that pixel's centre [px] and z [m] of the three corners, (3, T) each.
-    Returns: (3, 4, T) planes, (T,) doubled area.
-    """
+    """(3, 4, T) barycentric coordinates and 1/z as affine functions of (column, row) from the first pixel of the box,
+    and (T,) doubled area. Args: x, y from the centre of that pixel [px] and z [m] of the three corners, (3, T) each."""
     x1, y1 = x.roll(-1, 0), y.roll(-1, 0)  # the corner after
     x2, y2 = x.roll(-2, 0), y.roll(-2, 0)
     coefficients = torch.stack([x1 * y2 - x2 * y1, y1 - y2, x2 - x1])  # (3, 3 corners, T)
-    area = _sum_of_three(x * coefficients[1])
+    first, second, third = x * coefficients[1]
+    area = first + second + third  # in this order for every triangle, which `torch.sum` does not promise
     coefficients /= torch.where(area == 0, 1, area)
-    inverse_z = _sum_of_three((coefficients / z).unbind(1))[:, None]
-    return torch.cat([coefficients, inverse_z], dim=1), area
-
-
-def _sum_of_three(terms: Sequence[torch.Tensor] | torch.Tensor) -> torch.Tensor:
-    """In this order for every triangle, which `torch.sum` does not promise."""
-    return terms[0] + terms[1] + terms[2]
+    first, second, third = (coefficients / z).unbind(1)
+    return torch.cat([coefficients, (first + second + third)[:, None]], dim=1), area
 
 
 def _chunks(count: torch.Tensor, at_once: int) -> list[tuple[slice, int]]:
@@ -278,13 +258,12 @@ class Surface:
     pixel: torch.Tensor  # (n,) int64: row * w + column
     person: torch.Tensor  # (n,) int64
     corner: torch.Tensor  # (n, 3) int64: person * V + vertex, of the triangle's corners
-    weight: torch.Tensor  # (n, 3) float32 barycentric coordinates on the triangle in space
+    weight: torch.Tensor  # (n, 3) float32 barycentric coordinates on the triangle in space, clipped to it
     point: torch.Tensor  # (n, 3) float32 [m]
 
     def interpolate(self, values: torch.Tensor) -> torch.Tensor:
-        """Vertex attributes at the pixels. Args: values (P, V, C). Returns: (n, C)."""
-        flat = values.reshape(-1, values.shape[-1])
-        return (flat[self.corner] * self.weight[..., None]).sum(1)
+        """(n, C) vertex attributes (P, V, C) at the pixels."""
+        return (values.flatten(0, 1)[self.corner] * self.weight[..., None]).sum(1)
 
 
 @torch.no_grad()
@@ -294,8 +273,7 @@ def find_surface(
     """Where on whose triangle each covered pixel of one scene of a raster lies.
 
     Args:
-        raster: of B scenes; scene: which of them.
-        vertices: (P, V, 3) that scene's people, as rasterised [m]; faces: (F, 3) int64.
+        vertices: (P, V, 3) of that scene's people, as rasterised [m]; faces: (F, 3) int64.
         intrinsics: (3, 3) camera of the map [px].
     """
     width = raster.person.shape[-1]
@@ -306,19 +284,20 @@ def find_surface(
     k = intrinsics.to(z.dtype)
     point = torch.stack([(u - k[0, 2]) * z / k[0, 0], (v - k[1, 2]) * z / k[1, 1], z], dim=-1)
     corner = person[:, None] * vertices.shape[-2] + faces[face]
-    weight = _barycentric(point, vertices.reshape(-1, 3)[corner])
-    return Surface(pixel, person, corner, weight, point)
+    a, b, c = vertices.reshape(-1, 3)[corner].unbind(1)
+    normal = torch.linalg.cross(b - a, c - a)
+    squared = (normal * normal).sum(-1).clamp(min=1e-20)
+    second = (torch.linalg.cross(point - a, c - a) * normal).sum(-1) / squared
+    third = (torch.linalg.cross(b - a, point - a) * normal).sum(-1) / squared
+    weight = torch.stack([1 - second - third, second, third], dim=-1).clamp(min=0)
+    return Surface(pixel, person, corner, weight / weight.sum(-1, keepdim=True), point)
 
 
 @torch.no_grad()
 def vertex_normals(vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
-    """Unit normals per vertex, outward for SMPL's triangles, weighted by the area of the faces around.
+    """(P, V, 3) unit normals, outward for SMPL's triangles, weighted by the area of the faces around.
 
-    Args:
-        vertices: (P, V, 3) [m]; faces: (F, 3) int64.
-
-    Returns:
-        (P, V, 3).
+    Args: vertices (P, V, 3) [m]; faces (F, 3) int64.
     """
     a, b, c = (vertices[:, faces[:, i]] for i in range(3))
     normal = torch.linalg.cross(b - a, c - a)
@@ -326,14 +305,3 @@ def vertex_normals(vertices: torch.Tensor, faces: torch.Tensor) -> torch.Tensor:
     for i in range(3):
         total.index_add_(1, faces[:, i], normal)
     return torch.nn.functional.normalize(total, dim=-1)
-
-
-def _barycentric(point: torch.Tensor, triangle: torch.Tensor) -> torch.Tensor:
-    """(n, 3) coordinates of points (n, 3) in triangles (n, 3, 3), clipped to the triangle."""
-    a, b, c = triangle.unbind(1)
-    normal = torch.linalg.cross(b - a, c - a)
-    squared = (normal * normal).sum(-1).clamp(min=1e-20)
-    second = (torch.linalg.cross(point - a, c - a) * normal).sum(-1) / squared
-    third = (torch.linalg.cross(b - a, point - a) * normal).sum(-1) / squared
-    weight = torch.stack([1 - second - third, second, third], dim=-1).clamp(min=0)
-    return weight / weight.sum(-1, keepdim=True)

@@ -98,7 +98,7 @@ def run_pipeline(
                 fresh = [shard for shard in plan.work if shard not in plan.repairs]
                 following = likely_next(fresh, config.run.workers)
                 where = manifest_path, run_dir, places.images, places.depth
-                runner = ShardRunner(config, *where, plan.retry.images, following)
+                runner = ShardRunner(config, *where, retry.images, following)
             try:
                 counts = _do_work(directory, plan, config.run, runner, address, progress, lock)
             except Exception:
@@ -159,6 +159,11 @@ def _do_work(
             drive(schedule, pool, ledger, budget)
         except TooManyFailed as error:
             raise TooManyFailed("\n".join([str(error), *find_example(directory, budget)])) from None
+        except ConnectionError:  # of Ray
+            raise
+        except OSError as error:  # of failure records, without which the driver cannot go on
+            advice = "make the folder writable, or room on the disk, and start again"
+            raise RunAborted(f"{directory.root} cannot be written ({error}); {advice}") from error
     return ledger.counts
 
 
@@ -200,7 +205,7 @@ class FileLedger:
             self.counts.mended += failed_before - receipt.failed_images
             self.counts.repaired += receipt.generation != before.generation
         if shard in self._recorded:
-            self._write(lambda: files.clear_failure(self._directory, shard))
+            files.clear_failure(self._directory, shard)
         self._failed_images += receipt.failed_images - failed_before
         self._images += self._plan.work.get(shard, receipt.images)
         speed = receipt.images / receipt.wall_s if receipt.wall_s > 0 else 0.0
@@ -217,7 +222,7 @@ class FileLedger:
         shard, attempts, given_up = attempt
         failure = replace(self._deaths.of(shard), attempts=attempts, given_up=given_up, error=error)
         failure = replace(failure, worker=worker, failed_at=time.time(), detail=detail)
-        self._write(lambda: files.record_failure(self._directory, failure))
+        files.record_failure(self._directory, failure)
         self._recorded.add(shard)
         self._given_up += given_up
         self.counts.failed_attempts += 1
@@ -254,11 +259,3 @@ class FileLedger:
         workers = f"workers: {now.working} of {now.wanted}" + (f" ({', '.join(notes)})" if notes else "")
         self._line.n = min(self._line.total, self._images + now.images)
         self._line.set_postfix_str(f"{workers}, failed: {self._given_up} shards, {self._failed_images} images")
-
-    def _write(self, action: Callable[[], None]) -> None:
-        """Write to the run's folder, without which the driver cannot go on."""
-        try:
-            action()
-        except OSError as error:
-            advice = "make the folder writable, or room on the disk, and start again"
-            raise RunAborted(f"{self._directory.root} cannot be written ({error}); {advice}") from error

@@ -138,7 +138,7 @@ def plan_pipeline(
         repairs=len(plan.repairs),
         images=images,
         persons=persons,
-        workers=min(run.workers, len(plan.work)),
+        workers=min(run.workers, max(1, len(plan.work))),
         cpus_per_worker=run.cpus_per_worker,
         gpus_per_worker=run.gpus_per_worker,
         **_estimate(list(plan.done.values()), images, persons, len(fresh)),

@@ -310,20 +310,17 @@ class _Loop:
 
         Waiting for CPUs or GPUs has no limit. While others work, workers that hang together do not count as a row.
         """
-        now, schedule = self.pool.now(), self.schedule
+        now, schedule, limit = self.pool.now(), self.schedule, self.schedule.config.warm_up_timeout_s
         for name, worker in list(self.workers.items()):
             seconds = now - worker.since
             if worker.ready and worker.leaving and worker.shard is None:
                 self._end(name, "its node is being drained; it had nothing left to do", blameless=True)
             elif worker.shard is not None and seconds > schedule.deadline(worker.shard):
                 self._end(name, f"hung for {seconds:.0f} s at shard {worker.shard} and was ended")
-        for name, worker in list(self.workers.items()):
-            if worker.placed_at is None or worker.ready or now - worker.placed_at <= schedule.config.warm_up_timeout_s:
-                continue
-            what = f"had its CPUs for {now - worker.placed_at:.0f} s and was still loading (run.warm_up_timeout_s)"
-            self.pool.kill(name)
-            self._worker_lost(WorkerLost(name, f"{what}; it was ended"), in_a_row=not self._count().working)
+            elif worker.placed_at is not None and not worker.ready and now - worker.placed_at > limit:
+                what = f"had its CPUs for {now - worker.placed_at:.0f} s and was still loading (run.warm_up_timeout_s)"
+                self._end(name, f"{what}; it was ended", in_a_row=not self._count().working)
 
-    def _end(self, worker: str, reason: str, blameless: bool = False) -> None:
+    def _end(self, worker: str, reason: str, blameless: bool = False, in_a_row: bool = True) -> None:
         self.pool.kill(worker)
-        self._worker_lost(WorkerLost(worker, reason, blameless=blameless))
+        self._worker_lost(WorkerLost(worker, reason, blameless=blameless), in_a_row)

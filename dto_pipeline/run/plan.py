@@ -106,7 +106,6 @@ class RunPlan:
     scan: RunScan  # of the folder before
     work: dict[int, int]  # shard -> images to be done in it, shards in order
     repairs: frozenset[int]  # finished shards in `work`: only their failed images are done again
-    retry: Retry
     unselected: list[int]  # shards that are neither done nor given up nor selected
     failed: dict[int, str]  # shards given up earlier and not tried again -> error
     earlier: dict[int, Failure]  # shard of `work` -> its attempts in earlier launches
@@ -156,7 +155,7 @@ def survey_run(
         if failure is not None and not failure.given_up:
             earlier[shard] = failure
     work, unselected = {shard: wanted[shard] for shard in taken}, sorted(set(open_shards) - set(taken))
-    return RunPlan(identity, scan, work, repairs, retry, unselected, failed, earlier, forgiven)
+    return RunPlan(identity, scan, work, repairs, unselected, failed, earlier, forgiven)
 
 
 def scan_closely(directory: RunDirectory, identity: RunIdentity, recheck: bool = False) -> tuple[RunScan, list[int]]:

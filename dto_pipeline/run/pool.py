@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from dto_pipeline.data.receipts import Receipt
@@ -26,23 +26,20 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Event:
-    """News of a worker. `node` of the events below: its machine, "" = unknown."""
+    """News of a worker."""
 
     worker: str
+    node: str = field(default="", kw_only=True)  # its machine; "" = unknown
 
 
 @dataclass(frozen=True)
 class WorkerPlaced(Event):
     """It has its CPUs and GPUs and loads; from now on it may hang."""
 
-    node: str = ""
-
 
 @dataclass(frozen=True)
 class WorkerReady(Event):
     """It has loaded and can be given a shard."""
-
-    node: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,6 @@ class WorkerLost(Event):
     detail: str = ""
     blameless: bool = False  # True: pre-empted or drained, it does not count against its shard
     begun: bool = True  # False: as far as known it had not begun its shard
-    node: str = ""
     out_of_memory: bool = False  # True: it was ended because its machine lacked memory
 
 

@@ -200,7 +200,7 @@ class RayPool(WorkerPool):
             return self._lost(task.worker, error)
         if task.method == "where":
             actor.place, actor.node, actor.oom_kills = answer
-            return WorkerPlaced(task.worker, actor.node)
+            return WorkerPlaced(task.worker, node=actor.node)
         if task.method == "run":
             actor.answered += 1
             return ShardDone(task.worker, task.shard, answer)
@@ -212,7 +212,7 @@ class RayPool(WorkerPool):
         if task.method == "report":
             return ShardProgress(task.worker, shard, images) if actor.begun > actor.answered else None
         _LOG.info("%s is ready (%s)", task.worker, actor.place)
-        return WorkerReady(task.worker, actor.node)
+        return WorkerReady(task.worker, node=actor.node)
 
     def _find_draining(self) -> list[Event]:
         """Workers whose node is about to be taken away, each once. Ray has no public function for it."""
@@ -248,7 +248,7 @@ class RayPool(WorkerPool):
         text = one_line(error)
         why = text[max(0, text.find("The actor is dead because")) :].partition(" Some common causes")[0]
         reason = f"{worker} ({actor.place}) died: {cause}{why}"
-        return WorkerLost(worker, reason, str(error), blameless, begun, actor.node, memory)
+        return WorkerLost(worker, reason, str(error), blameless, begun, memory, node=actor.node)
 
     def _lacked_memory(self, actor: _Actor) -> bool:
         """Whether the kernel has ended processes of an actor's machine for lack of memory since the actor started."""

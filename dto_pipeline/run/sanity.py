@@ -231,11 +231,11 @@ class Sanity:
 
     def lines(self) -> list[str]:
         """Text for a terminal."""
-        parts = [f"{name} {value}" for name, value in self.figures()]
-        parts += [f"{self.shards_silent} shards of version 0.3.0 not counted"] if self.shards_silent else []
+        silent = self.shards_silent
+        figures = [*self.figures(), *([("shards of version 0.3.0, not counted", f"{silent}")] if silent else [])]
         return [
             f"used     body {self.body}; depth {self.depth}",
-            *([f"sanity   {', '.join(parts)}"] if self.shards else []),
+            *(f"sanity   {value:>7}  {name}" for name, value in figures if self.shards),
             *(f"WRONG    {text}" for text in self.contradictions),
             *(f"look     {text}" for text in self.warnings),
         ]

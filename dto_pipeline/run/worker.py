@@ -6,7 +6,6 @@ Label bytes depend on manifest, config and library versions only, never on threa
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -41,8 +40,6 @@ from dto_pipeline.run.publish import (
     publish_labels,
 )
 from dto_pipeline.timing import StageClock
-
-THREADS_PER_CPU = 4  # more threads only take time: 999 on two CPUs made a small run 20 times slower
 
 
 @dataclass(frozen=True)
@@ -198,16 +195,12 @@ class ShardRunner:
         return self._loaded
 
     def _load(self) -> _Loaded:
-        threads, cpus = self.config.run.torch_threads, os.cpu_count() or 1
-        if threads > THREADS_PER_CPU * cpus:
-            most = f"expected at most {THREADS_PER_CPU * cpus}, {THREADS_PER_CPU} for each of the {cpus} CPUs here"
-            raise DtoError(f"run.torch_threads is {threads}; {most}; more threads are slower")
-        torch.set_num_threads(threads)
         manifest = Manifest.open(self.manifest_path)
         identity = read_identity(self.directory)
         places = find_places(self.config, manifest, self._images_root, self._depth_root)
         if missing := find_missing(self.config, manifest, places):
-            raise RunDirectoryError(f"the worker {process_name()} lacks an input of the run: {missing[0]}")
+            raise RunDirectoryError(f"the worker {process_name()} cannot do this run: {missing[0]}")
+        torch.set_num_threads(self.config.run.torch_threads)
         here = identify_run(self.config, manifest, self.manifest_path)
         if differences := describe_run_difference(identity, here):
             raise RunMismatch("\n".join([f"{process_name()} differs from {self.directory.root}:", *differences]))

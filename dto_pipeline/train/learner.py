@@ -80,7 +80,7 @@ class Learner:
             group["lr"] = rate * group["factor"]
         batch = batch.to(self.device)
         targets, known = batch.targets, None
-        if config.model.denoising and len(targets.image):  # missing bodies are 0 there, unless as published
+        if config.model.denoising:  # missing bodies are 0 there, unless as published
             people = torch.cat([targets.poses, targets.betas[:, :10]], dim=-1)
             if not config.loss.as_published:
                 people = torch.where(targets.has_body[:, None], people, 0.0)

@@ -130,8 +130,11 @@ def compute_losses(
     shared = list(bodies if config.as_published else means)
     numbers = torch.stack([means[name].number.float().expand(layers) for name in shared])
     counts = dict(zip(shared, share(numbers), strict=True))
-    if predictions.known is not None and known is not None:
-        noisy = _known_terms(predictions.known, known, targets, config)
+    if known is not None:  # without people its terms are 0, because all steps and processes have the same terms
+        zeros = confidence.top.new_zeros(layers)
+        noisy = dict.fromkeys((*bodies, "depths_mt", "depths_re", "confs"), Mean(zeros, zeros))
+        if predictions.known is not None:
+            noisy = _known_terms(predictions.known, known, targets, config)
         means |= {f"{name}_dn": mean for name, mean in noisy.items()}
 
     terms: dict[str, torch.Tensor] = {}

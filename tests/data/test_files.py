@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import stat
@@ -18,13 +17,11 @@ from dto_pipeline.data.files import (
     commit_new,
     commit_over,
     is_temporary,
-    sha256_file,
     staged,
     sweep_abandoned,
     sync,
     take_lock,
     write_bytes_atomic,
-    write_json_atomic,
 )
 from tests.small_disks import files_no_larger_than
 
@@ -41,14 +38,6 @@ def test_the_first_to_create_a_file_wins_and_the_second_changes_nothing(tmp_path
             assert commit_new(temporary, path) == is_first
     assert path.read_bytes() == b"one"
     assert names(path.parent) == [path.name]
-
-
-def test_replacing_leaves_only_the_new_file(tmp_path):
-    path = tmp_path / "summary.json"
-    write_json_atomic(path, [1])
-    write_json_atomic(path, [2])
-    assert json.loads(path.read_text()) == [2]
-    assert names(tmp_path) == ["summary.json"]
 
 
 def test_a_writer_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
@@ -143,19 +132,13 @@ def test_a_disk_without_room_is_named_by_the_file_that_was_to_be_written(tmp_pat
     assert names(tmp_path) == []
 
 
-def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path):
-    (tmp_path / "empty").write_bytes(b"")
-    assert sha256_file(tmp_path / "empty").startswith("e3b0c44298fc1c14")
-
-
 DYING = """
 import os, signal, sys
 from pathlib import Path
 from dto_pipeline.data.files import staged, temporary_folder
-folder = temporary_folder("dto-npz-")
-with staged(Path(sys.argv[1]) / "m.parquet") as half:
+with temporary_folder("dto-npz-") as folder, staged(Path(sys.argv[1]) / "m.parquet") as half:
     half.write_bytes(b"half")
-    print(folder.name, half, flush=True)
+    print(folder, half, flush=True)
     if sys.argv[2] == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     sys.stdin.read()

@@ -74,7 +74,7 @@ def test_a_broken_tar_costs_its_broken_members_and_everything_is_told(tmp_path):
     status = [row["problem_status"] for row in all_rows(manifest)]
     gone = "image_missing"
     assert status == [None, "image_corrupt", None, gone, gone, gone, gone, None]
-    assert "upper and lower case" in all_rows(manifest)[4]["problem"]
+    assert "ends at the first dot" in all_rows(manifest)[4]["problem"]
     told = found(tmp_path)
     assert told["repeated_key", "2.tar!a/b/twice.jpg"] == "has the key of 1.tar!a/b/twice.jpg, which is taken"
     assert "leaves its folder" in told["tar_member_refused", "0.tar!../a/b/up.jpg"]
@@ -112,7 +112,7 @@ def test_a_manifest_without_its_tar_index_says_so(tmp_path):
     (tmp_path / "m.tars.parquet").unlink()
     report = check_manifest(manifest.path, progress=False)
     assert report.counts == {"missing": 1}
-    assert "not beside the manifest" in report.faults[0].text
+    assert "missing next to the manifest" in report.faults[0].text
 
 
 def test_a_manifest_made_from_another_takes_the_tar_index_along(tmp_path):

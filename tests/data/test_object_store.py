@@ -156,13 +156,6 @@ def test_a_server_that_ignores_the_condition_is_refused_and_its_probe_taken_away
     assert server.asked[-1].startswith("DELETE /bucket/runs/a%20b/.probe.tmp-")
 
 
-def test_a_file_too_large_for_one_put_is_refused(store, monkeypatch):
-    monkeypatch.setattr(object_store, "_MAX_PUT", 3)
-
-    with pytest.raises(StoreError, match=r"has 4 bytes.*cut smaller shards"):
-        store.create("labels/x", b"data")
-
-
 def test_any_part_of_an_object_is_read_and_an_empty_one_has_none():
     store = open_store("memory://parts")
     store.replace("x", b"0123456789")

@@ -100,11 +100,6 @@ def test_many_masks_are_measured_across_the_borders_of_pieces():
     assert set(total.tolist()) == {12}
 
 
-def test_no_masks_measure_as_nothing():
-    foreground, total = measure_rles(np.zeros(0, np.uint8), np.array([0]))
-    assert foreground.size == total.size == 0
-
-
 @pytest.mark.parametrize(
     ("counts", "why"),
     [

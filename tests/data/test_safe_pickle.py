@@ -199,17 +199,6 @@ def test_a_stream_cut_at_any_byte_is_broken(protocol: int) -> None:
             safe_loads(data[:length])
 
 
-def test_one_flipped_byte_never_raises_anything_else() -> None:
-    data = bytearray(pickle.dumps({"a": np.arange(3.0), "b": ["text", 1.5, {}]}, 4))
-    for place in range(len(data)):
-        for value in (data[place] ^ 0xFF, data[place] ^ 1, 0, ord("R"), ord("b")):
-            changed = data[:place] + bytes([value]) + data[place + 1 :]
-            try:
-                safe_loads(bytes(changed))
-            except (UnsafePickle, BrokenPickle):
-                continue
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -361,18 +350,3 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path: Path) -> None:
 def test_npy_members_that_lie_are_refused(data: bytes, error: type, mentions: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=mentions):
         safe_load_npz(_zip(tmp_path / "a.npz", [("a.npy", data)]))
-
-
-def test_every_damaged_npz_is_broken(tmp_path: Path) -> None:
-    np.savez_compressed(tmp_path / "whole.npz", a=np.arange(20.0), b=np.array({"x": [1]}, object))
-    data = (tmp_path / "whole.npz").read_bytes()
-    damaged = tmp_path / "damaged.npz"
-    for place in range(0, len(data), 3):
-        damaged.write_bytes(data[:place])
-        with pytest.raises(BrokenPickle):
-            safe_load_npz(damaged)
-        damaged.write_bytes(data[:place] + bytes([data[place] ^ 0x55]) + data[place + 1 :])
-        try:
-            safe_load_npz(damaged)
-        except (BrokenPickle, UnsafePickle):
-            continue

@@ -167,12 +167,6 @@ def test_repeated_name_keeps_the_first_and_is_told():
     assert problems(data) == {"1.jpg": "repeats the name of the member at byte 512"}
 
 
-def test_names_differing_in_case_or_extension_are_different_members(indexed):
-    files = {"a.jpg": b"1", "A.jpg": b"2", "a.JPG": b"3", "a.jpeg": b"4"}
-    index = indexed(t=tar_bytes(files.items()))
-    assert {name: index.read_bytes(f"t.tar!{name}") for name in index.rows("t.tar")["member"].to_pylist()} == files
-
-
 def test_members_behind_the_end_marker_are_told():
     data = tar_bytes([("1.jpg", b"1")]) + tar_bytes([("2.jpg", b"2")])
     assert list(usable(data)) == ["1.jpg"]
@@ -192,30 +186,9 @@ def test_sizes_in_base_256_are_read_and_absurd_ones_are_truncations():
     assert listing(header + b"x" * 512).members[0].problem == f"is truncated: 512 of {9 * 2**33} bytes are there"
 
 
-def test_refused_entries_stay_in_the_index_with_their_reason(indexed):
-    index = indexed(t=tar_bytes([("../1.jpg", b"1"), ("2.jpg", b"2")]), empty=tar_bytes([]))
-    (row,) = index.problems().to_pylist()
-    assert (row["tar"], row["member"], row["offset"], row["size"]) == ("t.tar", "../1.jpg", 512, 1)
-    with pytest.raises(ImageCorrupt, match="leaves its folder"):
-        index.read_bytes("t.tar!../1.jpg")
-    assert index.rows("empty.tar").num_rows == 0
-    assert [(s.usable, s.refused) for s in index.summaries] == [(0, 0), (1, 1)]
-
-
 def test_a_refused_entry_never_hides_a_usable_one_of_its_name(indexed):
     index = indexed(t=tar_bytes([(entry("1.jpg", tarfile.SYMTYPE, link="/etc/passwd"), b""), ("1.jpg", b"real")]))
     assert index.read_bytes("t.tar!1.jpg") == b"real"
-
-
-def test_unknown_addresses_are_refused_by_name(indexed):
-    index = indexed(t=tar_bytes([("1.jpg", b"1")]))
-    for address, message in (
-        ("t.tar!2.jpg", "t.tar has no member '2.jpg'"),
-        ("u.tar!1.jpg", "does not know the tar 'u.tar'"),
-        ("a/1.jpg", "in none of the tars"),
-    ):
-        with pytest.raises(ImageMissing, match=message):
-            index.read_bytes(address)
 
 
 def test_tar_that_changed_after_indexing_is_not_read(indexed, tmp_path):
@@ -290,13 +263,6 @@ def test_tars_are_listed_in_order_below_a_folder(tmp_path):
     assert list_tars(f"file://{tmp_path}/other") == ["3.tar"]
     with pytest.raises(TarIndexError, match="does not exist"):
         list_tars(tmp_path / "nowhere")
-
-
-def test_tars_are_read_through_a_uri_as_well(tmp_path):
-    (tmp_path / "a.tar").write_bytes(tar_bytes([("1.jpg", b"one")]))
-    root = f"file://{tmp_path}"
-    build_tar_index(root, tmp_path / "i.parquet")
-    assert TarImages(tmp_path / "i.parquet", root).read_bytes("a.tar!1.jpg") == b"one"
 
 
 def test_keys_end_at_the_first_dot_of_the_base_name():

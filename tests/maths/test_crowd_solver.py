@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm, t
 
 from dto_pipeline.config import CrowdConfig, PriorConfig
+from dto_pipeline.maths import line_posterior
 from dto_pipeline.maths.crowd_solver import fit_crowds, interval_halfwidth
 from dto_pipeline.maths.heights import (
     build_height_mixture,
@@ -78,6 +79,13 @@ def crowd(
     table = build_height_prior(label_height, classify_heights(ages, unknown, PRIOR), PRIOR)
     prior = summarise_mixture(mixture, table)
     return fit_crowds(evidence, prior, mixture, label_z, present, ages.isnan(), config, 2.1, metric)
+
+
+def posterior(fits: GroupFits) -> tuple[torch.Tensor, torch.Tensor]:
+    """Covariance (B, P, P) and standard deviations (B, P) of z."""
+    assert fits.posterior is not None
+    covariance = fits.posterior.z_covariance
+    return covariance, covariance.diagonal(dim1=-2, dim2=-1).sqrt()
 
 
 @pytest.mark.parametrize("factor", [1.0, 0.3, 3.0])
@@ -216,10 +224,7 @@ def test_the_order_of_people_changes_nothing(order: list[int]) -> None:
     before = crowd([z], factor=[factor])
     after = crowd([[z[i] for i in order]], factor=[[factor[i] for i in order]])
     assert torch.allclose(before.new_z[:, order], after.new_z, rtol=1e-9)
-    assert before.posterior is not None
-    assert after.posterior is not None
-    shuffled = before.posterior.z_covariance[:, order][:, :, order]
-    assert torch.allclose(shuffled, after.posterior.z_covariance, rtol=1e-7)
+    assert torch.allclose(posterior(before)[0][:, order][:, :, order], posterior(after)[0], rtol=1e-7)
 
 
 @settings(max_examples=10, deadline=None)
@@ -252,8 +257,7 @@ def test_one_person_stands_by_its_height_prior() -> None:
 def test_a_person_without_depth_is_placed_with_less_certainty() -> None:
     usable = torch.tensor([[True, True, True, False]])
     fits = crowd([[3.0, 4.0, 5.0, 5.0]], usable=usable)
-    assert fits.posterior is not None
-    sigma = fits.posterior.z_covariance.diagonal(dim1=-2, dim2=-1).sqrt()[0]
+    sigma = posterior(fits)[1][0]
     assert fits.outcome[0, 3] == CODE[PersonStatus.PLACED_BY_PRIOR]
     assert sigma[3] > 1.2 * sigma[2]
 
@@ -274,10 +278,9 @@ def test_a_height_that_is_not_finite_costs_its_own_scene_only() -> None:
 
 def test_intervals_hold_what_they_say_where_the_model_is_true() -> None:
     """Heights and depth errors drawn from the solver's own laws: z, pairs and heights fall inside as often as said."""
-    config = replace(JOINT, population_sigma=0.0, label_height_sigma=1e3, anybody_weight=1e-9)
-    config = replace(config, share_sigma=0.01, edge_sigma=0.0, size_sigma=1e-4)
-    config = replace(config, wrong_ages_probability=0.0, size_error_probability=0.0, temperature=1.0)
-    config = replace(config, deviation_people=1e9)
+    config = replace(JOINT, population_sigma=0.0, label_height_sigma=1e3, anybody_weight=1e-9, deviation_people=1e9)
+    config = replace(config, share_sigma=0.01, edge_sigma=0.0, size_sigma=1e-4, temperature=1.0)
+    config = replace(config, wrong_ages_probability=0.0, size_error_probability=0.0, unknown_age_below=(0.0, 0.0, 0.0))
     rng = np.random.default_rng(4)
     z = rng.uniform(2.5, 9.0, (300, 5))
     female = rng.random(z.shape) < 0.5
@@ -285,12 +288,9 @@ def test_intervals_hold_what_they_say_where_the_model_is_true() -> None:
     width = rng.choice(config.tail_widths, z.shape, p=np.array(config.tail_weights) / sum(config.tail_weights))
     level = rng.choice(config.noise_levels, (300, 1), p=config.noise_level_weights)
     error = np.expm1(rng.normal(0, config.depth_sigma * width * level))
-    config = replace(config, unknown_age_below=(0.0, 0.0, 0.0))
     fits = crowd(z.tolist(), height.tolist(), error=error.tolist(), config=config)
-    assert fits.posterior is not None
-    covariance = fits.posterior.z_covariance.numpy()
+    covariance, sigma = (value.numpy() for value in posterior(fits))
     miss = fits.new_z.numpy() - z
-    sigma = np.sqrt(covariance.diagonal(axis1=1, axis2=2))
     apart = (miss[:, 0] - miss[:, 1]) / np.sqrt(covariance[:, 0, 0] + covariance[:, 1, 1] - 2 * covariance[:, 0, 1])
     for normalised, within in ((miss / sigma, 0.03), (apart, 0.08)):  # pairs have the heavy tails of depth alone
         for reach, share in ((0.674, 0.5), (1.282, 0.8), (1.960, 0.95)):
@@ -312,13 +312,8 @@ def test_people_unlike_their_priors_are_less_sure_than_people_who_fit_them() -> 
     z = np.array([[3.0, 4.0, 5.0, 6.0, 7.0, 8.0]])
     even = crowd(z.tolist())
     uneven = crowd(z.tolist(), height=(1.715 + 0.12 * np.array([[1, -1, 1, -1, 1, -1]])).tolist())
-
-    def sigma(fits: GroupFits) -> np.ndarray:
-        assert fits.posterior is not None
-        return fits.posterior.z_covariance[0].diagonal().sqrt().numpy() / fits.new_z[0].numpy()
-
     assert (even.deviation < uneven.deviation).all()
-    assert (sigma(uneven) > 1.1 * sigma(even)).all()
+    assert (posterior(uneven)[1] / uneven.new_z > 1.1 * posterior(even)[1] / even.new_z).all()
 
 
 def test_the_more_people_lack_an_age_the_less_sure_all_distances_are_but_not_their_order() -> None:
@@ -327,9 +322,7 @@ def test_the_more_people_lack_an_age_the_less_sure_all_distances_are_but_not_the
     found = []
     for unknown in range(4):
         ages = torch.tensor([[NAN] * unknown + [30.0] * (3 - unknown)])
-        posterior = crowd([[4.0, 4.0, 4.0]], ages=ages, config=config).posterior
-        assert posterior is not None
-        covariance = posterior.z_covariance[0]
+        covariance = posterior(crowd([[4.0, 4.0, 4.0]], ages=ages, config=config))[0][0]
         found.append([covariance[0, 0].item(), (covariance[0, 0] + covariance[2, 2] - 2 * covariance[0, 2]).item()])
     variance, apart = np.array(found).T
     assert (np.diff(variance) > 0).all()
@@ -357,6 +350,21 @@ def test_the_coefficients_of_a_line_are_the_line(scale: float, share: float, typ
         assert found.item() == pytest.approx(log_z.exp().item(), rel=1e-9)
 
 
+def test_the_refined_grid_agrees_with_a_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight crowds of people unlike their labels and each other, a few of them with gross errors, with an offset."""
+    rng = np.random.default_rng(3)
+    z = rng.uniform(2.0, 14.0, (8, 5)).tolist()
+    height = rng.choice([0.8, 1.1, 1.45, 1.6, 1.75, 1.9], (8, 5)).tolist()
+    error = (0.03 * rng.standard_t(2, (8, 5))).clip(-0.5, 0.5).tolist()
+    quick = crowd(z, height, error=error, line=(480.0, 8.0), inverse=True)
+    for name, size in (("_FIRST_GRID", (121, 41)), ("_ZOOM_GRID", (61, 41)), ("_LAST_GRID", (61, 41))):
+        monkeypatch.setattr(line_posterior, name, size)
+    dense = crowd(z, height, error=error, line=(480.0, 8.0), inverse=True)
+    sigma = posterior(dense)[1]
+    assert ((quick.new_z - dense.new_z) / sigma).abs().max() < 0.1  # standard deviations
+    assert (posterior(quick)[1] / sigma - 1).abs().max() < 0.1
+
+
 @given(st.floats(0.3, 80.0), st.floats(0.0, 1.0))
 def test_class_shares_are_probabilities_and_follow_age(age: float, male: float) -> None:
     share = class_shares(torch.tensor(age).double(), torch.tensor(male).double(), PRIOR, JOINT)
@@ -381,8 +389,7 @@ def test_whatever_comes_in_nothing_raises_and_who_is_placed_has_a_place_and_a_si
         age=data.draw(st.sampled_from([0.0, 0.01, 5.0, 30.0, 300.0, float("nan")])),
     )
     placed = (fits.outcome == CODE[PersonStatus.MOVED]) | (fits.outcome == CODE[PersonStatus.PLACED_BY_PRIOR])
-    assert fits.posterior is not None
-    variance = fits.posterior.z_covariance.diagonal(dim1=-2, dim2=-1)
     assert (fits.new_z[placed] > 0).all()
-    assert (variance[placed] > 0).all()
+    assert (posterior(fits)[1][placed] > 0).all()
+    assert fits.posterior is not None
     assert fits.posterior.height_sigma[placed].isfinite().all()

@@ -12,44 +12,29 @@ from dto_pipeline.maths.heights import build_height_prior, classify_heights
 NAN = float("nan")
 
 
-def classify(age: float, male_prob: float, config: PriorConfig | None = None) -> str:
-    code = classify_heights(torch.tensor(age), torch.tensor(male_prob), config or PriorConfig())
-    return HEIGHT_CLASSES[int(code)]
+CLASSES = (
+    *((0.0, 0.9, "baby"), (2.99, 0.1, "baby"), (3.0, 0.5, "kid"), (5.0, NAN, "kid"), (8.0, 0.5, "teen")),
+    *((14.99, 0.5, "teen"), (15.0, 0.1, "adult_female"), (40.0, 0.329, "adult_female"), (40.0, 0.33, "adult")),
+    *((40.0, 0.669, "adult"), (40.0, 0.67, "adult_male"), (40.0, NAN, "adult"), (NAN, NAN, "adult")),
+    (NAN, 0.9, "adult"),
+)
+NO_AGES, NO_GENDERS = PriorConfig(age_prior=False), PriorConfig(gender_prior=False)
 
 
 @pytest.mark.parametrize(
-    ("age", "male_prob", "expected"),
+    ("age", "male_prob", "expected", "config"),
     [
-        (0.0, 0.9, "baby"),
-        (2.99, 0.1, "baby"),
-        (3.0, 0.5, "kid"),
-        (8.0, 0.5, "teen"),
-        (14.99, 0.5, "teen"),
-        (15.0, 0.1, "adult_female"),
-        (40.0, 0.329, "adult_female"),
-        (40.0, 0.33, "adult"),
-        (40.0, 0.669, "adult"),
-        (40.0, 0.67, "adult_male"),
-        (NAN, NAN, "adult"),
-        (NAN, 0.9, "adult"),
-        (40.0, NAN, "adult"),
-        (5.0, NAN, "kid"),
+        *((*row, PriorConfig()) for row in CLASSES),
+        (2.0, 0.9, "adult_male", NO_AGES),
+        (NAN, 0.9, "adult_male", NO_AGES),
+        (30.0, 0.9, "adult", NO_GENDERS),
     ],
 )
-def test_age_and_gender_choose_the_class_and_unknown_means_adult(age: float, male_prob: float, expected: str) -> None:
-    assert classify(age, male_prob) == expected
-
-
-def test_without_the_age_prior_everyone_is_an_adult() -> None:
-    assert classify(2.0, 0.9, PriorConfig(age_prior=False)) == "adult_male"
-
-
-def test_without_the_age_prior_an_unknown_age_leaves_the_gender() -> None:
-    assert classify(NAN, 0.9, PriorConfig(age_prior=False)) == "adult_male"
-
-
-def test_without_the_gender_prior_adults_have_no_gender() -> None:
-    assert classify(30.0, 0.9, PriorConfig(gender_prior=False)) == "adult"
+def test_age_and_gender_choose_the_class_and_unknown_or_switched_off_means_adult(
+    age: float, male_prob: float, expected: str, config: PriorConfig
+) -> None:
+    code = classify_heights(torch.tensor(age), torch.tensor(male_prob), config)
+    assert HEIGHT_CLASSES[int(code)] == expected
 
 
 def test_an_adults_mean_is_averaged_with_the_labels_own_height_and_a_childs_is_not() -> None:
@@ -61,6 +46,6 @@ def test_an_adults_mean_is_averaged_with_the_labels_own_height_and_a_childs_is_n
 
 def test_without_the_gender_prior_an_adult_is_expected_at_the_labels_height() -> None:
     height = torch.tensor([1.9], dtype=torch.float64)
-    prior = build_height_prior(height, torch.tensor([5]), PriorConfig(gender_prior=False))
+    prior = build_height_prior(height, torch.tensor([5]), NO_GENDERS)
     assert prior.mean.tolist() == [1.9]
     assert prior.sigma.tolist() == [0.073]

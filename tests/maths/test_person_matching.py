@@ -1,3 +1,5 @@
+"""Agreement of bodies in the image, assignment, duplicates, and people under another camera."""
+
 from __future__ import annotations
 
 import pytest
@@ -34,18 +36,22 @@ def view(joints):
     return view_bodies(joints, CAMERA.expand(len(joints), 3, 3))
 
 
-def ask(views, visible=None):
-    """Queries whose keypoints are their bodies' joints; `visible` (n, 45) or everywhere."""
-    everywhere = torch.ones(views.joints.shape[:2], dtype=torch.bool)
-    return Queries(views, views.joints, everywhere if visible is None else visible)
+def ask(views, points=None, visible=True):
+    """Queries whose keypoints are `points`, or their bodies' joints; visible: everywhere, nowhere, or (n, 45)."""
+    points = views.joints if points is None else points
+    return Queries(views, points, torch.as_tensor(visible).expand(points.shape[:2]))
 
 
-def ask_without_keypoints(views):
-    return ask(views, torch.zeros(views.joints.shape[:2], dtype=torch.bool))
+def compare(queries, references):
+    """Share and distance of the first query and the first reference."""
+    found = compare_people(queries, references, (torch.tensor([0]), torch.tensor([0])), RULE)
+    return [value.item() for value in found]
 
 
-def one_image(count):
-    return torch.tensor([count])
+def assign(share, first, second, distance=None):
+    share = torch.as_tensor(share, dtype=torch.float64).ravel()
+    distance = torch.zeros_like(share) if distance is None else torch.tensor(distance, dtype=torch.float64)
+    return assign_people(share, distance, torch.tensor(first), torch.tensor(second), RULE).tolist()
 
 
 def test_the_head_is_as_large_as_the_bodys_head_and_scales_with_distance(body):
@@ -88,75 +94,53 @@ def test_everyone_is_paired_with_everyone_of_the_same_image_once(counts):
 
 def test_a_person_is_wholly_the_same_as_itself_with_and_without_keypoints(body):
     views = view(stand(body, [(0, 0, 3.0)]))
-    for queries in (ask(views), ask_without_keypoints(views)):
-        share, distance = compare_people(queries, views, pair_people(one_image(1), one_image(1)), RULE)
-        assert share.item() == pytest.approx(1)
-        assert distance.item() == pytest.approx(0)
+    for visible in (True, False):
+        assert compare(ask(views, visible=visible), views) == pytest.approx([1, 0])
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(0.59, 1.0), (0.61, 0.0)])
 def test_keypoints_agree_within_six_tenths_of_the_head(body, shift, expected):
     views = view(stand(body, [(0, 0, 3.0)]))
     moved = views.joints + torch.tensor([shift * views.head.item(), 0.0])
-    queries = Queries(views, moved, torch.ones(1, 45, dtype=torch.bool))
-    share, _ = compare_people(queries, views, pair_people(one_image(1), one_image(1)), RULE)
-    assert share.item() == expected
+    assert compare(ask(views, moved), views)[0] == expected
 
 
 def test_only_visible_keypoints_count(body):
     views = view(stand(body, [(0, 0, 3.0)]))
     points = views.joints.clone()
     points[:, 10:] += 1000
-    visible = torch.zeros(1, 45, dtype=torch.bool)
-    visible[:, :12] = True
-    share, _ = compare_people(Queries(views, points, visible), views, pair_people(one_image(1), one_image(1)), RULE)
-    assert share.item() == pytest.approx(10 / 12)
+    assert compare(ask(views, points, torch.arange(45) < 12), views)[0] == pytest.approx(10 / 12)
 
 
 def test_boxes_that_share_a_third_overlap_by_a_third():
-    boxes = torch.tensor([[0.0, 0, 4, 2], [2, 0, 6, 2]], dtype=torch.float64)
-    nothing = torch.zeros(2, 45, 2, dtype=torch.float64)
-    views = BodyViews(nothing, torch.ones(2, dtype=torch.float64), boxes)
-    share, _ = compare_people(ask_without_keypoints(views), views, (torch.tensor([0]), torch.tensor([1])), RULE)
-    assert share.item() == pytest.approx(1 / 3)
-
-
-def test_optimal_assignment_matches_both_where_greedy_order_would_lose_one():
-    share = torch.tensor([[0.9, 0.8], [0.8, 0.1]], dtype=torch.float64)
-    partner = assign_people(share.ravel(), torch.zeros(4, dtype=torch.float64), one_image(2), one_image(2), RULE)
-    assert partner.tolist() == [1, 0]  # greedy takes (0, 0) first and leaves the second prediction unmatched
-
-
-def test_nobody_is_assigned_to_somebody_who_is_not_the_same():
-    share = torch.tensor([[0.5, 0.2], [0.9, 0.5]], dtype=torch.float64)
-    partner = assign_people(share.ravel(), torch.zeros(4, dtype=torch.float64), one_image(2), one_image(2), RULE)
-    assert partner.tolist() == [-1, 0]
-
-
-def test_of_equal_shares_the_nearer_is_assigned():
-    partner = assign_people(
-        torch.ones(2, dtype=torch.float64), torch.tensor([0.3, 0.2]).double(), one_image(2), one_image(1), RULE
+    one, other = (
+        BodyViews(torch.zeros(1, 45, 2).double(), torch.ones(1).double(), torch.tensor([box]).double())
+        for box in ([0.0, 0, 4, 2], [2.0, 0, 6, 2])
     )
-    assert partner.tolist() == [-1, 0]
+    assert compare(ask(one, visible=False), other)[0] == pytest.approx(1 / 3)
 
 
-def test_images_are_assigned_apart():
-    first, second = torch.tensor([1, 0, 2, 1]), torch.tensor([0, 3, 1, 1])
-    partner = assign_people(
-        torch.tensor([0.6, 0.9, 0.8]).double(), torch.zeros(3, dtype=torch.float64), first, second, RULE
-    )
-    assert partner.tolist() == [-1, -1, 3, 4]
+@pytest.mark.parametrize(
+    ("share", "distance", "first", "second", "partner"),
+    [
+        ([[0.9, 0.8], [0.8, 0.1]], None, [2], [2], [1, 0]),  # greedy takes (0, 0) first and leaves the second alone
+        ([[0.5, 0.2], [0.9, 0.5]], None, [2], [2], [-1, 0]),  # not the same person
+        ([1.0, 1.0], [0.3, 0.2], [2], [1], [-1, 0]),  # of equal shares the nearer
+        ([0.6, 0.9, 0.8], None, [1, 0, 2, 1], [0, 3, 1, 1], [-1, -1, 3, 4]),  # images apart
+    ],
+)
+def test_the_best_assignment_of_those_who_are_the_same_is_found(share, distance, first, second, partner):
+    assert assign(share, first, second, distance) == partner
 
 
 @settings(max_examples=30)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 10_000))
 def test_assignment_is_one_to_one_and_at_least_as_good_as_greedy(queries, references, seed):
     share = torch.rand(queries, references, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    first, second = one_image(queries), one_image(references)
-    partner = assign_people(share.ravel(), torch.zeros_like(share).ravel(), first, second, RULE)
-    taken = partner[partner >= 0]
-    assert taken.unique().numel() == taken.numel()
-    best = sum(share[q, r].item() for q, r in enumerate(partner.tolist()) if r >= 0)
+    partner = assign(share, [queries], [references])
+    taken = [reference for reference in partner if reference >= 0]
+    assert len(set(taken)) == len(taken)
+    best = sum(share[q, r].item() for q, r in enumerate(partner) if r >= 0)
     greedy, free, left = 0.0, set(range(queries)), set(range(references))
     for q, r in sorted(((q, r) for q in free for r in left), key=lambda pair: -share[pair].item()):
         if q in free and r in left and share[q, r] > RULE.min_share:
@@ -195,9 +179,9 @@ def test_the_pelvis_keeps_its_place_in_the_image_under_another_camera(body):
 def test_a_query_equal_to_a_reference_is_never_new_however_dense_the_crowd(body, people, strangers, seen, seed):
     spots = torch.rand(people + strangers, 3, generator=torch.Generator().manual_seed(seed)) * 0.6
     views = view(stand(body, (spots + torch.tensor([-0.3, -0.3, 3.0])).tolist()))
-    queries = ask(views) if seen else ask_without_keypoints(views)  # the strangers stand between the released people
+    queries = ask(views, visible=seen)  # the strangers stand between the released people
     references = views[torch.arange(people)]
-    here, released = one_image(people + strangers), one_image(people)
+    here, released = torch.tensor([people + strangers]), torch.tensor([people])
     partner = assign_people(
         *compare_people(queries, references, pair_people(here, released), RULE), here, released, RULE
     )

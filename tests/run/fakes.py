@@ -120,7 +120,7 @@ class FakePool(WorkerPool):
         self.started.append(worker)
         fate = next(self._starts) if self._starts is not None else "ready"
         if fate != "never":
-            self._later(0.0, worker, WorkerPlaced(worker, "somewhere"))
+            self._later(0.0, worker, WorkerPlaced(worker, node="somewhere"))
         if fate in ("ready", "fail"):
             self._later(START_S, worker, WorkerReady(worker) if fate == "ready" else WorkerLost(worker, "no start"))
         return worker

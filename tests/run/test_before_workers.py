@@ -55,6 +55,14 @@ def test_a_config_that_tells_no_family_is_one_sentence(tmp_path, text):
         identify_networks(depth_config(folder))
 
 
+@pytest.mark.parametrize("name", ["my model/x", "a--b/c"])
+@pytest.mark.parametrize("section", ["depth", "masks"])
+def test_a_name_that_no_hub_can_have_is_one_sentence(section, name):
+    options = ["source=model", f"model={name}", "revision=" + "f" * 40]
+    with pytest.raises(ModelError, match=rf"{section}\.model is '{name}': .*give a hub name"):
+        identify_networks(load_config(overrides=[f"{section}.{option}" for option in options]))
+
+
 @pytest.mark.parametrize("family", ["depth_anything", "depth_pro"])
 def test_known_families_pass(tmp_path, family):
     folder = network(tmp_path / "net", json.dumps({"model_type": family}))

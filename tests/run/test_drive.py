@@ -156,7 +156,7 @@ class NodePool(FakePool):
         self.node_of[worker] = node
         self.started.append(worker)
         dies = self._at_start and node in self._bad
-        event = WorkerLost(worker, "no GPU here", node=node) if dies else WorkerReady(worker, node)
+        event = WorkerLost(worker, "no GPU here", node=node) if dies else WorkerReady(worker, node=node)
         self._later(START_S, worker, event)
         return worker
 

@@ -56,7 +56,7 @@ def test_a_folder_that_workers_do_not_see_is_one_sentence_and_no_failed_row(
     words = [str(tiny.manifest), "-o", str(tmp_path / "run"), "--images", str(tmp_path / "moved")]
     refused = run_from(tmp_path, *words, "--address", ray_nodes.address, "--workers=1")
     assert refused.returncode == 2, refused.stdout
-    assert "lacks an input of the run: images folder" in refused.stderr
+    assert "cannot do this run: images folder" in refused.stderr
     assert "--images DIR" in refused.stderr
     assert "Traceback" not in refused.stderr
     directory = RunDirectory(tmp_path / "run")

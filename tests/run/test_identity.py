@@ -123,18 +123,22 @@ def test_a_worker_that_misses_a_place_says_which_before_its_first_shard(
         ({"images_root": tmp_path / "nowhere"}, r"images folder .*nowhere.*no such folder here"),
         ({"depth_root": tmp_path / "nowhere"}, r"depth folder .*nowhere.*no such folder here"),
     ):
-        with pytest.raises(RunDirectoryError, match=f"worker .* lacks an input of the run: {what}"):
+        with pytest.raises(RunDirectoryError, match=f"worker .* cannot do this run: {what}"):
             ShardRunner(with_body(bodies[0]), tiny.manifest, runs[0], **options).warm_up()  # type: ignore[arg-type]
     with pytest.raises(RunDirectoryError, match=r"body\.model_path: no body model at .*gone"):
         ShardRunner(with_body(tmp_path / "gone.npz"), tiny.manifest, runs[0]).warm_up()
 
 
-def test_more_threads_than_the_cpus_can_use_are_refused(
+def test_more_threads_than_the_cpus_can_use_are_refused_by_driver_dry_run_and_worker(
     tiny: TinyDataset, bodies: tuple[Path, Path], runs: tuple[Path, Path]
 ) -> None:
     config = with_body(bodies[0])
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, torch_threads=999))
-    with pytest.raises(DtoError, match=r"run\.torch_threads is 999; expected at most \d+, 4 for each of the \d+ CPUs"):
+    said = r"run\.torch_threads is 999; expected at most \d+, 4 for each of the \d+ CPUs"
+    with pytest.raises(RunDirectoryError, match=said):
+        run_pipeline(tiny.manifest, runs[0], config, progress=False)
+    assert "torch_threads" in plan_pipeline(tiny.manifest, runs[0], config).refusals[0]
+    with pytest.raises(RunDirectoryError, match=said):
         ShardRunner(config, tiny.manifest, runs[0]).warm_up()
 
 

@@ -310,6 +310,15 @@ def test_a_disk_too_small_for_the_first_checkpoint_is_said(data: TrainBatch, tmp
             save_checkpoint(folder, dataclasses.replace(checkpoint, position=Position(2, 0, 2)))
 
 
+def test_a_step_without_people_has_the_same_losses_as_others_in_stage_one(tmp_path: Path) -> None:
+    data = standing_batch([[(-0.5, 3.0), (0.5, 3.4)], []])
+    for every, positive in ((1, [False, True]), (2, [True])):  # of each step, and of their mean
+        config = tiny_config(**{**SMALL, "loop__steps": 2, "loop__log_every": every, "model__denoising": 2})
+        train_network(config, BatchSource(data, 1), tmp_path / str(every), progress=False)
+        rows = read_rows(tmp_path / str(every) / TRAINING)
+        assert sorted(row["poses_dn"] > 0 for row in rows) == positive
+
+
 def test_a_second_training_in_the_same_folder_is_told_who_is_at_work(data: TrainBatch, tmp_path: Path) -> None:
     config = tiny_config(loop__steps=1, **SMALL)
     with hold_folder(tmp_path), pytest.raises(TrainError, match=rf"in use by pid {os.getpid()} on "):

@@ -31,6 +31,7 @@ BODY, CAMERA = "smpl_param", "cam_param"
 NEEDED = f"{BODY} with pose (72,), shape (10,) or (11,), trans (3,) and {CAMERA} with focal (2,), princpt (2,)"
 _NAMED = 1000  # people that are not as documented and are named one by one
 _COLUMNS = {"pose": (72, "<f4"), "betas": (NUM_BETAS, "<f4"), "transl": (3, "<f4"), "camera": (4, "<f8")}
+_EDGES = np.cumsum([width for width, _ in _COLUMNS.values()])  # where each ends in a person's row of numbers
 _PEOPLE_HELD = 4096  # people read before their numbers are written
 
 
@@ -69,7 +70,7 @@ class _Reader:
         self._counts: dict[str, int] = {}  # image -> people
         self._findings: list[Finding] = []
         self._unnamed = self._usable = 0
-        self._held: list[tuple[np.ndarray, ...]] = []  # people that are not written yet
+        self._held: list[np.ndarray] = []  # people that are not written yet
 
     def add(self, name: str, people: Any) -> None:
         if name in self._counts:
@@ -103,28 +104,31 @@ class _Reader:
         empty = [name for name, count in self._counts.items() if not count]
         return LabelSource([self._path], image.size, image_names, rows, self._findings, empty)
 
-    def _read_person(self, name: str, place: int, person: Any) -> tuple[np.ndarray, ...]:
-        """Numbers for each of `_COLUMNS`; NaN, and a finding, where they are not as documented."""
+    def _read_person(self, name: str, place: int, person: Any) -> np.ndarray:
+        """The numbers of `_COLUMNS` end to end; NaN, and a finding, where they are not as documented."""
+        row = np.zeros(_EDGES[-1])
         try:
             check_values(person, ITEM_LIMITS)
             body, camera = person[BODY], person[CAMERA]
             betas = _numbers(body, "shape", (NUM_BETAS - 1, NUM_BETAS))
-            lens = np.concatenate([_numbers(camera, "focal", (2,)), _numbers(camera, "princpt", (2,))])
-            pose, transl = _numbers(body, "pose", (72,)), _numbers(body, "trans", (3,))
+            row[_EDGES[0] : _EDGES[0] + betas.size] = betas
+            row[: _EDGES[0]] = _numbers(body, "pose", (72,))
+            row[_EDGES[1] : _EDGES[2]] = _numbers(body, "trans", (3,))
+            row[-4:-2], row[-2:] = _numbers(camera, "focal", (2,)), _numbers(camera, "princpt", (2,))
         except (KeyError, IndexError, TypeError, ValueError, OverflowError, PickleRefused) as error:
             what = f"{error}" if isinstance(error, PickleRefused | ValueError) else f"{type(error).__name__}: {error}"
             if len(self._findings) < _NAMED:
                 self._findings.append(Finding(name, f"person {place}: {what}; expected {NEEDED}"))
             else:
                 self._unnamed += 1
-            betas, lens, pose, transl = (np.full(width, np.nan) for width in (NUM_BETAS, 4, 72, 3))
-        return pose, np.pad(betas, (0, NUM_BETAS - betas.size)), transl, lens
+            row[:] = np.nan
+        return row
 
     def _flush(self) -> None:
         if self._held:
-            pose, betas, transl, lens = (np.stack(values) for values in zip(*self._held, strict=True))
-            self._usable += int((find_row_problems(pose, betas, transl) == 0).sum())
-            for column, values in zip(self._columns.values(), (pose, betas, transl, lens), strict=True):
+            blocks = np.split(np.stack(self._held), _EDGES[:-1], axis=1)
+            self._usable += int((find_row_problems(*blocks[:3]) == 0).sum())
+            for column, values in zip(self._columns.values(), blocks, strict=True):
                 column.append(values)
             self._held.clear()
 

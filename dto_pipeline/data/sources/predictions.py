@@ -18,7 +18,7 @@
 In Parquet the same columns hold strings, numbers, binary, and lists of numbers; a list is one row's array flattened
 (keypoints: J * 3 numbers). Values may be null or NaN: unknown. Keypoints come in the order of smplx (J = 45), COCO
 (17) or OpenPose BODY_25 (25, also the first 25 of the 44 of 4D-Humans). Other columns are refused, so that a misspelt
-one is not lost. Rows of an image need not be adjacent. Numbers are mapped from disk, never all in memory.
+one is not lost. Rows of an image need not be adjacent. Numbers are mapped from disk; masks in Parquet are in memory.
 """
 
 from __future__ import annotations
