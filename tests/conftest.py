@@ -31,14 +31,7 @@ settings.load_profile("patient")
 # Files whose tests make whole runs, networks, benchmarks or gigabytes: most of the time of all that is not marked slow
 # by itself. `jobs/test.sh quick` leaves them out.
 LONG = {
-    *(
-        "test_api.py",
-        "test_bounds.py",
-        "test_company.py",
-        "test_foreign_crowds.py",
-        "chaos/test_judge.py",
-        "maths/test_line_posterior.py",
-    ),
+    *("test_api.py", "test_bounds.py", "test_company.py", "test_foreign_crowds.py", "chaos/test_judge.py"),
     *(f"commands/test_{name}.py" for name in ("cli", "eval_verbs", "released", "review_verbs", "run_verb")),
     *(f"data/test_{name}.py" for name in ("hostile_images", "pickled_items")),
     *(f"data/exports/test_{name}.py" for name in ("export", "flat_npz")),
