@@ -1,4 +1,4 @@
-"""What `jobs/gpu_check.py` works on: drawn crowds as files, networks with random weights, batches on the device."""
+"""Inputs of `jobs/gpu_check.py`: drawn crowds as files, networks with random weights, batches on the device."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LARGE_SCALE = 2.25  # of the pictures that stand for full HD: 1440 x 1080
 
 @dataclass(frozen=True)
 class Place:
-    """Where a check keeps its things, and how large it is."""
+    """The folders of a check, and whether everything is shrunk."""
 
     scratch: Path
     out: Path

@@ -1,4 +1,4 @@
-"""`dto bench`: milliseconds per image of every stage, beside a plain loop over people.
+"""`dto bench`: milliseconds per image of every stage, compared with a plain loop over people.
 
 Both ways run in this process, in turn, so that their ratio holds on a busy machine; figures are medians over the
 repeats. The plain loop follows the definitions of `maths` and `models.body` one person and one image row at a time:
