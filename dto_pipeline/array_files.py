@@ -7,7 +7,8 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from tokenize import TokenError
 from typing import IO, Any, BinaryIO
 
@@ -27,12 +28,10 @@ def read_npy(source: BinaryIO, check: Check) -> np.ndarray:
     Raises:
         ValueError: a damaged file, or the error of `check`. OSError: it cannot be read.
     """
-    try:
+    with _damage_named("npy"):
         size = source.seek(0, io.SEEK_END)
         source.seek(0)
         return _read_array(source, size, "", check)
-    except BROKEN as error:
-        raise ValueError(f"not a whole npy: {str(error) or type(error).__name__}") from error
 
 
 def read_npz(source: BinaryIO, keys: Iterable[str], check: Check) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -41,17 +40,22 @@ def read_npz(source: BinaryIO, keys: Iterable[str], check: Check) -> tuple[dict[
     Raises:
         ValueError, OSError: as `read_npy`.
     """
+    with _damage_named("npz"), zipfile.ZipFile(source) as archive:
+        members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+        arrays = {}
+        for key in keys:
+            if key in members:
+                with archive.open(members[key]) as stream:
+                    arrays[key] = _read_array(stream, members[key].file_size, key, check)
+        return arrays, list(members)
+
+
+@contextmanager
+def _damage_named(kind: str) -> Iterator[None]:
     try:
-        with zipfile.ZipFile(source) as archive:
-            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
-            arrays = {}
-            for key in keys:
-                if key in members:
-                    with archive.open(members[key]) as stream:
-                        arrays[key] = _read_array(stream, members[key].file_size, key, check)
-            return arrays, list(members)
+        yield
     except BROKEN as error:
-        raise ValueError(f"not a whole npz: {str(error) or type(error).__name__}") from error
+        raise ValueError(f"not a whole {kind}: {str(error) or type(error).__name__}") from error
 
 
 def _read_array(stream: IO[bytes], size: int, key: str, check: Check) -> np.ndarray:

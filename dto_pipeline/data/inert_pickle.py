@@ -21,7 +21,7 @@ from dto_pipeline.errors import DtoError
 
 _SHOWN = 120  # characters of hostile text or of a Python error that may reach a message
 _MAX_INT_BITS = 64
-_READ_COST = 128  # bytes that an instruction or argument counts besides its own: about what a small object takes
+_READ_COST = 64  # bytes that an instruction or argument counts besides its own: about what a small object takes
 _PLAIN = frozenset({str, float, complex, bytes, bool, type(None)})
 
 
@@ -41,7 +41,7 @@ class BrokenPickle(PickleRefused):
 class Limits:
     """How much one pickle may cost. A stream beyond any of them is a `BrokenPickle`."""
 
-    max_bytes: int = 2**31  # of the stream, and 128 for each instruction and argument: bounds time and small objects
+    max_bytes: int = 2**30  # of the stream, and 64 for each instruction and argument: bounds time and small objects
     max_depth: int = 64  # containers inside containers
     max_items: int = 50_000_000  # items of the result, shared ones counted each time they are met
     max_array_bytes: int = 2**31  # all arrays together [bytes]

@@ -29,7 +29,7 @@ NUM_VERTICES, NUM_JOINTS, NUM_FACES, NUM_POSE_DIRECTIONS = 6890, 24, 13776, 207
 NUM_DIRECTIONS = 10  # shape directions that the labels use, without the kid axis
 KID_HEIGHT_BELOW = 0.75  # a kid template is shorter than this share of the adult template
 _MOST_BYTES = 2**30  # of one file
-_LIMITS = Limits(max_bytes=_MOST_BYTES + 2**28, max_items=1_000_000, max_array_bytes=2**30)
+_LIMITS = Limits(max_bytes=_MOST_BYTES + 2**27, max_items=1_000_000, max_array_bytes=2**30)
 _NUMPY_DTYPES = (torch.float16, torch.float32, torch.float64, torch.int32, torch.int64)  # of tensors in checkpoints
 _KEYS_SHOWN = 30  # keys of a wrong file that a message lists
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can hold: no clock in the file

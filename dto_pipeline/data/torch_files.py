@@ -28,7 +28,7 @@ _DTYPES = {
     **{"BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32},
     **{"ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool},
 }
-_LIMITS = Limits(max_bytes=1 << 30)  # of what lies between the tensors
+_LIMITS = Limits(max_bytes=1 << 29)  # of what lies between the tensors
 _MOST_DIMENSIONS = 16
 _LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the number that torch began its files with
 
