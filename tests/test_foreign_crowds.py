@@ -155,5 +155,5 @@ def test_labels_that_tell_no_error_are_within_no_limit(
     assert "14 images whose expected error is unknown" in capsys.readouterr().err
     with pytest.raises(LabelsError, match="expected more than 0"):
         torch_dataset(run, max_error=0.0)
-    with pytest.raises(LabelsError, match="none of these labels tells an expected error"):
+    with pytest.raises(LabelsError, match="none of these labels has an expected error"):
         torch_dataset(run, max_error=9.0)
