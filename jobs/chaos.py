@@ -1,4 +1,4 @@
-"""Disturb runs in every way we know, a hundred random kills among them, and compare with runs left in peace.
+"""Disturb runs in every known way, a hundred random kills among them, and compare with undisturbed runs.
 
     python jobs/chaos.py                        all scenarios, 100 random kills; under an hour on two busy cores
     python jobs/chaos.py --only disk_full       one scenario (may be given again and again)

@@ -1,8 +1,8 @@
-"""Does the relative metric loss make people stand right to each other? Two trainings and a table.
+"""Compare a training with the relative metric loss and one without, by distances between people.
 
     python jobs/compare_training.py --out out/train
 
-Both start from an encoder that knows such pictures, the first layers of the DINOv2 inside the demo's depth network
+Both start from the same encoder, the first layers of the DINOv2 inside the demo's depth network
 (trained on other crowds with their true depth, see `dto_pipeline/assets/depth_tiny`). Draws crowds (0.1 s each),
 labels those to train on with `dto run` (the joint solver, depth maps with errors), trains a network with the relative
 metric loss and one without, same seed and steps, and measures both and the untrained network on crowds of another seed
@@ -47,7 +47,7 @@ from dto_pipeline.train.targets import ImageLabels, Rules, see_people, unknown_p
 
 CONFIG = Path(__file__).parent / "train.yaml"
 TRAINING_SEED, TEST_SEED = 301, 307  # of the crowds; settings were chosen on the crowds of seeds 302 to 306
-ENCODER_LAYERS = 4  # of the six of the demo's depth network: people's size is read off the middle ones best
+ENCODER_LAYERS = 4  # of the six of the demo's depth network: people's size is best seen in the middle ones
 SCALE = 0.4  # of the demo's pictures
 KINDS = {"with": "relative metric loss", "without": "without it"}
 _BATCH = 12  # test images at once
@@ -85,10 +85,10 @@ def draw_crowds(out: Path, seed: int, images: int, body: BodyModel) -> Path:
     """The folder of a set of crowds, drawn unless it is there."""
     folder = out / f"crowds-{seed}"
 
-    def say(done: int, count: int) -> None:
+    def show(done: int, count: int) -> None:
         print(f"\r{folder}: {done} of {count} crowds", end="\n" if done == count else "", flush=True)
 
-    build_demo_data(folder, body, DemoSettings(images, seed, SCALE, spoilt=False), say)
+    build_demo_data(folder, body, DemoSettings(images, seed, SCALE, spoilt=False), show)
     return folder
 
 

@@ -5,7 +5,7 @@
 #   bash jobs/demo.sh --help     its options, for example --out DIR
 #
 # Expect a table of errors before and after, pictures in out/demo/pictures and the numbers in out/demo/summary.json.
-# Run again, it does nothing new and says so.
+# A second run does nothing new and prints the same summary.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 exec dto demo "$@"

@@ -1,6 +1,6 @@
 """The demo's small network of Depth Anything's architecture: built from scratch, saved as transformers saves it.
 
-Knows layers and files; knows nothing of data or training. Its output is disparity, larger is nearer, zero or more.
+Its output is disparity, larger is nearer, zero or more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, D
 
 HIDDEN = 192  # width of the backbone
 LAYERS = 6
-_FIRST_OUTPUT = 0.5  # what the untrained head says everywhere, so that its last ReLU starts open
+_FIRST_OUTPUT = 0.5  # output of the untrained head everywhere, so that its last ReLU starts open
 
 
 def build_tiny_network(hidden: int = HIDDEN, layers: int = LAYERS) -> DepthAnythingForDepthEstimation:
@@ -61,7 +61,7 @@ def save_tiny_network(network: DepthAnythingForDepthEstimation, folder: str | Pa
             part.mul_(output_scale)
     network.half().save_pretrained(folder)
     for file in Path(folder).iterdir():
-        file.chmod(0o644)  # transformers writes weights for their owner only; a package is for everybody
+        file.chmod(0o644)  # transformers writes weights for their owner only
 
 
 def save_backbone(network: str | Path, folder: str | Path, layers: int = LAYERS) -> None:
@@ -70,7 +70,7 @@ def save_backbone(network: str | Path, folder: str | Path, layers: int = LAYERS)
     Args:
         network: folder written by `save_tiny_network`.
         folder: made if missing.
-        layers: how many; the last ones of a depth network know more of depth than of people.
+        layers: how many; the last ones of a depth network hold more about depth than about people.
     """
     backbone = DepthAnythingForDepthEstimation.from_pretrained(network, dtype=torch.float32).backbone
     kept = backbone.config.to_dict() | {"num_hidden_layers": layers, "out_features": None, "out_indices": None}

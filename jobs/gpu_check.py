@@ -1,8 +1,8 @@
-"""Is this program right on this machine's GPU, and how fast? See `jobs/gpu_check.sh`.
+"""Correctness and speed of this program on this machine's GPU; see `jobs/gpu_check.sh`.
 
 Runs the steps of `gpu_steps` one after the other, each in a process of its own with a time limit of its own, forked
 from this one, so that libraries are imported once. This process never touches the GPU: a step that hangs is killed and
-the next one begins afresh. Results are written after every step, so that whoever stops the check keeps what it found.
+the next one begins afresh. Results are written after every step, so that a stopped check keeps its results.
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ STEPS = (
     Step("machine", 60, "device, versions, reachable arithmetic and memory rates"),
     Step("pictures", 60, "crowds, manifest and a depth network with random weights, for the steps below"),
     Step("tests", 90, "the tests marked gpu"),
-    Step("equal", 90, "recorded images and evidence as on the CPU; the same batch 20 times, also beside a busy stream"),
+    Step(
+        "equal",
+        90,
+        "recorded images and evidence as on the CPU; the same batch 20 times, also with another stream busy",
+    ),
     Step("syncs", 45, "operations that make the CPU wait for the GPU, and where they are"),
     Step("micro", 60, "milliseconds of each part of the optimiser, by batch size and people"),
     Step("network", 90, "the depth network alone: precisions, batch sizes, share of the device's peak"),
@@ -92,7 +96,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--only", type=_names, metavar="STEP,..", help="these steps and what they need")
     parser.add_argument("--small", action="store_true", help="shrink everything; runs on a CPU too")
     parser.add_argument("--seconds", type=float, default=TOTAL_S, metavar="S", help=f"of all steps ({TOTAL_S:.0f})")
-    parser.add_argument("--scratch", type=Path, metavar="DIR", help="where 3 GB may lie meanwhile (the system's)")
+    parser.add_argument("--scratch", type=Path, metavar="DIR", help="for 3 GB of temporary files (the system's)")
     parser.add_argument("--list", action="store_true", help="name the steps and their limits")
     return parser.parse_args()
 

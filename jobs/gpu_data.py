@@ -1,4 +1,4 @@
-"""What `jobs/gpu_check.py` works on: drawn crowds as files, networks with random weights, batches on the device."""
+"""Inputs of `jobs/gpu_check.py`: drawn crowds as files, networks with random weights, batches on the device."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, D
 
 from dto_pipeline.collate import collate_scenes
 from dto_pipeline.config import PipelineConfig, load_config
-from dto_pipeline.data.images import read_image
+from dto_pipeline.data.images import ImageFolder, read_image
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.scenes import load_scenes
+from dto_pipeline.data.scenes import SceneLoader
 from dto_pipeline.lab.crowd_files import PersonRows, encode_picture
 from dto_pipeline.lab.demo_data import (
     BENCH_SEED,
@@ -39,7 +39,7 @@ LARGE_SCALE = 2.25  # of the pictures that stand for full HD: 1440 x 1080
 
 @dataclass(frozen=True)
 class Place:
-    """Where a check keeps its things, and how large it is."""
+    """The folders of a check, and whether everything is shrunk."""
 
     scratch: Path
     out: Path
@@ -151,7 +151,8 @@ def make_batch(place: Place, images: int, groups: int, mode: str) -> tuple[Scene
     rows = manifest.read_shard(0)
     needed = [k % rows.num_rows for k in range(images * groups)]
     depth = DepthFiles(Path(str(manifest.depth_root)))
-    scenes = load_scenes(rows.take(needed), Path(str(manifest.images_root)), depth, config.evidence)
+    loader = SceneLoader(ImageFolder(manifest.images_root), depth, config.evidence.render_max_side)
+    scenes = loader.load(rows.take(needed))
     if bad := [scene.problem for scene in scenes if scene.problem]:
         raise RuntimeError(f"a picture of the check cannot be used: {bad[0]}")
     joined = [_join(scenes[k * groups : (k + 1) * groups]) for k in range(images)]

@@ -1,4 +1,4 @@
-"""How `jobs/gpu_check.py` measures: CUDA events on a GPU, the clock on a CPU; waits, and bits, of two devices."""
+"""Measurements of `jobs/gpu_check.py`: CUDA events on a GPU, the clock on a CPU; waits; results of two devices."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def count_waits(work: Callable[[], Any], device: torch.device) -> Counter[str]:
     found: Counter[str] = Counter()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = lambda said, *_, **__: found.update([_caller()] if "synchroniz" in str(said) else [])
+        warnings.showwarning = lambda text, *_, **__: found.update([_caller()] if "synchroniz" in str(text) else [])
         torch.cuda.set_sync_debug_mode("warn")
         try:
             work()

@@ -1,7 +1,7 @@
-"""The steps of `jobs/gpu_check.py`: each gives figures for the JSON file and a table to read.
+"""The steps of `jobs/gpu_check.py`: each returns figures for the JSON file and a table as text.
 
-Figures are numbers under plain names with their unit. On a GPU times are CUDA events, on a CPU its clock. A step looks
-at the program from outside where it can: parts are timed by wrapping the functions that the optimiser calls.
+Figures are numbers, their names hold the unit. On a GPU times are CUDA events, on a CPU its clock. Parts of the
+optimiser are timed by wrapping the functions that it calls.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Report:
-    """What a step found. `state`: "done", or what is wrong."""
+    """Result of a step. `state`: "done", or what is wrong."""
 
     figures: dict[str, Any] = field(default_factory=dict)
     table: str = ""
@@ -101,10 +101,10 @@ def tests(place: Place) -> Report:
     files = sorted(str(path) for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text())
     counts = _Outcomes()
     code = pytest.main(["-q", "-m", "gpu", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *files], plugins=[counts])
-    told = ", ".join(f"{count} {word}" for word, count in counts.found.items())
+    outcomes = ", ".join(f"{count} {word}" for word, count in counts.found.items())
     all_ran = place.device.type == "cpu" or set(counts.found) == {"passed"}
     return Report(
-        {"exit_code": int(code), **counts.found}, f"  {told} in {len(files)} files", _state(code == 0 and all_ran)
+        {"exit_code": int(code), **counts.found}, f"  {outcomes} in {len(files)} files", _state(code == 0 and all_ran)
     )
 
 
@@ -142,7 +142,7 @@ def equal(place: Place) -> Report:
         for busy in (False, True):
             with busy_stream(device) if busy else nullcontext():
                 digests = {digest_of(optimizer(batch)) for _ in range(repeats)}
-            again[f"{mode}{', beside a busy stream' if busy else ''}"] = len(digests)
+            again[f"{mode}{', another stream busy' if busy else ''}"] = len(digests)
     network = DepthNetwork(place.seeing().depth, device)
     images = read_pictures(place, place.pick(8, 2))
     maps = {
@@ -203,7 +203,7 @@ def network(place: Place) -> Report:
                 what = f"{name}, {size[1]} x {size[0]}, batch {batch}"
                 figures[what] = _rate_network(place, model, base, precision, size, batch)
         del model
-    return Report(figures, "\n".join(f"  {what}: {_told(one)}" for what, one in figures.items()))
+    return Report(figures, "\n".join(f"  {what}: {_listed(one)}" for what, one in figures.items()))
 
 
 def compiled(place: Place) -> Report:
@@ -213,7 +213,7 @@ def compiled(place: Place) -> Report:
     base = build_network(place).eval()
     halve_weights(base, torch.bfloat16)
     figures = _rate_network(place, torch.compile(base), base, "float32", (518, 686), 32)
-    return Report(figures, f"  bfloat16 weights, 686 x 518, batch 32: {_told(figures)}")
+    return Report(figures, f"  bfloat16 weights, 686 x 518, batch 32: {_listed(figures)}")
 
 
 def _ways_to_compute(place: Place) -> Iterator[tuple[str, Callable[[Any], Any], str]]:
@@ -311,8 +311,8 @@ def end_to_end(place: Place) -> Report:
             "ms": stages,
         }
         busiest = sorted(stages.items(), key=lambda pair: -pair[1])[:5]
-        told = ", ".join(f"{stage} {ms:.2f}" for stage, ms in busiest)
-        lines.append(f"  {batch:>6} {threads:>8} {rate:>11.1f} {alone:>8.1f} {rate / alone:>6.2f}  {told}")
+        slowest = ", ".join(f"{stage} {ms:.2f}" for stage, ms in busiest)
+        lines.append(f"  {batch:>6} {threads:>8} {rate:>11.1f} {alone:>8.1f} {rate / alone:>6.2f}  {slowest}")
     return Report(figures, "\n".join(lines))
 
 
@@ -381,12 +381,12 @@ def train(place: Place) -> Report:
         "side": side,
     }
     right = bool(np.isfinite(losses).all())
-    told = f"peak {peak:.1f} GB, loss {losses[0]:.2f} -> {losses[-1]:.2f}"
-    table = f"  {figures['images_per_s']} images/s at {side} px, batch {images}, {told}"
+    rest = f"peak {peak:.1f} GB, loss {losses[0]:.2f} -> {losses[-1]:.2f}"
+    table = f"  {figures['images_per_s']} images/s at {side} px, batch {images}, {rest}"
     return Report({**figures, "losses": [round(loss, 3) for loss in losses]}, table, _state(right))
 
 
-def _told(figures: dict[str, Any]) -> str:
+def _listed(figures: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in figures.items())
 
 

@@ -1,4 +1,4 @@
-"""Foresee a run: what worker deaths, start-up and shard size cost on hundreds of workers. No images, no Ray.
+"""Simulate a run: the cost of worker deaths, start-up and shard size with hundreds of workers. No images, no Ray.
 
     python jobs/simulate.py --images 10000000 --workers 512 --mtbf 2h --image-s 0.3
 
@@ -98,7 +98,7 @@ class Scenario:
 
 
 def _metered(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the CPU time of a method to the pool's own, so that it can be told from the driver's."""
+    """Add the CPU time of a method to the pool's own, to separate it from the driver's."""
 
     @functools.wraps(method)
     def timed(pool: VirtualPool, *args: Any) -> Any:
@@ -130,7 +130,7 @@ class Tally:
     deaths: int = 0
     preemptions: int = 0  # of these
     retries: int = 0  # attempts that shards were charged
-    events: int = 0  # what the driver was told
+    events: int = 0  # that the driver received
 
 
 class VirtualPool(WorkerPool):
@@ -296,7 +296,7 @@ def simulate(scenario: Scenario, config: RunConfig | None = None) -> Simulated:
     """Drive a run of `scenario` to its end in virtual time; the same scenario gives the same result, CPU time aside.
 
     Args:
-        config: attempts and time limits as a real run has them; its `workers` is not looked at.
+        config: attempts and time limits as a real run has them; its `workers` is ignored.
     """
     config = dataclasses.replace(config or RunConfig(), workers=scenario.workers)
     pool, aborted = VirtualPool(scenario), ""
@@ -416,7 +416,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         ("preempted", 0.0, "part of deaths that are known pre-emptions"),
     ):
         parser.add_argument(f"--{name}", type=float, default=default, metavar="X", help=f"{what} ({default:g})")
-    parser.add_argument("--poison", type=int, default=0, metavar="N", help="shards that kill whoever gets them (0)")
+    parser.add_argument(
+        "--poison", type=int, default=0, metavar="N", help="shards that kill every worker that gets them (0)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all chance (0)")
     parser.add_argument("--json", metavar="FILE", help="write all numbers to FILE too")
     add_config_options(parser)

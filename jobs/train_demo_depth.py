@@ -74,11 +74,11 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class TrainingScene:
-    """A picture and what is true of it."""
+    """A picture with its truth."""
 
     jpeg: bytes
     inverse: np.ndarray  # (H, W) float16, 1 / z [1/m]
-    person: np.ndarray  # (H, W) int8 index of the person seen, -1 = nobody
+    person: np.ndarray  # (H, W) int8 index of the person seen, -1 = no person
     focal: float  # in units of TYPICAL_FOCAL times the shorter side
 
 
@@ -131,7 +131,7 @@ def train_depth_network(
 
 
 def measure_folder(folder: Path, scenes: list[TrainingScene]) -> dict[str, float]:
-    """`measure_network` of the network in a folder on scenes it has not seen, through the pipeline's own door."""
+    """`measure_network` of the network in a folder on scenes it was not trained on, loaded as a run does."""
     network = DepthNetwork(DepthConfig(source="model", model=str(folder), short_side=DEMO_SHORT_SIDE))
     pictures = (
         (_decode(scene.jpeg), 1 / scene.inverse.astype(np.float64).clip(1e-5), scene.person) for scene in scenes
@@ -237,7 +237,7 @@ def _one_cycle(steps: int, warm_up: int) -> Callable[[int], float]:
 
 
 def write_readme(folder: Path, settings: dict[str, Any], figures: dict[str, float]) -> None:
-    """Say beside the weights what they are, how they were made and what they reach."""
+    """Describe the weights next to them: what they are, how they were made, their figures."""
     lines = [
         "# The demo's depth network",
         "",

@@ -37,7 +37,7 @@ LONG = {
         "test_company.py",
         "test_foreign_crowds.py",
         "chaos/test_judge.py",
-        "maths/test_line_posterior.py",
+        "maths/test_crowd_solver.py",
     ),
     *(f"commands/test_{name}.py" for name in ("cli", "eval_verbs", "released", "review_verbs", "run_verb")),
     *(f"data/test_{name}.py" for name in ("hostile_images", "pickled_items")),

@@ -43,7 +43,6 @@ ALSO = {
         "run.lease",
         "run.publish",
         "run.report",
-        "run.sanity",
     },
 }
 # library -> where it may be imported

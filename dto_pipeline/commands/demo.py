@@ -1,4 +1,4 @@
-"""`dto demo`: synthetic crowds with known truth through the whole pipeline, and what it made of them."""
+"""`dto demo`: synthetic crowds with known truth through the whole pipeline."""
 
 from __future__ import annotations
 

@@ -21,10 +21,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "diff",
         help="compare two sets of labels image by image and person by person; exit code 1 if they differ",
         description="Each side may be a run's folder, a folder of label files, one file, or a file of other people's "
-        "labels: released DTO-Humans, CameraHMR's, predictions. Images meet by their names and people by pose and "
-        "shape, else by their place in the picture; equal means equal bits. `dto view` draws the scenes. Several runs: "
-        "`dto diff runs/* --against others/*` compares pairs of one subset, or all with the one file named, and ends "
-        "with a table.",
+        "labels: released DTO-Humans, CameraHMR's, predictions. Images are matched by name, people by pose and shape, "
+        "else by their position in the image; equal means equal bits. `dto view` draws the scenes. Several runs: `dto "
+        "diff runs/* --against others/*` compares runs of the same subset, or all with one file, and prints a table.",
     )
     parser.add_argument("sides", metavar="RUN", nargs="+", help="the two sides, or with --against all of the first")
     parser.add_argument("--against", metavar="RUN", nargs="+", default=[], help="the other sides")

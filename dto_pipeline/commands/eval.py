@@ -23,7 +23,6 @@ from dto_pipeline.reading import open_regular
 if TYPE_CHECKING:
     import numpy as np
 
-    from dto_pipeline.data.people import People
     from dto_pipeline.evaluate.evaluation import Evaluation
     from dto_pipeline.models.body import BodyModel
 
@@ -148,6 +147,7 @@ def _evaluate_rh(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
     from importlib.resources import files
 
     from dto_pipeline.data.inert_pickle import PickleRefused
+    from dto_pipeline.data.people import read_people
     from dto_pipeline.data.sources.relative_human import read_annotations
     from dto_pipeline.evaluate.relative_human import evaluate_rh
     from dto_pipeline.models.body import read_regressor
@@ -166,28 +166,31 @@ def _evaluate_rh(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
     regressor = read_regressor(arguments.regressor or str(shipped), body, "--regressor")
     for problem in annotations.problems:
         print(f"{path}, {problem.image}, {problem.reason}; taken as unknown")
-    people, draws = _people(arguments.predictions), (arguments.resamples, arguments.seed)
+    people, draws = read_people(arguments.predictions), (arguments.resamples, arguments.seed)
     return evaluate_rh(people, annotations.images, body, regressor, arguments.mode, *draws)
 
 
 def _evaluate_synthetic(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
+    from dto_pipeline.data.people import read_people
     from dto_pipeline.evaluate.placements import evaluate_synthetic
 
-    after = _people(arguments.labels)
+    after = read_people(arguments.labels)
     placed = {"labels": after}
     if (after.status != "").any():
-        placed = {"before": _people(arguments.labels, "before"), "after": after}
-    return evaluate_synthetic(placed, _people(arguments.truth), body, arguments.resamples, arguments.seed)
+        placed = {"before": read_people(arguments.labels, "before"), "after": after}
+    return evaluate_synthetic(placed, read_people(arguments.truth), body, arguments.resamples, arguments.seed)
 
 
 def _evaluate_meshes(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
+    from dto_pipeline.data.people import read_people
     from dto_pipeline.evaluate.mesh_evaluation import evaluate_meshes
 
-    found, truth = _people(arguments.found, arguments.values), _people(arguments.truth)
+    found, truth = read_people(arguments.found, arguments.values), read_people(arguments.truth)
     return evaluate_meshes(found, truth, body, arguments.match, arguments.resamples, arguments.seed)
 
 
 def _evaluate_protocol(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
+    from dto_pipeline.data.people import read_people
     from dto_pipeline.evaluate.mesh_evaluation import Bodies, evaluate_protocol
     from dto_pipeline.models.body import load_body
 
@@ -199,16 +202,17 @@ def _evaluate_protocol(arguments: argparse.Namespace, body: BodyModel) -> Evalua
     ):
         raise DtoError(f"{arguments.vertices} holds no numbers of vertices 0 .. {body.num_vertices - 1}")
     truth_body = load_body(arguments.truth_body) if arguments.truth_body else body
-    found, truth = _people(arguments.found), _people(arguments.truth)
+    found, truth = read_people(arguments.found), read_people(arguments.truth)
     draws = (arguments.resamples, arguments.seed)
     return evaluate_protocol(found, truth, Bodies(body, truth_body, regressor, vertices), arguments.action, *draws)
 
 
 def _evaluate_joints(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
     from dto_pipeline.data.joint_truth import read_mupots, read_panoptic
+    from dto_pipeline.data.people import read_people
     from dto_pipeline.evaluate.joint_evaluation import evaluate_joints
 
-    regressor, found = _array(arguments.regressor), _people(arguments.found)
+    regressor, found = _array(arguments.regressor), read_people(arguments.found)
     is_mupots = arguments.action == "mupots"
     truth = read_mupots(arguments.root) if is_mupots else read_panoptic(arguments.root, arguments.cameras)
     return evaluate_joints(found, truth, body, regressor, arguments.action, arguments.resamples, arguments.seed)
@@ -222,17 +226,6 @@ def _array(path: str) -> np.ndarray:
             return np.lib.format.read_array(stream, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DtoError(f"{path} cannot be read ({error}); expected a plain .npy") from error
-
-
-def _people(place: str, values: str = "after") -> People:
-    """People of any kind of file; of a run, those of its finished shards."""
-    from dto_pipeline.data.label_files import find_label_files
-    from dto_pipeline.data.people import read_people
-    from dto_pipeline.data.storage import as_location
-
-    location = as_location(place)
-    ours = isinstance(location, str) or (location / "run.json").exists()  # behind a URI only labels of this project
-    return read_people(find_label_files(location) if ours else location, values)
 
 
 def _add_benchmark(actions: argparse._SubParsersAction) -> None:

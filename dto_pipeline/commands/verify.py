@@ -21,10 +21,10 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="check receipts, rows and labels of a run; exit code 1 if anything is damaged",
         description="Reads every label file of a run and checks it against its receipt, against the manifest (every "
         "image once, the input restored exactly by undoing the change) and against what a fit may do to a label. "
-        "Broken is what was declared done and does not hold; shards whose files are damaged are noted in the folder, "
-        "so that the next dto run does them again. Doubtful is a person in a sound row, which the same run would give "
-        "again, listed with the next step. Exit codes: 0 every shard is done and holds; 1 something "
-        "is broken, or shards were given up; 2 it could not be read; 3 what is done holds, the rest is pending.",
+        "Broken: a finished shard fails a check; damaged files are noted in the folder, so that the next dto run makes "
+        "them again. Doubtful: a person in a sound row whom the same run would give again, listed with the next step. "
+        "Exit codes: 0 every shard is done and sound; 1 something is broken, or shards were given up; 2 it cannot be "
+        "read; 3 what is done is sound, the rest is pending.",
     )
     parser.add_argument("run_dirs", metavar="RUN", nargs="+", help="folders of runs; of several, one table")
     add_moved_options(parser)

@@ -47,7 +47,7 @@ from dto_pipeline.data.sources.rows import (
     find_row_problems,
     take_rows,
 )
-from dto_pipeline.data.storage import list_names
+from dto_pipeline.data.storage import as_location, list_names
 from dto_pipeline.reading import read_start
 from dto_pipeline.schema import LABELS_SCHEMA_NAME, PERSONS_SCHEMA_NAME
 
@@ -213,7 +213,7 @@ def read_people(path: str | Path | Sequence[str | Path], values: str = "after") 
     """Read a file or folder of any kind in the table above.
 
     Args:
-        path: file or folder; a sequence of label files is read as one.
+        path: file, folder or URI; a sequence of label files is read as one.
         values: labels of this project: people as the run left them, or ``before`` it (see `LABEL_VALUES`).
 
     Raises:
@@ -223,10 +223,11 @@ def read_people(path: str | Path | Sequence[str | Path], values: str = "after") 
         raise ValueError(f"values is {values!r}; choose from {LABEL_VALUES}")
     if not isinstance(path, str | Path):
         return _read_labels(list(path), values, str(path[0]).rpartition("/")[0])
+    place = as_location(path)
+    kind = recognise(place) if isinstance(place, Path) else FileKind.DTO_LABELS  # the one kind read from URIs
     path = Path(path)
-    kind = recognise(path)
     if kind is FileKind.DTO_LABELS:
-        return _read_labels(find_label_files(path), values, str(path))
+        return _read_labels(find_label_files(place), values, str(place))
     if kind is FileKind.RELATIVE_HUMAN:
         raise LabelFileError(f"{path} holds {kind.words}: people in the picture only, without bodies to compare")
     if kind is FileKind.DTO_PERSONS:

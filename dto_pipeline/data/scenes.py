@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,9 @@ from dto_pipeline.config import EvidenceConfig, RunConfig
 from dto_pipeline.data.cameras import describe_off_centre, is_off_centre, read_cameras
 from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.duplicates import LabelledPeople, find_duplicates
-from dto_pipeline.data.images import ImageFolder, ImageStore
+from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.rle import RleError, measure_rles, sample_rle
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
-from dto_pipeline.data.storage import Location
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus, PersonStatus, UnusableImage
@@ -38,6 +37,7 @@ _PERSON_FIELDS = (
 )
 MENDABLE = frozenset((ImageStatus.IMAGE_MISSING, ImageStatus.IMAGE_CORRUPT, ImageStatus.SIZE_MISMATCH))
 """Problems of an image's file that the manifest records; every launch reads the file again."""
+Clock = Callable[[str], AbstractContextManager[None]]
 _Mask = tuple[bytes | None, int, int]  # of a person: run lengths, height and width [px]
 _NO_MASK: _Mask = (None, 0, 0)
 
@@ -49,22 +49,36 @@ class _SizeMismatch(UnusableImage):
 
 
 @dataclass(frozen=True)
-class _Loader:
-    """Where the images and depth maps of scenes are, and how they are read; see `load_scenes`."""
+class SceneLoader:
+    """Reads the scenes of manifest rows from one store of images."""
 
     images: ImageStore
-    depth: DepthFiles | None
-    max_side: int
-    clock: Callable[[str], AbstractContextManager[None]]
-    centred: bool
-    decode_memory_mb: int
+    depth: DepthFiles | None  # disparity maps in files; None leaves `Scene.disparity` to a later stage
+    max_side: int = EvidenceConfig.render_max_side  # of the person map, the size that masks are sampled at
+    label_masks: bool = True  # read the manifest's masks; False = no masks
+    centred: bool = True  # an image whose size the manifest does not have must be of the size its camera implies
+    decode_memory_mb: int = RunConfig.decode_memory_mb
 
-    def fill(self, scene: Scene, image_file: str, depth_file: str | None, masks: list[_Mask]) -> None:
+    def load(self, rows: pa.Table, threads: Executor | None = None, clock: Clock | None = None) -> list[Scene]:
+        """The scenes of rows of `schema.MANIFEST_SCHEMA`, in order.
+
+        `threads`: one image per task; None = in this thread. `clock` times the stages decode, masks and depth, threads
+        added up; see `timing.StageClock`.
+        """
+        found = list(_read_labels(rows))
+        scenes = [scene for scene, _ in found]
+        masks = [mask if self.label_masks else [_NO_MASK] * scene.num_people for scene, mask in found]
+        files = (rows.column(name).to_pylist() for name in ("image_file", "depth_file"))
+        fill = partial(self._fill, clock or (lambda stage: nullcontext()))
+        list((map if threads is None else threads.map)(fill, scenes, *files, masks))  # waits for every image
+        return scenes
+
+    def _fill(self, clock: Clock, scene: Scene, image_file: str, depth_file: str | None, masks: list[_Mask]) -> None:
         """Add image, masks and disparity, or the problem that prevents them."""
         if scene.problem is not None:
             return
         try:
-            self._read(scene, image_file, depth_file, masks)
+            self._read(clock, scene, image_file, depth_file, masks)
         except UnusableImage as error:
             scene.problem = (error.status, str(error))
         except MemoryError:  # sizes are bounded before memory is allocated, so the machine is at fault, not the image
@@ -73,10 +87,10 @@ class _Loader:
             _LOG.exception("loading %s failed", scene.image_id)
             scene.problem = (ImageStatus.INTERNAL_ERROR, f"loading failed: {error!r}")
 
-    def _read(self, scene: Scene, image_file: str, depth_file: str | None, masks: list[_Mask]) -> None:
+    def _read(self, clock: Clock, scene: Scene, image_file: str, depth_file: str | None, masks: list[_Mask]) -> None:
         if scene.width == 0:
             self._measure(scene, image_file)
-        with self.clock("decode"):
+        with clock("decode"):
             image = self.images.read(image_file, self.decode_memory_mb)
         scene.image_sha256 = image.sha256
         height, width = image.rgb.shape[:2]
@@ -87,10 +101,10 @@ class _Loader:
                 f"the file changed since{why}; put the file back, or build a new manifest"
             )
         scene.image = image.rgb
-        with self.clock("masks"):
+        with clock("masks"):
             _sample_masks(scene, masks, self.max_side)
         if self.depth is not None:
-            with self.clock("depth"):
+            with clock("depth"):
                 scene.disparity = self.depth.load(depth_file, height, width, float(scene.intrinsics[0, 0]))
                 scene.origin["depth"] = self.depth.origin
 
@@ -103,42 +117,6 @@ class _Loader:
             camera[:2, 2] = size / 2
         elif self.centred and is_off_centre(camera[None], size[None])[0]:
             raise _SizeMismatch(describe_off_centre(image_file, header, camera))
-
-
-def load_scenes(
-    rows: pa.Table,
-    images: Location | ImageStore,
-    depth: DepthFiles | None,
-    evidence: EvidenceConfig,
-    threads: Executor | None = None,
-    clock: Callable[[str], AbstractContextManager[None]] | None = None,
-    label_masks: bool = True,
-    centred: bool = True,
-    decode_memory_mb: int = RunConfig.decode_memory_mb,
-) -> list[Scene]:
-    """The scenes of some manifest rows, in order.
-
-    Args:
-        rows: table of `schema.MANIFEST_SCHEMA`.
-        images: folder (or store) of the image files.
-        depth: source of disparity maps; None leaves `Scene.disparity` to a later stage.
-        evidence: its `render_max_side` is the size that masks are sampled at.
-        threads: run one image per task; None = in this thread.
-        clock: times the stages decode, masks and depth, threads added up; see `timing.StageClock`.
-        label_masks: read the manifest's masks; False = no masks.
-        centred: the data set's `principal_point` is ``centre``: an image whose size the manifest does not have must be
-            of the size its camera implies.
-        decode_memory_mb: see `RunConfig`.
-    """
-    store = ImageFolder(images) if isinstance(images, Path | str) else images
-    quiet = clock or (lambda stage: nullcontext())
-    loader = _Loader(store, depth, evidence.render_max_side, quiet, centred, decode_memory_mb)
-    found = list(_read_labels(rows))
-    scenes = [scene for scene, _ in found]
-    masks = [mask if label_masks else [_NO_MASK] * scene.num_people for scene, mask in found]
-    files = (rows.column(name).to_pylist() for name in ("image_file", "depth_file"))
-    list((map if threads is None else threads.map)(loader.fill, scenes, *files, masks))  # waits for every image
-    return scenes
 
 
 def read_label_scenes(rows: pa.Table) -> list[Scene]:

@@ -98,13 +98,11 @@ class LocalStore:
         Links to folders are followed, but every folder is read once, so circles of links end: under its plain name
         where it has one here, else under the first of its links by name. Raises: FileNotFoundError: no such folder.
         """
-        seen = set[str]()  # real paths; inode numbers mean little on some mounts
-        pending, links = [("", os.path.realpath(self.root))], list[str]()
-        while pending or links:
-            if not pending:  # the links to folders come last, by name
-                pending = [(name, os.path.realpath(self.root / name)) for name in sorted(links, reverse=True)]
-                links = []
-            below, real = pending.pop()
+        seen, folders, links = set[str](), [""], list[str]()
+        while folders or links:
+            links.sort(reverse=True)
+            below = folders.pop() if folders else links.pop()
+            real = os.path.realpath(self.root / below)  # inode numbers mean little on some mounts
             if real in seen:
                 continue
             seen.add(real)
@@ -112,7 +110,7 @@ class LocalStore:
                 for entry in entries:
                     name = f"{below}/{entry.name}" if below else entry.name
                     if entry.is_dir(follow_symlinks=False):
-                        pending.append((name, f"{real.rstrip('/')}/{entry.name}"))
+                        folders.append(name)
                     elif entry.is_symlink() and entry.is_dir():
                         links.append(name)
                     elif entry.name.lower().endswith(endings):

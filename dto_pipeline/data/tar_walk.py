@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+
+import pyarrow as pa
 
 from dto_pipeline.paths import UnsafePath, check_relative
 
@@ -21,27 +22,9 @@ _MAX_SIZE = 1 << 60  # bytes of one member; more is damage
 _SCAN = 1 << 20  # bytes read at once when searching behind damage
 _REGULAR = {b"0", b"\0", b"7"}
 _DIRECTORY, _SPARSE = b"5", b"S"
-_REFUSED = {
-    b"1": "is a hard link",
-    b"2": "is a symbolic link",
-    b"3": "is a character device",
-    b"4": "is a block device",
-    b"6": "is a named pipe",
-    _SPARSE: "is a sparse file",
-}
 _WITHOUT_DATA = {b"1", b"2", b"3", b"4", b"5", b"6"}
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
-
-
-class RandomAccess(Protocol):
-    """A file as a tar is read: pyarrow's random access files, local or remote, have these methods."""
-
-    def size(self) -> int:
-        """Length in bytes."""
-
-    def read_at(self, nbytes: int, offset: int, /) -> bytes:
-        """Up to `nbytes` from `offset`; fewer at the end."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +46,7 @@ class Listing:
     problem: str | None = None
 
 
-def walk_tar(source: RandomAccess) -> Listing:
+def walk_tar(source: pa.NativeFile) -> Listing:
     """List a tar; everything that is wrong with its contents becomes a `problem`.
 
     Raises: OSError: the file cannot be read.
@@ -95,7 +78,7 @@ def sample_key(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension
 
 
-def _entries(source: RandomAccess, end: int) -> Iterator[Member | str]:
+def _entries(source: pa.NativeFile, end: int) -> Iterator[Member | str]:
     """Members in order, and a sentence for each thing wrong with the tar itself."""
     at, finished = 0, False
     extended: dict[bytes, bytes] = {}  # from long-name and pax headers, for the next entry
@@ -144,7 +127,7 @@ def _judge(raw: bytes, kind: bytes, contents: int, size: int, end: int) -> Membe
     except UnsafePath as error:
         problem = f"is refused: {error}"
     if kind not in _REGULAR:
-        problem = _REFUSED.get(kind, f"is of unknown type {kind!r}")
+        problem = f"is no plain file, but a link, device, pipe or sparse file (type {chr(kind[0])!r})"
     elif problem is None and contents + size > end:
         problem = f"is truncated: {max(end - contents, 0)} of {size} bytes are there"
     return Member(name, contents, size, problem)
@@ -190,7 +173,7 @@ def _read_extended(kind: bytes, data: bytes) -> dict[bytes, bytes]:
     return found
 
 
-def _next_header(source: RandomAccess, start: int, end: int) -> int:
+def _next_header(source: pa.NativeFile, start: int, end: int) -> int:
     """Offset of the first block from `start` that is a header of the ustar family, or `end`."""
     for base in range(start, end, _SCAN):
         chunk = source.read_at(_SCAN, base)

@@ -1,4 +1,4 @@
-"""`dto bench`: milliseconds per image of every stage, beside a plain loop over people.
+"""`dto bench`: milliseconds per image of every stage, compared with a plain loop over people.
 
 Both ways run in this process, in turn, so that their ratio holds on a busy machine; figures are medians over the
 repeats. The plain loop follows the definitions of `maths` and `models.body` one person and one image row at a time:
@@ -20,9 +20,10 @@ import torch
 
 from dto_pipeline.collate import collate_scenes, split_batch
 from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
+from dto_pipeline.data.images import ImageFolder
 from dto_pipeline.data.labels import build_label_table, write_label_shard
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.scenes import load_scenes
+from dto_pipeline.data.scenes import SceneLoader
 from dto_pipeline.lab.demo_data import BENCH_PEOPLE, BENCH_SIZE, build_bench_data
 from dto_pipeline.maths.camera import map_intrinsics
 from dto_pipeline.models.body import BodyModel, chain_joints, load_body, rotate
@@ -110,7 +111,8 @@ def _run_batched(manifest: Manifest, optimizer: SceneOptimizer, labels: Path) ->
     with clock("read"):
         rows = manifest.read_shard(0)
     depth = DepthFiles(Path(manifest.depth_root or ""))
-    scenes = load_scenes(rows, Path(manifest.images_root), depth, config.evidence, clock=clock)
+    loader = SceneLoader(ImageFolder(manifest.images_root), depth, config.evidence.render_max_side)
+    scenes = loader.load(rows, clock=clock)
     placed, results = [], []
     at_once = size_on(config, "run.batch_images", optimizer.body.faces.is_cuda)
     for part in (scenes[start : start + at_once] for start in range(0, len(scenes), at_once)):

@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,9 +67,6 @@ def run_depth_bench(images: int, repeats: int, config: PipelineConfig) -> BenchR
     names = sorted({name for one in times for name in one})
     median = {name: statistics.median(one.get(name, 0.0) for one in times) for name in names}
 
-    def by_name(kind: str, factor: float) -> dict[str, float]:
-        return {name.removeprefix(kind): factor * x for name, x in median.items() if name.startswith(kind)}
-
     count, size = images * rounds, network.recipe.size(*BENCH_SIZE[::-1])
     alone, whole = count / median["alone"], count / median["whole"]
     tflop, peak = depth_flops(network.network, *size) / 1e12, _peak_tflops(device)
@@ -88,8 +82,9 @@ def run_depth_bench(images: int, repeats: int, config: PipelineConfig) -> BenchR
         "busy": median["busy"],  # share of the end-to-end time in which the network runs
         "tflop_per_image": tflop,
         "peak_tflops": peak,  # of one large matrix product, in the network's precision
-        "stage_ms": by_name("stage ", 1000 / count),  # per image, all threads together
-        "thread_busy": by_name("thread ", 1.0),  # share of the end-to-end time; the rest each waits for others
+        "stage_ms": {
+            name.removeprefix("stage "): 1000 * x / count for name, x in median.items() if name.startswith("stage ")
+        },  # per image, all threads together
         "share_of_peak": alone * tflop / peak,
         "overlap": whole / alone,
     }
@@ -109,24 +104,22 @@ def _as_table(figures: Mapping[str, Any]) -> str:
         f"share of peak         {peak} (goal {100 * GOAL_PEAK:.0f} % at ViT-L on a GPU)",
         f"network busy          {100 * figures['busy']:8.1f} % of the end-to-end time",
         "",
-        "thread            busy   waits",
+        "stage           ms/image, all threads together",
     ]
-    lines += [f"{name:<14} {100 * x:>5.1f} %  {100 - 100 * x:>5.1f} %" for name, x in figures["thread_busy"].items()]
-    lines += ["", "stage           ms/image, all threads together"]
     return "\n".join([*lines, *(f"{name:<14} {stages[name]:>9.2f}" for name in sorted(stages, key=stages.get)[::-1])])
 
 
 def _time_once(
     manifest: Manifest, config: PipelineConfig, body: BodyModel, perception: Perception, rounds: int
 ) -> dict[str, float]:
-    """Both ways once, over the manifest's images `rounds` times: seconds `alone`, `whole`, of `stage NAME`; the share
-    of the whole in which the network is `busy`, and each `thread NAME`.
+    """Both ways once, over the manifest's images `rounds` times: seconds `alone`, `whole` and of each `stage NAME`; the
+    share of the whole in which the network is `busy`.
     """
     assert perception.depth is not None
     root = Path(manifest.images_root)
     pictures = [read_image(root / name).rgb for name in manifest.read_shard(0).column("image_file").to_pylist()]
     alone = time_network(perception.depth, pictures, rounds * len(pictures))
-    clock, meter, compute = _ThreadClock(), Meter(perception.depth.device.type), perception.depth.compute
+    clock, meter, compute = StageClock(), Meter(perception.depth.device.type), perception.depth.compute
     perception.depth.compute = meter(compute)  # type: ignore
     try:
         start = time.perf_counter()
@@ -137,29 +130,7 @@ def _time_once(
     finally:
         perception.depth.compute = compute  # type: ignore
     found = {"alone": alone, "whole": whole, "busy": meter.seconds / whole}
-    found |= {f"stage {stage}": seconds for stage, seconds in clock.seconds.items()}
-    return found | {f"thread {name}": seconds / whole for name, seconds in clock.threads.items()}
-
-
-class _ThreadClock(StageClock):
-    """Knows too how long each thread was in any stage."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.threads: dict[str, float] = defaultdict(float)
-        self._inside = threading.local()
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        level, start = getattr(self._inside, "level", 0), time.perf_counter()
-        self._inside.level = level + 1
-        try:
-            with super().__call__(stage):
-                yield
-        finally:
-            self._inside.level = level
-            if level == 0 and not stage.startswith("wait"):
-                self.threads[threading.current_thread().name] += time.perf_counter() - start
+    return found | {f"stage {stage}": seconds for stage, seconds in clock.seconds.items()}
 
 
 class Meter:

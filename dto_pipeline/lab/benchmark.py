@@ -1,8 +1,7 @@
 """The synthetic benchmark: labels, height prior and both solvers on every difficulty, and parts of them switched off.
 
-Builds the scenes that `dto synth` writes and measures them in memory; its numbers become a page of markdown, whose
-meaning is written by hand in docs/evaluation.md. Parts are switched off by options the config has anyway, so an
-ablation runs the very code a run uses. Metres.
+Measures in memory the scenes that `dto synth` writes and makes a page of markdown, which docs/evaluation.md explains.
+Parts are switched off by options of the config, so that an ablation runs the code of a run. Metres.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from dto_pipeline.tables import markdown
 
 TUNING_SEEDS = (1, 2, 11, 12, 31, 32)  # of the joint solver's numbers
 POOLED, OWN, RECORDED = "all difficulties", "our own", "recorded images"
-# What `joint` may be judged by as if at home: our bodies, and errors of the kinds it knows, see docs/evaluation.md.
+# Our bodies, and errors of the kinds that `joint` models, see docs/evaluation.md.
 OWN_DIFFICULTIES = (
     *("easy", "standard", "depth-noise", "depth-bias", "occlusion", "label-corruption"),
     *("children", "other-heights", "hard", "size-error"),
@@ -63,41 +62,30 @@ _HEIGHTS = {
 
 
 class BenchmarkError(DtoError, ValueError):
-    """Settings a benchmark cannot or must not run with."""
+    """Settings that a benchmark refuses."""
 
 
-@dataclass(frozen=True)
-class Switch:
-    """A part of the optimiser that is switched off, by solver; a solver that has no such part is not listed."""
-
-    name: str
-    meaning: str
-    options: Mapping[str, tuple[str, ...]]  # solver -> overrides of the config
-
-
-SWITCHES = (
-    Switch("age prior off", "everybody is an adult", dict.fromkeys(SOLVERS, ("prior.age_prior=false",))),
-    Switch(
-        "gender prior off",
+SWITCHES: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "age prior off": ("everybody is an adult", dict.fromkeys(SOLVERS, "prior.age_prior=false")),
+    "gender prior off": (
         "paper: adults keep their own height as mean; joint: either gender is as likely",
-        dict.fromkeys(SOLVERS, ("prior.gender_prior=false",)),
+        dict.fromkeys(SOLVERS, "prior.gender_prior=false"),
     ),
-    Switch(
-        "internal depth bound off",
+    "internal depth bound off": (
         "slopes inside bodies are not used: paper's lower bound on alpha, joint's measurements of the line",
-        {"paper": ("solver.internal_constraint=false",), "joint": ("joint.min_corr=1.0",)},
+        {"paper": "solver.internal_constraint=false", "joint": "joint.min_corr=1.0"},
     ),
-    Switch(
-        "ground evidence off",
+    "ground evidence off": (
         "the lowest pixels count like all others; joint uses no ground evidence",
-        {"paper": ("evidence.ground_percentile=0",)},
+        {"paper": "evidence.ground_percentile=0"},
     ),
-)
+}
+"""Part that is switched off -> meaning, and the option of each solver that has the part."""
 
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """All that determines a benchmark, besides the config."""
+    """All settings of a benchmark, except the config."""
 
     images: int = 48  # per difficulty
     seed: int = 201
@@ -122,7 +110,7 @@ class BenchmarkSettings:
 
     @property
     def command(self) -> str:
-        """What makes this benchmark again."""
+        """The command that repeats this benchmark."""
         parts = [f"dto eval benchmark --images {self.images} --seed {self.seed}"]
         parts += [] if self.heights == "independent" else [f"--heights {self.heights}"]
         parts += [f"--difficulty {name}" for name in self.difficulties]
@@ -134,23 +122,12 @@ Row = Mapping[str, Estimate]  # by the keys of `MEASURES`
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What one difficulty came to, or several pooled."""
-
-    people: Mapping[str, int]  # selection -> how many
-    errors: Mapping[str, Mapping[str, Row]]  # selection -> method -> errors
-    behaviour: Mapping[str, Mapping[str, float]]  # solver -> share accepted, shift in the image, time
-    intervals: Mapping[str, Mapping[str, float]]  # z, pairs, height -> level -> share of truths inside
-    rank_correlation: float  # of expected and true error of images
-
-
-@dataclass(frozen=True)
 class BenchmarkReport:
-    """What came out, by difficulty; `OWN` and `POOLED` come last where there are several."""
+    """The results by difficulty; `OWN` and `POOLED` come last if there are several."""
 
     settings: BenchmarkSettings
     changes: tuple[str, ...]  # of the config against its defaults
-    figures: Mapping[str, Figures]
+    figures: Mapping[str, Mapping[str, Any]]  # difficulty -> see `_figures`
     ablation: Mapping[str, Mapping[str, Mapping[str, Row]]]  # difficulty -> solver -> switch -> change
 
     def to_json(self) -> dict[str, Any]:
@@ -179,12 +156,16 @@ def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel
     """The numbers of a benchmark.
 
     Raises:
-        DifficultyError: a difficulty nobody knows; AnnyMissing: one needs a package that is not there.
+        DifficultyError: an unknown difficulty; AnnyMissing: a difficulty needs this package.
     """
     kinds = [choose_difficulty(name, (), settings.heights) for name in settings.names]  # all names are checked first
     if any(kind.bodies == "anny" for kind in kinds):
-        load_anny()  # a missing package is said now, not after the others' minutes
-    off = {(mode, one.name): override(config, *texts) for one in SWITCHES for mode, texts in one.options.items()}
+        load_anny()  # fails now if it is missing, not after the other difficulties
+    off = {
+        (mode, name): override(config, text)
+        for name, (_, options) in SWITCHES.items()
+        for mode, text in options.items()
+    }
     ablated = ABLATED if settings.ablation else ()
     found: dict[str, Measured] = {}
     for kind in kinds:
@@ -209,39 +190,38 @@ def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel
     )
 
 
-def override(config: PipelineConfig, *texts: str) -> PipelineConfig:
-    """`config` with ``section.key=value`` texts applied."""
+def override(config: PipelineConfig, text: str) -> PipelineConfig:
+    """`config` with one option changed, ``section.key=value``."""
     tree = config.to_dict()
-    for section, options in read_tree(None, texts).items():
+    for section, options in read_tree(None, [text]).items():
         tree[section] |= options
     return config_from_dict(tree)
 
 
-def _figures(measured: Measured, draws: int) -> Figures:
+def _figures(measured: Measured, draws: int) -> dict[str, Any]:
+    """Numbers of people, errors by selection and method, behaviour by solver, intervals of `joint`, as in the JSON."""
     statistics = {measure.key: measure.of for measure in MEASURES}
     inside = {name: float(values.sum()) for name, values in measured["joint", INTERVALS].items()}
     images = measured["joint", EXPECTED]
     known = np.isfinite(images["expected"])
-    return Figures(
-        people={whom: int(measured[LABELS, whom]["persons"].sum()) for whom in SELECTIONS},
-        errors={
+    rank = float("nan")
+    if known.sum() > 2:
+        rank = float(spearmanr(images["expected"][known], images["error"][known]).statistic)
+    return {
+        "people": {whom: int(measured[LABELS, whom]["persons"].sum()) for whom in SELECTIONS},
+        "errors": {
             whom: {
                 name: estimate(measured[name, whom], statistics, draws) for name in METHODS if (name, whom) in measured
             }
             for whom in SELECTIONS
         },
-        behaviour={mode: _behaviour(measured, mode) for mode in SOLVERS},
-        intervals={
-            what: {
-                f"{level:.2f}": inside[f"{what} {level:.2f}"] / inside[what] if inside[what] else float("nan")
-                for level in LEVELS
-            }
+        "behaviour": {mode: _behaviour(measured, mode) for mode in SOLVERS},
+        "intervals": {  # quantity -> level -> share of true values inside
+            what: {f"{level:.2f}": _ratio(inside[f"{what} {level:.2f}"], inside[what]) for level in LEVELS}
             for what in ("z", "pairs", "height")
         },
-        rank_correlation=float(spearmanr(images["expected"][known], images["error"][known]).statistic)
-        if known.sum() > 2
-        else float("nan"),
-    )
+        "rank_correlation": rank,  # of expected and true error of images
+    }
 
 
 def _behaviour(measured: Measured, mode: str) -> dict[str, float]:
@@ -249,20 +229,24 @@ def _behaviour(measured: Measured, mode: str) -> dict[str, float]:
     return {
         "accepted_share": float(measured[mode, ACCEPTED[mode]]["persons"].sum()) / total["persons"],
         "shift_px": total["shift"] / total["persons"],
-        "kid_shift_px": total["kid_shift"] / total["kids"] if total["kids"] else float("nan"),
+        "kid_shift_px": _ratio(total["kid_shift"], total["kids"]),
         "cpu_ms_per_image": 1000 * total["seconds"] / total["images"],
     }
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else float("nan")
 
 
 def _ablation(measured: Measured, draws: int) -> dict[str, dict[str, Row]]:
     """Solver -> switch -> how much each measure changes when the part is off, on the same drawn images."""
     statistics = {measure.key: _change(measure) for measure in MEASURES}
     changes: dict[str, dict[str, Row]] = {mode: {} for mode in SOLVERS}
-    for switch in SWITCHES:
-        for mode in switch.options:
-            sides = {"with": measured[mode, EVERYBODY], "without": measured[mode, switch.name]}
+    for switch, (_, options) in SWITCHES.items():
+        for mode in options:
+            sides = {"with": measured[mode, EVERYBODY], "without": measured[mode, switch]}
             both = {f"{side} {name}": values for side, sums in sides.items() for name, values in sums.items()}
-            changes[mode][switch.name] = estimate(both, statistics, draws)
+            changes[mode][switch] = estimate(both, statistics, draws)
     return changes
 
 
@@ -288,10 +272,10 @@ def as_page(report: BenchmarkReport) -> str:
         [
             "# Synthetic benchmark",
             "",
-            f"Made by `{settings.command}`; docs/evaluation.md says what is measured and what to read in it. "
+            f"Made by `{settings.command}`; docs/evaluation.md explains what is measured. "
             f"{settings.images} images per difficulty, seed {settings.seed}; the joint solver was tuned on seeds "
             f"{', '.join(map(str, TUNING_SEEDS))} only. In brackets: 95 % intervals from images drawn again. Errors "
-            "are means over all people, placed or not, accepted or not, unless said.",
+            "are means over all people, placed or not, accepted or not, unless stated otherwise.",
             "",
             _HEIGHTS[settings.heights],
             *(f"Config changed: {change}." for change in report.changes),
@@ -307,15 +291,15 @@ def as_page(report: BenchmarkReport) -> str:
         ),
         _table(
             "Accepted people",
-            "What a trainer gets that keeps `is_accepted` images: how many people, how wrong they are, and how wrong "
-            "their labels were.",
+            "The people of images with `is_accepted`, which a training keeps: how many, their errors, and the errors "
+            "of their labels.",
             columns,
             [row for whom in ACCEPTED.values() for row in _rows(report, whom)],
         ),
         *_solver_sections(report),
     ]
     if report.ablation:
-        meanings = markdown(["off", "which means"], [[switch.name, switch.meaning] for switch in SWITCHES])
+        meanings = markdown(["off", "which means"], [[name, meaning] for name, (meaning, _) in SWITCHES.items()])
         text = (
             "Each part off alone, everything else as it is. Numbers are changes against the same solver with all "
             "parts, on the same images: positive z, pairs and height, and negative ordinal accuracy, mean that the "
@@ -337,9 +321,9 @@ def errors_section(report: BenchmarkReport) -> list[str]:
     """The table of all methods over all people."""
     text = (
         "*Height prior alone* scales every label to its prior height and uses no depth. *Paper, else prior* is the "
-        "published fit, and that prior for whoever it leaves: the fair one to compare `joint` with. *True line* is no "
-        "solver: it puts everybody where the own measured depth says on the line the depth map was made with: what "
-        "that map allows."
+        "published fit, and that prior for the people it does not move: the fair baseline for `joint`. *True line* is "
+        "no solver: it places people by their measured depth on the line that the depth map was made with, the best "
+        "that this map allows."
     )
     return _table("Solvers", text, ["difficulty", "method", *_COLUMNS, "accepted"], _rows(report, EVERYBODY))
 
@@ -348,10 +332,10 @@ def _solver_sections(report: BenchmarkReport) -> list[list[str]]:
     """Intervals; shift in the image, and time."""
     shares, behaviour = [], []
     for name, found in report.figures.items():
-        inside = (" / ".join(_number(100 * share, 0) for share in one.values()) for one in found.intervals.values())
-        shares.append([name, *inside, _number(found.rank_correlation, 2)])
+        inside = (" / ".join(_number(100 * share, 0) for share in one.values()) for one in found["intervals"].values())
+        shares.append([name, *inside, _number(found["rank_correlation"], 2)])
         numbers = (("shift_px", 2), ("kid_shift_px", 2), ("cpu_ms_per_image", 0))
-        cells = (_number(found.behaviour[mode][key], digits) for key, digits in numbers for mode in SOLVERS)
+        cells = (_number(found["behaviour"][mode][key], digits) for key, digits in numbers for mode in SOLVERS)
         behaviour.append([name, *cells])
     widths = "{:.2f}, {:.2f} and {:.2f}".format(*map(interval_halfwidth, LEVELS))
     return [
@@ -383,12 +367,12 @@ def _rows(report: BenchmarkReport, whom: str) -> list[list[str]]:
     """A line per difficulty and method; over everybody with the share that a solver accepts."""
     rows = []
     for name, figures in report.figures.items():
-        title = f"{name} ({figures.people[whom]} people)"
-        for method, found in figures.errors[whom].items():
+        title = f"{name} ({figures['people'][whom]} people)"
+        for method, found in figures["errors"][whom].items():
             of_these = f"label input of people {whom}" if method == LABELS and whom in ACCEPTED.values() else method
             cells = [title, of_these, *(show(found[measure.key], measure) for measure in MEASURES)]
             if whom == EVERYBODY:
-                accepted = figures.behaviour.get(method, {}).get("accepted_share")
+                accepted = figures["behaviour"].get(method, {}).get("accepted_share")
                 cells.append("-" if accepted is None else f"{100 * accepted:.0f} %")
             rows.append(cells)
             title = ""

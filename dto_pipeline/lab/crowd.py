@@ -1,11 +1,10 @@
-"""Who stands where: camera, ground positions, ages, heights and poses of synthetic crowds.
+"""Plans of synthetic crowds: camera, ground positions, ages, heights and poses.
 
-Knows random numbers, ground geometry, human sizes and joint angles; knows nothing of meshes, pixels or files. The level
-frame is the camera frame without pitch: x right, y down, z forward along the ground, camera at the origin, ground at
-y = eye_height. Poses are in a person's own frame: y up, facing +z, left at +x. Metres, radians, years.
+The level frame is the camera frame without pitch: x right, y down, z forward along the ground, camera at the origin,
+ground at y = eye_height. Poses are in a person's own frame: y up, facing +z, left at +x. Metres, radians, years.
 
-True heights are uniform within `HEIGHT_RANGE` and grow with age. These ranges are the demo's own: neither their
-centres nor their widths are those of the pipeline's priors, so that the priors help without being the truth.
+True heights are uniform within `HEIGHT_RANGE` and grow with age. Neither centres nor widths of these ranges are those
+of the pipeline's priors, so that the priors help without being the truth.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ class Crowd:
 
     view: View
     place: np.ndarray  # (P, 2) x and z on the ground, level frame [m]
-    facing: np.ndarray  # (P,) turn about the vertical, 0 looks at the camera's plane [rad]
+    facing: np.ndarray  # (P,) turn about the vertical, 0 faces the camera's plane [rad]
     pose: np.ndarray  # (P, 24, 3) axis-angle in the person's own frame [rad]
     height: np.ndarray  # (P,) true height in the rest pose [m]
     height_class: np.ndarray  # (P,) int64, BABY .. ADULT_MALE
@@ -106,8 +105,7 @@ class Crowd:
 def plan_crowd(seed: int, number: int) -> Crowd:
     """The crowd of image `number` of data set `seed`; equal arguments give equal crowds.
 
-    Layouts and image sizes follow in turn. 2 to 10 people, none of them hidden completely by planned boxes of the
-    others.
+    Layouts and image sizes alternate. 2 to 10 people, none of them hidden completely by planned boxes of the others.
     """
     rng = np.random.default_rng([seed, number, 1])
     layout = LAYOUTS[number % len(LAYOUTS)]
@@ -154,7 +152,7 @@ def _sample_people(count: int, young: float, rng: np.random.Generator) -> tuple[
 def _sample_places(
     layout: Layout, view: View, height: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ground positions of those who find room: (n, 2) [m] and their indices (n,); the first two always do."""
+    """Ground positions (n, 2) [m] of the people who find room, and their indices (n,); the first two always do."""
     boxes: list[np.ndarray] = []
     places: list[np.ndarray] = []
     kept: list[int] = []
@@ -180,7 +178,7 @@ def _sample_places(
 def _has_room(
     view: View, place: np.ndarray, box: np.ndarray, places: list[np.ndarray], boxes: list[np.ndarray]
 ) -> bool:
-    """True where a person is in the picture, touches nobody, and nobody is then covered too much.
+    """True if a person is in the picture, touches no other, and covers no other too much.
 
     Boxes: left, top, right, bottom [px] of standing people and their z [m].
     """
@@ -280,7 +278,7 @@ def sample_pose(kind: str, rng: np.random.Generator) -> np.ndarray:
         angles[_RIGHT[joint]] = (x, -y, -z)
     bent = [*_LEFT.values(), *_RIGHT.values(), *_CENTRE.values()]
     angles[bent] += rng.normal(0.0, _JITTER, (len(bent), 3))
-    angles[_CENTRE["root"]] *= (1, 0, 1)  # which way a person faces is not the pose's business
+    angles[_CENTRE["root"]] *= (1, 0, 1)  # `Crowd.facing` says which way a person faces
     knees = [_LEFT["knee"], _RIGHT["knee"]]
     angles[knees] = np.maximum(angles[knees], (0, -3, -3)).clip(max=(140, 3, 3))
     return Rotation.from_euler("XYZ", angles, degrees=True).as_rotvec()

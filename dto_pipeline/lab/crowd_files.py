@@ -1,4 +1,4 @@
-"""Synthetic crowds as files in the public formats, with their truth: what `dto synth` writes, and what the demo shares.
+"""Synthetic crowds as files in the public formats, with their truth, for `dto synth` and the demo.
 
 Files of a data set of `dto synth`:
 
@@ -11,8 +11,8 @@ Files of a data set of `dto synth`:
     README.md                   what it is, how it was made, how to evaluate
     synth.json                  the marker: settings and counts; written last, exists = the data set is whole
 
-Equal settings and body model give identical bytes. Solvers and `dto eval benchmark` see exactly these scenes. The depth
-map knows people, level ground and a backdrop 40 m away, not the painted scenery. Metres, pixels, camera frame.
+Equal settings and body model give identical bytes. `dto eval benchmark` measures exactly these scenes. The depth map
+shows people, level ground and a backdrop 40 m away, not the painted scenery. Metres, pixels, camera frame.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _JPEG_QUALITY = 93
 
 
 class CrowdFilesError(DtoError, ValueError):
-    """A folder that holds no whole synthetic data set, or another one; says how they differ and what to do."""
+    """A folder without a complete synthetic data set, or with another one."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,13 @@ def write_crowds(
     progress: Callable[[int, int], None] | None = None,
     broken: dict[str, str] | None = None,
 ) -> CrowdData:
-    """Write a data set, unless it is there; one half-written is completed.
+    """Write a data set, unless it is there; an incomplete one is written again.
 
     Args:
         root: its folder, made if missing; places: marker, label file and sidecar below it.
         identity: settings and versions that determine the data set, `images` among them; the marker holds them.
         make: writes picture and map of image `number` and returns the rows of its people.
-        pages: what the marker holds -> texts by name, written beside it.
+        pages: contents of the marker -> texts by file name, written to the same folder.
         progress: called with (images done, all images); broken: see `CrowdData`.
 
     Raises:

@@ -1,8 +1,7 @@
-"""The demo from its data set to its summary: how far labels are from the truth, as given and after each solver.
+"""The demo: its data set, runs of both solvers, pictures, and a summary of errors against the truth.
 
-The definitions of errors are those of `evaluate.placements`. A depth network is measured too: its disparity is compared
-with the true z after one scale per picture, because that is all the method leaves open (`depth = 1 / disparity`, an
-affine line to metres); the offset is not aligned away. Metres.
+The depth network is measured too: its disparity is compared with the true z after one scale per picture, which is what
+the method leaves open (`depth = 1 / disparity`, an affine line to metres); the offset is not aligned. Metres.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import replace
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES, SAME_DEPTH, Placement, placement_sums
 from dto_pipeline.lab.crowd_files import write_map
 from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data, build_true_pictures, read_truth
+from dto_pipeline.lab.solver_outcomes import EVERYBODY, Outcome
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth import METRES_PER_DEPTH, DepthFiles
 from dto_pipeline.models.depth_anything import DepthNetwork
@@ -38,7 +38,6 @@ from dto_pipeline.status import PersonStatus
 from dto_pipeline.tables import align
 from dto_pipeline.view.pages import People, draw_scene, save_png
 
-EVERYBODY = "all people"
 DEPTH_MEASURES = {
     "pixel_error": "relative error of people's pixels in disparity, one scale per picture",
     "person_error": "relative error of people's depth (medians), one scale per picture",
@@ -48,7 +47,6 @@ DEPTH_MEASURES = {
 _LEAST_PIXELS = 100  # of a person that counts
 _AT_ONCE = 8  # pictures given to the network together
 _PICTURES = 5  # scenes drawn as given and by both solvers
-_SOLVERS = {"paper": "run", "joint": "run-joint"}  # solver -> folder of its run, in the order of the tables
 _NETWORK = ["depth.source=model", "depth.model=demo", "depth.short_side=224", "depth.batch=4"]
 _FILES_ONLY = {"table": "depth maps written with the scenes; no depth network was run"}
 
@@ -57,7 +55,7 @@ Errors = dict[str, dict[str, dict[str, float]]]  # who -> labels as given or sol
 
 
 def run_demo(out: Path, images: int, workers: int, network: bool, progress: Callable[[int, int], None]) -> int:
-    """Data set, manifest, runs, pictures and summary below `out`; a demo that is there is told again.
+    """Data set, manifest, runs, pictures and summary below `out`; prints the summary of a demo that is there.
 
     Args:
         images: to make; workers: of Ray, 0 = without; network: depth by the package's small network, else by files.
@@ -81,9 +79,9 @@ def run_demo(out: Path, images: int, workers: int, network: bool, progress: Call
         print("\nEverything was done before; nothing new. Remove the folder to start afresh.\n")
         print(json.loads((out / "summary.json").read_text())["text"])
         return summary.exit_code
-    print(f"   run with solver.mode joint -> {out / _SOLVERS['joint']}")
-    run_pipeline(manifest, out / _SOLVERS["joint"], _here(config, "joint"), progress=False)
-    placed, truth = {solver: _read_run(out / folder) for solver, folder in _SOLVERS.items()}, read_truth(out / "data")
+    print(f"   run with solver.mode joint -> {out / 'run-joint'}")
+    placed = {"paper": _read_run(out / "run"), "joint": _label(manifest, out / "run-joint", config, "joint")}
+    truth = read_truth(out / "data")
     errors = score_demo(placed, truth, body)
     pictures = _draw(placed, truth, body, out, config.depth)
     depth = _compare_depth(out, manifest, config, placed, body) if network else _FILES_ONLY
@@ -106,9 +104,13 @@ def run_demo(out: Path, images: int, workers: int, network: bool, progress: Call
     return summary.exit_code
 
 
-def _here(config: PipelineConfig, solver: str) -> PipelineConfig:
-    """The same with one of the solvers and without Ray, whose workers take longer to start than these images last."""
-    return replace(config, solver=replace(config.solver, mode=solver), run=replace(config.run, workers=0))
+def _label(
+    manifest: Path, folder: Path, config: PipelineConfig, solver: str, depth_root: Path | None = None
+) -> list[PlacedScene]:
+    """The images of a run with one of the solvers, without Ray: its workers take longer to start than these images."""
+    here = replace(config, solver=replace(config.solver, mode=solver), run=replace(config.run, workers=0))
+    run_pipeline(manifest, folder, here, progress=False, depth_root=depth_root)
+    return _read_run(folder)
 
 
 def _read_run(folder: Path) -> list[PlacedScene]:
@@ -116,7 +118,7 @@ def _read_run(folder: Path) -> list[PlacedScene]:
 
 
 def _draw(placed: Placed, truth: dict[str, np.ndarray], body: BodyModel, out: Path, depth: DepthConfig) -> list[str]:
-    """Draw the chosen scenes as given and by solver, with what the depth source saw; returns the files below `out`."""
+    """Draw the chosen scenes as labelled and as placed by each solver, with the depth map; the files below `out`."""
     written = []
     first = placed["paper"]
     for item in choose_pictures(first, _PICTURES):
@@ -149,12 +151,9 @@ def _compare_depth(
     network = DepthNetwork(config.depth)
     seen = ((read_image(out / "data/images" / name).rgb, one.z, one.person) for name, one in pictures.items())
     quality = measure_network(network, seen)
-    exact = {}
-    for solver, folder in _SOLVERS.items():
-        plain = replace(_here(config, solver), depth=DepthConfig())
-        run_pipeline(manifest, out / f"{folder}-true-depth", plain, progress=False, depth_root=out / "true-depth")
-        exact[solver] = _read_run(out / f"{folder}-true-depth")
-    truth = read_truth(out / "data")
+    plain, truth, exact = replace(config, depth=DepthConfig()), read_truth(out / "data"), {}
+    for solver, folder in (("paper", "run-true-depth"), ("joint", "run-joint-true-depth")):
+        exact[solver] = _label(manifest, out / folder, plain, solver, out / "true-depth")
     with_network, with_truth = (score_demo(runs, truth, body, pictures) for runs in (placed, exact))
     unbroken = {"unbroken images, network": with_network[EVERYBODY], "with true depth": with_truth[EVERYBODY]}
     lines = [f"depth network {network.identity.short} on these pictures, unseen in training:"]
@@ -169,53 +168,46 @@ def _compare_depth(
 
 
 def score_demo(
-    placed: Placed,
-    truth: Mapping[str, np.ndarray],
-    body: BodyModel,
-    images: Collection[str] | None = None,
+    placed: Placed, truth: Mapping[str, np.ndarray], body: BodyModel, images: Collection[str] | None = None
 ) -> Errors:
-    """Compare every person whose label is finite with its truth.
+    """Compare all people with finite labels with the truth; "moved" are the people whom the first solver moves.
 
     Args:
-        placed: solver -> all images of its run, the same in each; the first one's labels as given come before all.
-            "moved" are whom the first one moves.
-        truth: arrays of `demo_data.read_truth`, one row per label row; body: the model the labels belong to.
-        images: names of those that count; None = all.
+        placed: solver -> all images of its run, the same in each.
+        truth: of `demo_data.read_truth`, one row per label row; body: of the labels.
+        images: names of those that count, None = all.
     """
+    kept = {
+        name: [item for item in items if images is None or str(truth["image_name"][item.scene.source_row[0]]) in images]
+        for name, items in placed.items()
+    }
+    outcomes = {name: Outcome.of(items) for name, items in kept.items()}
+    solver, first = next(iter(outcomes.items()))
+    row = np.concatenate([item.scene.source_row for item in first.placed])
+    finite = np.concatenate([np.isfinite(item.scene.pose).all(1) for item in first.placed])
+    sound = np.array([not item.status.is_failure for item in first.placed])[first.image]
+    selections = {EVERYBODY: finite & sound, f"moved by {solver}": first.moved}
+    selections |= {f"accepted by {name}": finite & one.accepted for name, one in outcomes.items()}
 
-    def counts(item: PlacedScene) -> bool:
-        return images is None or str(truth["image_name"][item.scene.source_row[0]]) in images
+    def with_heights(found: Placement, betas: Iterable[np.ndarray]) -> Placement:  # not all of them are in the labels
+        shapes = torch.from_numpy(np.concatenate(list(betas)).astype(np.float64))
+        return replace(found, height=body.rest_height(shapes).numpy())
 
-    placed = {name: list(filter(counts, items)) for name, items in placed.items()}
-    solver, first = next(iter(placed.items()))
-    row = np.concatenate([item.scene.source_row for item in first])
-    image = np.repeat(np.arange(len(first)), [item.scene.num_people for item in first])
-    finite = np.concatenate([np.isfinite(item.scene.pose).all(1) for item in first])
-    moved = np.array([status is PersonStatus.MOVED for item in first for status in item.person_status])
-    whole = finite & np.array([not item.status.is_failure for item in first])[image]
-    selections = {EVERYBODY: whole, f"moved by {solver}": moved}
-    placements = {"labels": _placement([(item.scene.transl, item.scene.betas) for item in first], body)}
-    for name, items in placed.items():
-        selections[f"accepted by {name}"] = finite & np.array([item.is_accepted for item in items])[image]
-        placements[name] = _placement([(item.transl, item.betas) for item in items], body)
+    placements = {"labels": with_heights(first.labels, (item.scene.betas for item in first.placed))}
+    placements |= {name: with_heights(one.found, (item.betas for item in one.placed)) for name, one in outcomes.items()}
     true = Placement(z=truth["transl"][row, 2], height=truth["height"][row])
 
     def errors(found: Placement, people: np.ndarray) -> dict[str, float]:
-        sums = {key: x.sum() for key, x in placement_sums(found, true, image, len(first), people).items()}
-        values = {one.key: float(one.of(sums)) / (100 if one.unit == "%" else 1) for one in PLACEMENT_MEASURES}
-        return {"persons": int(sums["persons"]), "pairs": int(sums["pairs"]), **values}
+        sums = placement_sums(found, true, first.image, len(first.placed), people)
+        total = {key: x.sum() for key, x in sums.items()}
+        values = {one.key: float(one.of(total)) / (100 if one.unit == "%" else 1) for one in PLACEMENT_MEASURES}
+        return {"persons": int(total["persons"]), "pairs": int(total["pairs"]), **values}
 
     return {who: {name: errors(found, s) for name, found in placements.items()} for who, s in selections.items()}
 
 
-def _placement(people: Sequence[tuple[np.ndarray, np.ndarray]], body: BodyModel) -> Placement:
-    betas = torch.from_numpy(np.concatenate([betas for _, betas in people]).astype(np.float64))
-    z = np.concatenate([transl[:, 2] for transl, _ in people]).astype(np.float64)
-    return Placement(z=z, height=body.rest_height(betas).numpy())
-
-
 def as_table(errors: Errors) -> str:
-    """A line per measure, given -> ... -> last solver per selection of people."""
+    """A line per measure, labels -> ... -> last solver for each selection of people."""
     first = next(iter(errors.values()))
     rows = [[" -> ".join(first), *(f"{who} ({found['labels']['persons']:.0f})" for who, found in errors.items())]]
     for one in PLACEMENT_MEASURES:
@@ -228,23 +220,14 @@ def as_table(errors: Errors) -> str:
 
 
 def choose_pictures(placed: Sequence[PlacedScene], count: int) -> list[PlacedScene]:
-    """Scenes worth looking at: those with most people moved, then one that was not accepted."""
-
-    def moved(item: PlacedScene) -> int:
-        return sum(status is PersonStatus.MOVED for status in item.person_status)
-
-    by_people = sorted((item for item in placed if item.is_optimized), key=moved, reverse=True)
+    """The accepted scenes with most people moved, then one that was not accepted."""
+    by_people = sorted(
+        (item for item in placed if item.is_optimized),
+        key=lambda item: sum(status is PersonStatus.MOVED for status in item.person_status),
+        reverse=True,
+    )
     doubtful = [item for item in by_people if not item.is_accepted][:1]
-    good = [item for item in by_people if item.is_accepted][: count - len(doubtful)]
-    return good + doubtful
-
-
-class TrueDepth(NamedTuple):
-    """What a network says of one picture, and what is true."""
-
-    disparity: np.ndarray  # (H, W) float32, larger is nearer
-    z: np.ndarray  # (H, W) [m]
-    person: np.ndarray  # (H, W) int, index of the person seen, -1 = nobody
+    return [item for item in by_people if item.is_accepted][: count - len(doubtful)] + doubtful
 
 
 def measure_network(
@@ -256,19 +239,22 @@ def measure_network(
         for (_, z, person), disparity in zip(part, network.estimate([rgb for rgb, *_ in part]), strict=True):
             if not isinstance(disparity, np.ndarray):
                 raise disparity
-            maps.append(TrueDepth(disparity, z, person))
+            maps.append((disparity, z, person))
     return depth_quality(maps)
 
 
-def depth_quality(pictures: Iterable[TrueDepth]) -> dict[str, float]:
-    """Means over all people (and pairs) of all pictures: `DEPTH_MEASURES`, and `persons`, the number of people."""
+def depth_quality(maps: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, float]:
+    """Means over all people (and pairs) of all pictures: `DEPTH_MEASURES`, and `persons`, the number of people.
+
+    `maps`: disparity (larger is nearer), true z [m] and the index of the person seen (-1 = no person), (H, W) each.
+    """
     pixel, person, line, order = [], [], [], []
-    for picture in pictures:
-        seen = picture.person >= 0
-        disparity, z = np.maximum(picture.disparity[seen], 0).astype(np.float64), picture.z[seen].astype(np.float64)
+    for found_map, true_map, owners in maps:
+        seen = owners >= 0
+        disparity, z = np.maximum(found_map[seen], 0).astype(np.float64), true_map[seen].astype(np.float64)
         inverse = disparity * z  # constant for a perfect network
         pixel.append(np.abs(inverse / np.median(inverse) - 1).mean())
-        owner = picture.person[seen]
+        owner = owners[seen]
         people = [mine for index in np.unique(owner) if (mine := owner == index).sum() >= _LEAST_PIXELS]
         medians = [[1 / max(np.median(disparity[mine]), 1e-3), np.median(z[mine])] for mine in people]
         depth, true = np.array(medians).reshape(-1, 2).T

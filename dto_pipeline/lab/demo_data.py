@@ -1,8 +1,7 @@
-"""The demo's data set, some of it broken on purpose, and pictures of the same kind to time and train on.
+"""The demo's data set, some of it broken on purpose, and pictures of the same kind for benches and trainings.
 
-Its files are those of `crowd_files` under the names of CameraHMR's folders, depth maps as float16, and `demo.json`.
-Each step of a scene draws from its own stream of (seed, image number, step), so that changing one step leaves the
-others as they were. Metres, camera frame.
+Its files are those of `crowd_files` with the folder names of CameraHMR, depth maps as float16, and `demo.json` as
+marker. Metres, camera frame.
 """
 
 from __future__ import annotations
@@ -82,12 +81,12 @@ class DemoScene(CrowdScene):
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """All that determines the data set, besides the body model."""
+    """All that determines the data set, except the body model."""
 
     images: int = 24  # how many, broken ones included
     seed: int = 7
     scale: float = 1.0  # of the pictures, 640 x 480 and alike
-    spoilt: bool = True  # some images are broken on purpose, where there are enough
+    spoilt: bool = True  # some images are broken on purpose, if there are enough
 
 
 def build_demo_data(
@@ -159,7 +158,7 @@ def read_truth(root: str | Path) -> dict[str, np.ndarray]:
 
 
 def build_true_pictures(data: Path, body: BodyModel) -> Iterator[tuple[str, Picture]]:
-    """Names and pictures of the unbroken images of a data set, with the true z that its files do not say.
+    """Names and pictures of the unbroken images of a data set, with the true z, which its files do not hold.
 
     Drawn again from the data set's seed (0.35 s each on one core); at scale 1 only.
     """
@@ -182,7 +181,7 @@ def bench_numbers(images: int, seed: int = BENCH_SEED) -> list[int]:
 
 
 def build_bench_data(root: Path, images: int, body: BodyModel) -> Manifest:
-    """Write so many of these scenes with labels, masks and depth, and their manifest of one shard."""
+    """Write so many scenes of the bench with labels, masks and depth, and their manifest of one shard."""
     numbers = enumerate(bench_numbers(images))
     return write_plain_data(root, [write_scene(root, DemoScene(BENCH_SEED, one, body), new) for new, one in numbers])
 

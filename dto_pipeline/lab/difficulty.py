@@ -1,7 +1,7 @@
-"""The difficulties of the synthetic benchmark by name, and how one is made from ``option=value`` texts.
+"""The difficulties of the synthetic benchmark by name, and their options.
 
-Names and numbers are part of what `dto synth` promises: change one and published numbers can no longer be compared.
-Images are about 480 x 360. Knows no files. Metres, pixels.
+Published numbers can be compared only while names and numbers stay as they are. Images are about 480 x 360. Metres,
+pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WORDS = ("name", "meaning")  # fields that are no options
 
 
 class DifficultyError(DtoError, ValueError):
-    """A difficulty nobody knows, or an option that cannot have this value."""
+    """An unknown difficulty, or an option that cannot have this value."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Difficulty:
     offset: float = 0.0  # largest b of disparity = a / z + b, in units of the disparity at 6 m; drawn per image
     squeeze: float = 1.0  # people move sideways towards the middle by this factor and hide each other
     taller: float = 0.0  # heights of an image are all off the charts' by one share, normal with this sigma
-    wrong_ages: float = 0.0  # share of people whose age is anybody's
+    wrong_ages: float = 0.0  # share of people whose age is drawn from all ages
     leak: int = 0  # masks grow by up to this over neighbours and ground [px]
     focal_error: float = 0.0  # K of the labels is wrong by a share, normal with this sigma
     wrong_labels: float = 0.0  # share of people whose label is grossly wrong in size, distance and pose
@@ -47,12 +47,12 @@ class Difficulty:
     blur: float = 1.0  # of the depth map [px]
     smooth_error: float = 0.0  # relative error that varies slowly over the map, standard deviation
     power: float = 1.0  # disparity goes with 1 / z to this power, as networks that compress the far side do
-    size_error: float = 0.0  # disparity of a person times (height / 1.7 m) to this power: a child looks far
+    size_error: float = 0.0  # disparity of a person times (height / 1.7 m) to this power: children appear far
     unit: float = 1.0  # the network's own unit, times the published one's
     metric_error: float = 0.0  # > 0: the map is in metres, off by one share per image, normal with this sigma
     upside_down: bool = False  # the map holds metres, under the name of disparity
     bodies: str = "stand-in"  # of `BODIES`: ours, or people of Anny with fitted labels (`foreign_bodies`)
-    unknown_ages: bool = False  # nobody's age is known
+    unknown_ages: bool = False  # ages are missing
 
     def __post_init__(self) -> None:
         known = [layout.name for layout in LAYOUTS]
@@ -152,8 +152,8 @@ def choose_difficulty(name: str, texts: Sequence[str] = (), heights: str = "inde
         name: of `DIFFICULTIES`; texts: ``option=value``, value in YAML; heights: of `HEIGHTS`.
 
     Raises:
-        DifficultyError: something that does not exist, or an option out of bounds; ConfigError: an option that does not
-            exist or cannot have this value.
+        DifficultyError: an unknown difficulty, or an option out of bounds; ConfigError: an unknown option, or a value
+            of another type.
     """
     if name not in DIFFICULTIES:
         raise DifficultyError(f"difficulty is {name!r}; choose from {list(DIFFICULTIES)}")

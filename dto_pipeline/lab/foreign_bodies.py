@@ -1,9 +1,9 @@
-"""People that nobody here made: bodies of Anny in the crowds' places, and labels fitted to what a camera sees of them.
+"""Crowds of another body model, Anny, and labels fitted to their projected joints.
 
 Anny (PyPI `anny`, code Apache-2.0, data CC0) is a body model of all ages whose heights follow the WHO's growth charts:
 another mesh, another skeleton, other proportions than SMPL's. Labels are the stand-in body fitted to projected joints
-at an adult's height, as a single-person network errs. So neither shapes nor heights nor the way labels are wrong come
-from the program that is judged. Metres, camera frame unless said; Anny's own frame is z up, facing -y, left at +x.
+at an adult's height, as a single-person network errs. So shapes, heights and label errors do not come from the program
+under test. Metres, camera frame unless said; Anny's own frame is z up, facing -y, left at +x.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _NOSE, _NECK, _SHOULDER = 24, 12, 16  # of the same
 _SEEN = (1, 2, 4, 5, 7, 8, 12, 16, 17, 18, 19, 20, 21)  # joints whose projections a label is fitted to
 _TRAITS = ("height", "weight", "muscle", "proportions")
 _KEYPOINT_NOISE = 0.004  # of a projected joint, relative to the person's height in the image
-_POSE_GUESS = 0.15  # what a network's first guess of every joint is wrong by [rad]
+_POSE_GUESS = 0.15  # error of a network's first guess of every joint [rad]
 _POSE_WEIGHT = 2e-3  # of squared changes of the guess against squared errors, relative to the height in the image
 _FIT_STEPS, _FIT_RATE = 120, 0.03
 
@@ -140,7 +140,7 @@ def measure_anny() -> Template:
 def _sample_shapes(
     anny: AnnyModel, age: np.ndarray, sex: np.ndarray, rng: np.random.Generator
 ) -> dict[str, torch.Tensor]:
-    """Anny's shape parameters, (P,) float32 each, drawn as its calibration says for people of these ages [years]."""
+    """Anny's shape parameters, (P,) float32 each, drawn from its calibration for people of these ages [years]."""
     shapes = anny.shapes
     grown = shapes.morphological_age_mapping.morphological_to_anny_age(torch.as_tensor(age, dtype=torch.float32))
     found = {"age": grown, "gender": torch.as_tensor(sex == FEMALE, dtype=torch.float32)}
@@ -155,7 +155,7 @@ def _sample_shapes(
 
 
 def _pose(anny: AnnyModel, pose: np.ndarray, heads: np.ndarray) -> torch.Tensor:
-    """(P, bones, 4, 4) turns of Anny's bones that bend it as SMPL poses (P, 24, 3) say, arms from its A-pose.
+    """(P, bones, 4, 4) rotations of Anny's bones for SMPL poses (P, 24, 3); its arms rest in an A-pose.
 
     heads: (P, bones, 3) of the bones at rest.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class Case:
             return
         same = (found == recorded) | (np.isnan(found) & np.isnan(recorded))
         with np.errstate(invalid="ignore"):  # infinities of both
-            gap = np.where(same, 0.0, np.nan_to_num(np.abs(found - recorded), nan=np.inf) / scale)
+            gap = np.where(same, 0.0, np.nan_to_num(np.abs(found - recorded), nan=np.inf, posinf=np.inf) / scale)
         error = float(gap.max(initial=0.0))
         if limit != 0:
             self.errors[what] = max(error, self.errors.get(what, (0.0, limit))[0]), limit
@@ -80,17 +81,25 @@ def sizes(recorded: Any, least: float) -> np.ndarray:
     return np.maximum(np.abs(np.nan_to_num(np.asarray(recorded, np.float64))), least)
 
 
-def run_case(case: Case, check: Callable[[Case], None], reference_failed: bool = False) -> Case:
-    """Run one case; an exception is its failure and leaves the other cases alone.
-
-    `reference_failed`: the reference raised an error here, so any result of ours that is no error agrees.
-    """
+def run_case(case: Case, check: Callable[[Case], None]) -> Case:
+    """Run one case; an exception is its failure and leaves the other cases alone."""
     try:
         check(case)
     except Exception as error:
-        if not (reference_failed and isinstance(error, KeyError)):  # else nothing was recorded to compare with
-            return Case(case.family, case.name, case.kind, [f"raised {type(error).__name__}: {error}"])
-    return Case(case.family, case.name, case.kind) if reference_failed else case
+        case.failures[:] = [f"raised {type(error).__name__}: {error}"]
+    return case
+
+
+def run_index(folder: Path, family: str, check: Callable[[Path, dict[str, Any], Case], None]) -> list[Case]:
+    """Every case of `folder`/`family`/index.json; none if there is no such file.
+
+    `check` gets the path of a case without suffix, and its entry.
+    """
+    place = folder / family
+    return [
+        run_case(Case(family, entry["case"], str(entry.get("kind", ""))), partial(check, place / entry["case"], entry))
+        for entry in read_index(place / "index.json")
+    ]
 
 
 def read_index(path: Path) -> list[dict[str, Any]]:

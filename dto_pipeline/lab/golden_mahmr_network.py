@@ -54,7 +54,7 @@ def compare_arrays(
     """
     for name in recorded:
         if name not in found:
-            case.failures.append(f"{name} is recorded, but no rule here knows it")
+            case.failures.append(f"{name} is recorded, but has no rule here")
             continue
         values, wanted = (torch.as_tensor(side[name]).detach().double() for side in (found, recorded))
         scale = max(float(wanted.abs().max()) if wanted.numel() else 0.0, 1e-9)
@@ -93,7 +93,7 @@ def _compare_losses(
     matches = match_people(predictions, targets)
     losses, terms = compute_losses(predictions, targets, matches, config, known=known), recorded["terms"]
     found = {name: float(value.detach()) for name, value in losses.terms.items()}
-    # the original lists a zero for what it does not compute, and not what weighs nothing
+    # the original lists zeros for terms it does not compute, and leaves out terms without weight
     names = [name for name, (value, *_) in terms.items() if value or name in found]
     names += [name for name, value in found.items() if name not in terms and losses.weights[name] * value]
     wanted = [terms[name][0] if name in terms else math.nan for name in names]
@@ -243,7 +243,7 @@ def read_network_cases(
 
 def _check_group(record: Recording, name: str, case: Case) -> None:
     if name not in _RULES:
-        case.failures.append("no rule here knows this group")
+        case.failures.append("has no rule here")
     elif not record.group(name):
         case.failures.append("is not in network_cases.npz")
     else:

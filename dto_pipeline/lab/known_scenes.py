@@ -5,6 +5,7 @@ Depth maps, masks and keypoints are the truth with errors of the kinds that netw
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
@@ -49,7 +50,7 @@ _KEYPOINT_NOISE = 0.004  # of a keypoint, relative to the person's height in the
 IMAGE_SCALE = 0.75  # of the demo's image sizes: 480 x 360 instead of 640 x 480
 _FARTHEST = 40.0  # of the backdrop [m]
 _OFFSET_AT = 6.0  # distance whose disparity an offset is measured in [m]
-_GROWN = 1.7  # height that no network draws too far or too near [m]
+_GROWN = 1.7  # height of people whose depth has no such error [m]
 _SMOOTH_PARTS = 10  # of the shorter side of a map: how far a smooth error reaches
 _WRONG_SIZE = (0.75, 1.35)  # range of the factor on size and distance of a label that is grossly wrong
 _WRONG_POSE = 0.25  # of every joint of such a label [rad]
@@ -67,7 +68,7 @@ class KnownScene:
 
 
 @dataclass(frozen=True, eq=False)
-class CrowdScene:
+class CrowdScene(ABC):
     """A synthetic image of P people with its truth.
 
     Every part is made at its first use from a random stream of its own: equal arguments give equal parts in any order.
@@ -118,10 +119,10 @@ class CrowdScene:
         """(P, H, W) bool, the people's instance masks."""
         return observe_masks(self.seen[1], self.crowd.num_people, self.stream("masks"))
 
-    @cached_property
+    @property
+    @abstractmethod
     def depth(self) -> tuple[np.ndarray, tuple[float, float]]:
         """(H, W) disparity, and a, b of the line a / z + b that it was made from."""
-        raise NotImplementedError
 
     @cached_property
     def keypoints(self) -> np.ndarray:
@@ -142,7 +143,25 @@ class SynthScene(CrowdScene):
 
     @cached_property
     def crowd(self) -> Crowd:
-        return plan_hard_crowd(self.kind, self.seed, self.number)
+        """The demo's crowd of the next allowed layout, smaller, with other heights."""
+        kind, allowed = self.kind, [place for place, layout in enumerate(LAYOUTS) if layout.name in self.kind.layouts]
+        layout = allowed[self.number % len(allowed)]
+        crowd = plan_crowd(self.seed, self.number // len(allowed) * len(LAYOUTS) + layout)
+        names = ("place", "facing", "pose", "height", "height_class", "age")
+        crowd = replace(crowd, **{name: getattr(crowd, name)[: kind.most_people] for name in names})
+        if kind.heights == "priors":
+            mean, sigma = (np.array(values)[crowd.height_class] for values in (PriorConfig.mean, PriorConfig.sigma))
+            height = mean + sigma * np.clip(self.stream("heights").standard_normal(crowd.num_people), -2.0, 2.0)
+        else:
+            rng = self.stream("heights")
+            height = sample_heights(crowd.age, _sexes(crowd, rng), rng)
+        place = crowd.place * [kind.squeeze, 1.0]
+        height = height * self._shared_factor(kind.taller)
+        return replace(crowd, view=crowd.view.scaled(IMAGE_SCALE), place=place, height=height)
+
+    def _shared_factor(self, sigma: float) -> float:
+        """A factor that all people of the image share, log-normal."""
+        return float(np.exp(sigma * float(self.stream("shared").standard_normal())))
 
     @cached_property
     def _foreign(self) -> tuple[Bodies, Labels, torch.Tensor] | None:
@@ -161,7 +180,7 @@ class SynthScene(CrowdScene):
         if kind.wrong_labels:
             labels = _spoil_labels(labels, kind.wrong_labels, self.body, self.stream("wrong"))
         transl, age = labels.transl.copy(), np.full_like(labels.age, np.nan)
-        transl[:, 2] *= self._focal_factor  # same picture, distances stretched
+        transl[:, 2] *= self._shared_factor(kind.focal_error)  # same picture, distances stretched
         if not kind.unknown_ages:
             age[:] = _wrong_ages(labels.age, kind.wrong_ages, self.stream("spoil"))
         return replace(labels, transl=transl, age=age)
@@ -171,14 +190,9 @@ class SynthScene(CrowdScene):
         return super().template if self._foreign is None else measure_anny()
 
     @property
-    def _focal_factor(self) -> float:
-        """Focal length of the labels over the true one."""
-        return float(np.exp(_spread(self.kind.focal_error, self.seed, self.number)))
-
-    @property
     def intrinsics(self) -> np.ndarray:
         intrinsics = self.crowd.view.intrinsics
-        intrinsics[:2, :2] *= self._focal_factor
+        intrinsics[:2, :2] *= self._shared_factor(self.kind.focal_error)
         return intrinsics
 
     @cached_property
@@ -216,32 +230,6 @@ class SynthScene(CrowdScene):
         return KnownScene(scene, z, self.truth.height, line, self.body)
 
 
-def plan_hard_crowd(kind: Difficulty, seed: int, number: int) -> Crowd:
-    """The demo's crowd at this image size and with other heights; layouts follow in turn, of those allowed."""
-    allowed = [place for place, layout in enumerate(LAYOUTS) if layout.name in kind.layouts]
-    crowd = plan_crowd(seed, number // len(allowed) * len(LAYOUTS) + allowed[number % len(allowed)])
-    view = crowd.view
-    size = (round(view.width * IMAGE_SCALE), round(view.height * IMAGE_SCALE))
-    names = ("place", "facing", "pose", "height", "height_class", "age")
-    crowd = replace(crowd, **{name: getattr(crowd, name)[: kind.most_people] for name in names})
-    height = _sample_heights(kind.heights, crowd, np.random.default_rng([seed, number, SynthScene.steps["heights"]]))
-    return replace(
-        crowd,
-        view=replace(view, width=size[0], height=size[1], focal=view.focal * IMAGE_SCALE),
-        place=crowd.place * [kind.squeeze, 1.0],
-        height=height * np.exp(_spread(kind.taller, seed, number)),
-    )
-
-
-def _sample_heights(heights: str, crowd: Crowd, rng: np.random.Generator) -> np.ndarray:
-    """(P,) heights [m] of people of the planned ages and genders; a child's gender is drawn."""
-    if heights == "priors":
-        prior = PriorConfig()
-        mean, sigma = (np.array(values)[crowd.height_class] for values in (prior.mean, prior.sigma))
-        return mean + sigma * np.clip(rng.standard_normal(crowd.num_people), -2.0, 2.0)
-    return sample_heights(crowd.age, _sexes(crowd, rng), rng)
-
-
 def _sexes(crowd: Crowd, rng: np.random.Generator) -> np.ndarray:
     """(P,) `MALE` or `FEMALE`, as planned for adults, drawn for children."""
     sex = rng.integers(MALE, FEMALE + 1, crowd.num_people)
@@ -250,7 +238,7 @@ def _sexes(crowd: Crowd, rng: np.random.Generator) -> np.ndarray:
 
 
 def _spoil_labels(labels: Labels, share: float, body: BodyModel, rng: np.random.Generator) -> Labels:
-    """Labels of a share of people far off: a body of another size at another distance, its joints all over."""
+    """Labels with a share of people grossly wrong: another size, another distance, all joints turned."""
     people = len(labels.factor)
     chosen = rng.random(people) < share
     factor = np.where(chosen, np.exp(rng.uniform(np.log(_WRONG_SIZE[0]), np.log(_WRONG_SIZE[1]), people)), 1.0)
@@ -267,13 +255,8 @@ def _spoil_labels(labels: Labels, share: float, body: BodyModel, rng: np.random.
     )
 
 
-def _spread(sigma: float, seed: int, number: int) -> float:
-    """Logarithm of a factor that all people of an image share."""
-    return sigma * float(np.random.default_rng([seed, number, SynthScene.steps["shared"]]).standard_normal())
-
-
 def _true_depth(view: View, truth: Bodies, faces: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """True z (H, W) [m] of people, ground and backdrop, and the person seen (H, W), -1 = nobody."""
+    """True z (H, W) [m] of people, ground and backdrop, and the person seen (H, W), -1 = no person."""
     size = torch.tensor([[view.height, view.width]])
     present = torch.ones(1, len(truth.height), dtype=torch.bool)
     camera = torch.from_numpy(view.intrinsics)[None]
@@ -293,9 +276,9 @@ def _leak(masks: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _wrong_ages(age: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """(P,) ages, a share of them replaced by ages between 1 and 70 years, even in the logarithm."""
-    anybody = np.exp(rng.uniform(0.0, np.log(70.0), len(age)))
-    return np.where(rng.random(len(age)) < share, anybody, age)
+    """(P,) ages, a share of them replaced by ages between 1 and 70 years, uniform in the logarithm."""
+    drawn = np.exp(rng.uniform(0.0, np.log(70.0), len(age)))
+    return np.where(rng.random(len(age)) < share, drawn, age)
 
 
 def plain_scene(
@@ -305,7 +288,7 @@ def plain_scene(
 
     Args:
         name: subset/image; betas: (P, 10 or 11); masks: (P, H, W) bool; disparity: (H, W).
-        people: the labels' fields of a `Scene`; boxes are unknown unless told.
+        people: the labels' fields of a `Scene`; boxes are unknown unless given.
     """
     (height, width), count = disparity.shape, len(betas)
     h, w = map_size(height, width, 512)
@@ -341,7 +324,7 @@ def observe_disparity(
 
     Args:
         kind: sizes of its errors, in the network's published unit.
-        z: (H, W) true distance along the camera axis [m]; person: (H, W) index of the person seen, -1 = nobody.
+        z: (H, W) true distance along the camera axis [m]; person: (H, W) index of the person seen, -1 = no person.
         height: (P,) true heights [m]; line: a and b of disparity = a / z + b.
         largest_error: where the relative error of one person's disparity stops.
 

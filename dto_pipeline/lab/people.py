@@ -1,14 +1,14 @@
-"""From a planned crowd to bodies: the true ones, and the labels a single-person network would give them.
+"""True bodies of a planned crowd, and the labels that a single-person network would give them.
 
-Mesh recovery from one person's picture cannot tell a small child nearby from an adult farther away, so label heights
-cluster around an adult's (1.69 m) and everybody's distance is stretched by the same factor. Metres, camera frame.
+Mesh recovery from one person's picture cannot distinguish a small child nearby from an adult farther away, so label
+heights are close to an adult's (1.69 m), and distances are stretched by the same factor. Metres, camera frame.
 
 True heights of the benchmark come from `CHART`, the CDC growth charts of 2000, and not from the priors of the method:
-a prior cannot look better than it is. Medians and coefficients of variation, read at its ages from the data files
+a prior must not seem better than it is. Medians and coefficients of variation, read at its ages from the data files
 `lenageinf` (recumbent length, to two years) and `statage` (stature, from two years) of Kuczmarski et al., "2000 CDC
 Growth Charts for the United States", Vital Health Stat 11(246), 2002; below two years the variation is that between the
 5th and 95th percentiles. Between these ages both are interpolated; adults keep the stature of 20 years. The charts
-describe children of the United States of 1963-1994 and nobody else: they are a population, not the truth about all.
+describe children of the United States of 1963-1994: one population, not all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ROOT_NOISE = 0.015  # of the label's root [rad]: the image shows well which way
 _SIDE_NOISE = 0.0025  # of the label's tx and ty, relative to z
 _HEIGHT_TOLERANCE = 1e-5  # of the shapes solved below [m]
 _AGE_NOISE = 0.15  # of the logarithm of the estimated age
-_UNKNOWN = 0.04  # share of people whose age and gender nobody could tell
+_UNKNOWN = 0.04  # share of people of unknown age and gender
 MALE, FEMALE = 0, 1
 CHART = np.array(
     (
@@ -76,10 +76,10 @@ class Bodies:
 
 @dataclass(frozen=True)
 class Labels:
-    """What the label file says about the same P people."""
+    """Label file and sidecar of the same P people."""
 
     pose: np.ndarray  # (P, 72) float32
-    betas: np.ndarray  # (P, 10) float32: the public files know no kid axis
+    betas: np.ndarray  # (P, 10) float32: the public files have no kid axis
     transl: np.ndarray  # (P, 3) float32 [m]
     factor: np.ndarray  # (P,) float64: label height / true height
     age: np.ndarray  # (P,) float32, estimated [years], NaN = unknown

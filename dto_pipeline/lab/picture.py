@@ -1,9 +1,8 @@
-"""The photograph: people with clothes, sun and shadows in front of a backdrop.
+"""Rendering of synthetic pictures: people with clothes, sun and shadows in front of a backdrop.
 
-Knows meshes, light, the rasteriser, and body parts from the joints of the unposed template, so that it works for any
-model in SMPL's format; knows nothing of files. People are drawn at twice the resolution and averaged down; the backdrop
-is filtered analytically. Colours are linear RGB in 0 .. 1 until the picture is sRGB. Metres, camera frame; on the
-template y is up, left at +x, front at +z.
+Body parts are found from the joints of the unposed template, so that any model in SMPL's format can be drawn. People
+are drawn at twice the resolution and averaged down; the backdrop is filtered analytically. Colours are linear RGB in
+0 .. 1 until the picture is sRGB. Metres, camera frame; on the template y is up, left at +x, front at +z.
 """
 
 from __future__ import annotations
@@ -119,7 +118,7 @@ def sample_outfit(height_class: int, rng: np.random.Generator) -> Outfit:
 
 
 def colour_points(template: Template, outfit: Outfit, points: np.ndarray) -> np.ndarray:
-    """(n, 3) float32 albedo of points (n, 3) [m] on the template, worn as `outfit` says."""
+    """(n, 3) float32 albedo of points (n, 3) [m] on the template, in these clothes."""
     x, y, _ = points.T
     pelvis, hip, knee, ankle, neck, shoulder, wrist = template.joints[[0, 1, 4, 7, 12, 16, 20]]
     along_arm = (np.abs(x) - shoulder[0]) / (wrist[0] - shoulder[0])
@@ -154,10 +153,10 @@ def _colour_head(template: Template, outfit: Outfit, points: np.ndarray) -> np.n
 
 @dataclass(frozen=True)
 class Picture:
-    """One rendered image and what is true at each of its pixels."""
+    """One rendered image with the truth of each pixel."""
 
     rgb: np.ndarray  # (H, W, 3) uint8 sRGB
-    person: np.ndarray  # (H, W) int64 index of the person seen, -1 = nobody
+    person: np.ndarray  # (H, W) int64 index of the person seen, -1 = no person
     z: np.ndarray  # (H, W) float32 distance along the camera axis, everywhere [m]
 
 

@@ -1,8 +1,7 @@
-"""The place where a crowd stands: level ground, a skyline and the sky, as colours and as distances.
+"""Backdrops of synthetic pictures: level ground, a skyline and the sky, as colours and as distances.
 
-Knows a `View` and random numbers; knows nothing of people. Everything is computed per pixel along its ray, filtered to
-the pixel's footprint, so that textures fade instead of flickering towards the horizon. Level frame (see `crowd`),
-metres; colours are linear RGB in 0 .. 1.
+Everything is computed per pixel along its ray and filtered to the pixel's footprint, so that textures fade towards the
+horizon. Level frame (see `crowd`), metres; colours are linear RGB in 0 .. 1.
 """
 
 from __future__ import annotations

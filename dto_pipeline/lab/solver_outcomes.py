@@ -1,19 +1,17 @@
-"""Solvers on scenes with known truth: placed in memory as a run places them, and what that says of each method.
+"""Errors of labels and solvers on scenes with known truth, as sums per image.
 
-Everything measured is a sum per image, so that one definition serves a difficulty, several together and images drawn
-again (`evaluate.bootstrap`). Methods: the labels as given; "height prior alone", which scales every label to its prior
-height (adults: the mean of the label's height and the class's) without any depth; both solvers; "paper, else prior",
-the published fit and the height prior for whoever it leaves; and "true line", which is no solver: everybody stands
-where the own measured depth says, on the line the depth map was made with. Metres, pixels.
+Sums per image serve one difficulty, several together, and images drawn again (`evaluate.evaluation.estimate`). Methods:
+the labels as given; "height prior alone", which scales every label to its prior height (adults: the mean of the label's
+height and the class's) without any depth; both solvers; "paper, else prior", the published fit and the height prior for
+people whom it does not move; and "true line", which is no solver: people stand where their measured depth lies on the
+line that the depth map was made with. Metres, pixels.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from statistics import NormalDist
@@ -27,6 +25,7 @@ from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.labels import unpack_covariance
 from dto_pipeline.evaluate.evaluation import Sums
 from dto_pipeline.evaluate.placements import Placement, join_placements, placement_sums
+from dto_pipeline.lab.golden import read_index
 from dto_pipeline.lab.golden_labels import load_image_case, recorded_bodies
 from dto_pipeline.lab.known_scenes import KnownScene
 from dto_pipeline.maths.crowd_solver import interval_halfwidth
@@ -50,54 +49,49 @@ Measured = dict[tuple[str, str], Sums]  # method (or variant of a solver), whom 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One solver on N people of several images."""
+    """The N people of several images, as labelled and as placed by one solver."""
 
-    placed: list[PlacedScene]  # one per image
-    on_line: Placement  # where the true line puts the same people
-    seconds: float  # of processor time
+    placed: Sequence[PlacedScene]  # one per image
+    image: np.ndarray  # (N,) number of the image
+    labels: Placement
+    found: Placement
+    prior: Placement  # labels scaled to their prior height
+    moved: np.ndarray  # (N,) bool
+    accepted: np.ndarray  # (N,) bool, people of accepted images
+    on_line: Placement | None = None  # people on the true line, if it is known
+    seconds: float = 0.0  # of processor time
 
-    def _of_people(self, name: str) -> np.ndarray:
-        return np.concatenate([getattr(item, name) for item in self.placed]).astype(np.float64)
+    @classmethod
+    def of(cls, placed: Sequence[PlacedScene], on_line: Placement | None = None, seconds: float = 0.0) -> Outcome:
 
-    @cached_property
-    def placement(self) -> Placement:
-        """Where the solver puts them."""
-        height = self._of_people("height_m")
-        return Placement(
-            self._of_people("transl")[:, 2], np.where(np.isnan(height), self._of_people("height_init_m"), height)
+        def column(name: str) -> np.ndarray:
+            return np.concatenate([getattr(item, name) for item in placed]).astype(np.float64)
+
+        image = np.repeat(np.arange(len(placed)), [item.scene.num_people for item in placed])
+        given, found, prior = (column(f"{name}_m") for name in ("height_init", "height", "prior_mean"))
+        z = np.concatenate([item.scene.transl[:, 2] for item in placed]).astype(np.float64)
+        factor = (prior / given).astype(np.float32)
+        return cls(
+            placed,
+            image,
+            labels=Placement(z, given),
+            found=Placement(column("transl")[:, 2], np.where(np.isnan(found), given, found)),
+            prior=Placement(z * factor, given * factor),
+            moved=np.array([status in PLACED for item in placed for status in item.person_status]),
+            accepted=np.array([item.is_accepted for item in placed], bool)[image],
+            on_line=on_line,
+            seconds=seconds,
         )
 
-    @cached_property
-    def labels(self) -> Placement:
-        """Where their labels have them."""
-        z = np.concatenate([item.scene.transl[:, 2] for item in self.placed]).astype(np.float64)
-        return Placement(z, self._of_people("height_init_m"))
-
-    @cached_property
-    def prior(self) -> Placement:
-        """Labels scaled to their prior height without any depth."""
-        factor = np.concatenate([item.prior_mean_m / item.height_init_m for item in self.placed])
-        return Placement(self.labels.z * factor, self.labels.height * factor)
-
-    @cached_property
+    @property
     def else_prior(self) -> Placement:
-        """Where the solver puts those it moves, and the prior the others."""
-        sides = [np.stack([one.z, one.height]) for one in (self.placement, self.prior)]
+        """The solver's placement of the people it moves, and the prior's of the others."""
+        sides = [np.stack([one.z, one.height]) for one in (self.found, self.prior)]
         return Placement(*np.where(self.moved, *sides))
-
-    @cached_property
-    def moved(self) -> np.ndarray:
-        """(N,) bool: whom the solver moved."""
-        return np.array([status in PLACED for item in self.placed for status in item.person_status])
-
-    @cached_property
-    def accepted(self) -> np.ndarray:
-        """(N,) bool: people of accepted images."""
-        return np.concatenate([np.full(item.scene.num_people, item.is_accepted) for item in self.placed])
 
 
 def place_all(known: Sequence[KnownScene], config: PipelineConfig, mode: str) -> Outcome:
-    """Every scene placed by one solver, as a shard runner does with scenes that have no problem."""
+    """Every scene placed by one solver, as in a run."""
     config = replace(config, solver=replace(config.solver, mode=mode))
     placed: list[PlacedScene] = []
     lines: list[Placement] = []
@@ -111,11 +105,11 @@ def place_all(known: Sequence[KnownScene], config: PipelineConfig, mode: str) ->
             measures = torch.stack([evidence.depth[..., MEAN], evidence.z[..., MEAN], optimized.prior.height], -1)
             placed += split_batch([item.scene for item in part], optimized, config)
             lines += [_on_true_line(*pair) for pair in zip(part, measures.numpy(), strict=True)]
-    return Outcome(placed, join_placements(lines), time.process_time() - begun)
+    return Outcome.of(placed, join_placements(lines), time.process_time() - begun)
 
 
 def _on_true_line(item: KnownScene, measures: np.ndarray) -> Placement:
-    """`measures`: (>= P, 3) mean depth, mean z of the label [m], label height [m]; those not measured stand right."""
+    """`measures`: (>= P, 3) mean depth, mean z of the label [m], label height [m]; people without stand right."""
     depth, label_z, height = measures[: item.scene.num_people].T
     scale, offset = item.line
     factor = scale / (1 / depth - offset) / label_z
@@ -129,14 +123,13 @@ def measure_methods(
 ) -> Measured:
     """Sums of all methods on some scenes; `variants`: (solver, what is switched off) -> config, measured as well."""
     truth = join_placements([Placement(item.z, item.height) for item in known])
-    image = np.repeat(np.arange(len(known)), [item.scene.num_people for item in known])
     outcomes = {mode: place_all(known, config, mode) for mode in SOLVERS}
-    paper = outcomes["paper"]
+    paper, joint = outcomes["paper"], outcomes["joint"]
     placements = {LABELS: paper.labels, PRIOR: paper.prior, FAIR: paper.else_prior}
-    placements |= {TRUE_LINE: outcomes["joint"].on_line, **{mode: found.placement for mode, found in outcomes.items()}}
+    placements |= {TRUE_LINE: joint.on_line or truth, **{mode: outcome.found for mode, outcome in outcomes.items()}}
 
     def sums(found: Placement, selected: np.ndarray | None = None) -> Sums:
-        return placement_sums(found, truth, image, len(known), selected)
+        return placement_sums(found, truth, paper.image, len(known), selected)
 
     measured: Measured = {}
     for name in METHODS:
@@ -145,40 +138,38 @@ def measure_methods(
     for mode, outcome in outcomes.items():
         for name in (LABELS, mode):
             measured[name, ACCEPTED[mode]] = sums(placements[name], outcome.accepted)
-        measured[mode, BEHAVIOUR] = _behaviour(known, outcome, image)
+        measured[mode, BEHAVIOUR] = _behaviour(known, outcome)
     for (mode, name), changed in variants.items():
-        measured[mode, name] = sums(place_all(known, changed, mode).placement)
-    measured["joint", INTERVALS] = _inside_intervals(known, outcomes["joint"])
-    expected = [item.expected_error for item in outcomes["joint"].placed]
-    measured["joint", EXPECTED] = {
-        "expected": np.array([np.nan if error is None else error for error in expected]),
-        "error": measured["joint", EVERYBODY]["z_gap"] / measured["joint", EVERYBODY]["persons"],
-    }
+        measured[mode, name] = sums(place_all(known, changed, mode).found)
+    measured["joint", INTERVALS] = _inside_intervals(known, joint)
+    expected = [np.nan if item.expected_error is None else item.expected_error for item in joint.placed]
+    total = measured["joint", EVERYBODY]
+    measured["joint", EXPECTED] = {"expected": np.array(expected), "error": total["z_gap"] / total["persons"]}
     return measured
 
 
 def pool(parts: Sequence[Measured]) -> Measured:
     """Several difficulties as one; image i of all is one draw, because they share a crowd."""
-    keys = [key for key in parts[0] if all(key in part for part in parts)]
     return {
         key: {
             name: np.concatenate(values) if key[1] == EXPECTED else np.sum(values, axis=0)
             for name, values in ((name, [part[key][name] for part in parts]) for name in parts[0][key])
         }
-        for key in keys
+        for key in parts[0]
+        if all(key in part for part in parts)
     }
 
 
-def _behaviour(known: Sequence[KnownScene], outcome: Outcome, image: np.ndarray) -> Sums:
+def _behaviour(known: Sequence[KnownScene], outcome: Outcome) -> Sums:
     """Per image: people, how far their joints move in the picture, of these those shaped along the kid axis; time."""
     images = len(known)
     shift = np.concatenate([_image_shift(*pair) for pair in zip(outcome.placed, known, strict=True)])
     kid = np.concatenate([item.beta_index for item in outcome.placed]) == KID_AXIS
     return {
-        "persons": np.bincount(image, minlength=images),
-        "shift": np.bincount(image, shift, images),
-        "kids": np.bincount(image, kid, images),
-        "kid_shift": np.bincount(image, shift * kid, images),
+        "persons": np.bincount(outcome.image, minlength=images),
+        "shift": np.bincount(outcome.image, shift, images),
+        "kids": np.bincount(outcome.image, kid, images),
+        "kid_shift": np.bincount(outcome.image, shift * kid, images),
         "images": np.ones(images),
         "seconds": np.full(images, outcome.seconds / images),
     }
@@ -214,7 +205,7 @@ def _inside_intervals(known: Sequence[KnownScene], joint: Outcome) -> Sums:
 
 
 def _errors_in_sigmas(item: KnownScene, placed: PlacedScene) -> dict[str, np.ndarray]:
-    """Errors over the sigmas the labels claim: of z, of differences of z, of heights; empty where there are none."""
+    """Errors divided by the sigmas of the labels: of z, of differences of z, of heights; empty if there are none."""
     if placed.z_covariance is None:
         return {"z": np.zeros(0), "pairs": np.zeros(0), "height": np.zeros(0)}
     covariance = unpack_covariance(placed.z_covariance, item.scene.num_people)
@@ -229,10 +220,9 @@ def _errors_in_sigmas(item: KnownScene, placed: PlacedScene) -> dict[str, np.nda
 
 
 def read_recorded(folder: Path) -> list[KnownScene]:
-    """The recorded reference images of a folder as `tests/golden`, which nothing was tuned on, with their truth."""
-    bodies = recorded_bodies(folder)
-    known = []
-    for entry in json.loads((folder / "image" / "index.json").read_text()):
+    """The recorded images of a folder as `tests/golden` with their truth; nothing was tuned on them."""
+    bodies, known = recorded_bodies(folder), []
+    for entry in read_index(folder / "image" / "index.json"):
         scene, case = load_image_case(folder / "image" / f"{entry['case']}.npz")
         z, height = (case[key].astype(np.float64) for key in ("gt_trans", "gt_height"))
         line = tuple(case["gt_disparity_ab"].tolist())

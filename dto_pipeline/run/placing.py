@@ -21,7 +21,7 @@ from dto_pipeline.axes import KID_AXIS
 from dto_pipeline.collate import collate_scenes, keep_labels, split_batch
 from dto_pipeline.config import BY_DEVICE, PipelineConfig
 from dto_pipeline.data.images import ImageStore
-from dto_pipeline.data.scenes import MENDABLE, load_scenes, read_label_scenes
+from dto_pipeline.data.scenes import MENDABLE, SceneLoader, read_label_scenes
 from dto_pipeline.errors import DeviceLost, lacks_memory, one_line
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.models.seeing import Perception
@@ -64,12 +64,11 @@ class ScenePlacer:
         perception: Perception | None = None,
         centred: bool = True,
     ) -> None:
-        """`depth`: maps from files, None if a network makes them; `centred`: see `data.scenes.load_scenes`."""
+        """`depth`: maps from files, None if a network makes them; `centred`: see `SceneLoader`."""
         self._optimizer = optimizer
         self._config = config
-        self._images = images
-        self._depth = depth
-        self._centred = centred
+        masks, decode_mb = config.masks.source == "labels", config.run.decode_memory_mb
+        self._loader = SceneLoader(images, depth, config.evidence.render_max_side, masks, centred, decode_mb)
         self._device = optimizer.body.faces.device
         on_gpu = self._device.type != "cpu"
         self._sizes = {option: size_on(config, option, on_gpu) for option in BY_DEVICE}
@@ -155,25 +154,12 @@ class ScenePlacer:
             if expected.column("image_id").equals(window.column("image_id")):  # names are unique; NaN equals nothing
                 clock.add(spent)
                 return scenes
-        return self._load_scenes(window, clock)
+        return self._loader.load(window, self._decoders, clock)
 
     def _load_first(self, following: Callable[[], ManifestRows]) -> tuple[ManifestRows, list[Scene], StageClock]:
         rows, clock = following(), StageClock()
         window = next(self._windows(rows, self._plan(rows)))
-        return window, self._load_scenes(window, clock), clock
-
-    def _load_scenes(self, window: ManifestRows, clock: StageClock) -> list[Scene]:
-        return load_scenes(
-            window,
-            self._images,
-            self._depth,
-            self._config.evidence,
-            self._decoders,
-            clock=clock,
-            label_masks=self._config.masks.source == "labels",
-            centred=self._centred,
-            decode_memory_mb=self._config.run.decode_memory_mb,
-        )
+        return window, self._loader.load(window, self._decoders, clock), clock
 
     def _perceive(self, scenes: Sequence[Scene], clock: StageClock) -> Sequence[Scene]:
         """Run the networks on scenes."""

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dto_pipeline.config import EvidenceConfig
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.manifest_build.check import check_manifest
 from dto_pipeline.data.rle import decode_rle, encode_rle
-from dto_pipeline.data.scenes import load_scenes
+from dto_pipeline.data.scenes import SceneLoader
 from dto_pipeline.data.sources.sidecar import write_sidecar
 from dto_pipeline.data.tars import TarIndexError, build_tar_index, carry_tar_index, open_images, tar_index_path
 from tests.data.small_set import (
@@ -78,7 +77,7 @@ def test_a_broken_tar_costs_its_broken_members_and_everything_is_told(tmp_path):
     told = found(tmp_path)
     assert told["repeated_key", "2.tar!a/b/twice.jpg"] == "has the key of 1.tar!a/b/twice.jpg, which is taken"
     assert "leaves its folder" in told["tar_member_refused", "0.tar!../a/b/up.jpg"]
-    assert "symbolic link" in told["tar_member_refused", "0.tar!a/b/link.jpg"]
+    assert "is no plain file" in told["tar_member_refused", "0.tar!a/b/link.jpg"]
     assert "truncated" in told["tar_member_refused", "1.tar!a/b/3.jpg"]
     assert "truncated" in told["tar_damaged", "1.tar"]
     assert ("image_without_labels", "0.tar!a/b/9.jpg") in told
@@ -99,7 +98,7 @@ def test_a_corrupt_jpeg_in_the_middle_costs_one_scene(tmp_path):
     manifest, _ = build(tmp_path, names, key_parts=1)
     assert [row["problem_status"] for row in all_rows(manifest)] == [None] * 3
     store = open_images(manifest.images_root, manifest.path)
-    scenes = load_scenes(manifest.read_shard(0), store, None, EvidenceConfig())
+    scenes = SceneLoader(store, None).load(manifest.read_shard(0))
     assert [scene.problem and str(scene.problem[0]) for scene in scenes] == [None, "image_corrupt", None]
     assert check_manifest(manifest.path, progress=False).exit_code == 0
     deep = check_manifest(manifest.path, deep=True, progress=False)
@@ -269,6 +268,6 @@ def test_images_of_a_tar_that_is_fetched_again_are_mended_without_a_new_manifest
     assert report.counts == {"fine": 2, "mended": 2}
     assert "done by `dto run`" in report.as_table()
     store = open_images(manifest.images_root, manifest.path)
-    scenes = load_scenes(manifest.read_shard(0), store, None, EvidenceConfig())
+    scenes = SceneLoader(store, None).load(manifest.read_shard(0))
     assert [scene.problem for scene in scenes] == [None] * 4
     assert [int(scene.image.mean()) for scene in scenes if scene.image is not None] == [10, 20, 30, 40]

@@ -1,15 +1,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from dto_pipeline.config import EvidenceConfig
+from dto_pipeline.data.images import ImageFolder
 from dto_pipeline.data.rle import encode_rle
-from dto_pipeline.data.scenes import load_scenes
+from dto_pipeline.data.scenes import SceneLoader
 from dto_pipeline.data.sources.sidecar import write_sidecar
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.status import ImageStatus, PersonStatus
@@ -17,7 +16,6 @@ from dto_pipeline.timing import StageClock
 from tests.data.small_set import HEIGHT, WIDTH, build_small, label_arrays, read_findings, write_depth, write_image
 
 NAMES = ["a.jpg", "a.jpg", "b.jpg"]
-EVIDENCE = EvidenceConfig()
 
 
 @pytest.fixture
@@ -45,9 +43,9 @@ def give_masks(root, masks, **columns):
     )
 
 
-def load(manifest, rows=None, evidence=EVIDENCE, **options):
+def load(manifest, rows=None, side=512, **options):
     table = manifest.read_shard(0) if rows is None else rows
-    return load_scenes(table, manifest.images_root, DepthFiles(manifest.depth_root), evidence, **options)
+    return SceneLoader(ImageFolder(manifest.images_root), DepthFiles(manifest.depth_root), side).load(table, **options)
 
 
 def replaced(table: pa.Table, column: str, values: list) -> pa.Table:
@@ -80,7 +78,7 @@ def test_masks_are_sampled_at_the_size_of_the_person_map(root):
     masks = [random_mask(row) for row in range(3)]
     give_masks(root, masks)
     manifest, _ = build_small(root, NAMES, sidecar="labels/s.parquet")
-    scene = load(manifest, evidence=replace(EVIDENCE, render_max_side=10))[0]
+    scene = load(manifest, side=10)[0]
     assert scene.masks.shape == (2, 7, 10)
     for i in range(7):
         for j in range(10):
@@ -113,7 +111,7 @@ def test_an_empty_mask_costs_its_person_only_but_a_tiny_one_is_no_empty_one(root
     dot[1, 1] = True  # falls between the samples of a small map
     give_masks(root, [np.zeros_like(dot), dot, None])
     manifest, _ = build_small(root, NAMES, sidecar="labels/s.parquet")
-    scene = load(manifest, evidence=replace(EVIDENCE, render_max_side=4))[0]
+    scene = load(manifest, side=4)[0]
     assert scene.problem is None
     assert scene.person_problem == [(PersonStatus.EMPTY_MASK, "the instance mask holds no pixel"), None]
     assert not scene.masks.any()
@@ -240,7 +238,7 @@ def test_an_unforeseen_error_costs_one_image_and_tells_its_text(root):
 
     manifest, _ = build_small(root, NAMES)
     depth = Broken(manifest.depth_root)
-    first, second = load_scenes(manifest.read_shard(0), manifest.images_root, depth, EVIDENCE)
+    first, second = SceneLoader(ImageFolder(manifest.images_root), depth).load(manifest.read_shard(0))
     assert first.problem is not None
     assert first.problem[0] is ImageStatus.INTERNAL_ERROR
     assert "unforeseen" in first.problem[1]
@@ -269,7 +267,7 @@ def test_slices_of_a_shard_load_their_own_people(root):
 
 def test_without_a_depth_source_disparity_is_left_to_a_later_stage(root):
     manifest, _ = build_small(root, NAMES)
-    scene = load_scenes(manifest.read_shard(0), manifest.images_root, None, EVIDENCE)[0]
+    scene = SceneLoader(ImageFolder(manifest.images_root), None).load(manifest.read_shard(0))[0]
     assert scene.problem is None
     assert scene.disparity is None
     assert "depth" not in scene.origin

@@ -34,11 +34,6 @@ def test_about_95_of_100_intervals_hold_the_truth() -> None:
     assert 0.88 <= hits / 200 <= 0.99
 
 
-def test_images_that_are_all_alike_leave_no_doubt() -> None:
-    found = estimate({"total": np.full(9, 4.0), "count": np.full(9, 2.0)}, {"mean": mean})["mean"]
-    assert (found.value, found.low, found.high) == (2.0, 2.0, 2.0)
-
-
 def test_a_large_image_weighs_as_many_people_as_it_holds() -> None:
     sums = {"total": np.array([10.0, 1.0]), "count": np.array([10.0, 1.0])}
     sums["total"][0] = 30.0

@@ -57,6 +57,8 @@ def test_moved_people_are_measured_person_by_person(pair, body: BodyModel, tmp_p
     taller = diff.values["dheight"]
     assert ((taller != 0) == (dz != 0)).all()
     assert diff.worst[0][0] == pytest.approx((z / 2).max(), rel=1e-5)
+    assert [size for size, _ in diff.worst] == sorted((size for size, _ in diff.worst), reverse=True)
+    assert len(diff.worst) == 10
     assert "different" in diff.as_table()
 
 
@@ -120,6 +122,7 @@ def test_people_without_usable_numbers_are_left_out_and_counted(pair, tmp_path: 
     diff = compare(people_of(before, tmp_path / "a.npz"), people_of(after, tmp_path / "b.npz"))
     assert diff.unusable == {"before": 1, "after": 2}
     assert diff.people_only == {"before": 1, "after": 0}
+    assert diff.people_missing == ["000001.jpg, person 2: before only"]
 
 
 def test_another_focal_length_is_a_difference(pair, tmp_path: Path) -> None:

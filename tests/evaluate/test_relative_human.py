@@ -72,14 +72,6 @@ def test_depths_exactly_at_the_margin_are_neither_same_nor_apart(mode):
             assert evaluate_relative_human([found, missing([person(0)])], mode).share("pcdr_all") == wanted
 
 
-@pytest.mark.parametrize("mode", ["reference", "corrected"])
-def test_people_of_unknown_layer_make_no_pairs(mode):
-    pair = [person(100, layer=-1), person(300, layer=-1)]
-    result = evaluate_relative_human([image(pair, [figure_at(100), figure_at(300)], [1, 2])], mode)
-    assert result.count("matched") == 2
-    assert {result.share(f"pcdr_{group}") for group in GROUPS} == {None}
-
-
 def test_person_without_joints_shifts_the_indices_of_the_reference_only():
     people = [person(100, layer=5, visible=[]), person(300, layer=0, age=TEEN), person(500, layer=1)]
     found = image(people, [figure_at(300), figure_at(500)], [3.0, 4.0])
@@ -145,22 +137,11 @@ def test_sets_without_people_have_a_status_and_undefined_fractions(images, mode)
 
 
 @pytest.mark.parametrize("mode", ["reference", "corrected"])
-def test_zero_predictions_miss_everybody(mode):
-    result = evaluate_relative_human([image([person(100), person(300)], [], [])], mode)
-    assert (result.count("missed_all"), result.count("predictions"), result.count("matched")) == (2, 0, 0)
-
-
-@pytest.mark.parametrize("mode", ["reference", "corrected"])
 def test_predictions_that_are_not_finite_match_nobody(mode):
     for bad in (np.nan, np.inf):
         found = image([person(100)], [figure_at(100) * bad, figure_at(101)], [3.0, bad])
         result = evaluate_relative_human([found], mode)
         assert result.images[0].matches.tolist() == [[1, 0]]
-
-
-def test_images_of_one_name_are_tallied_apart():
-    twice = [image([person(100), person(300)], [figure_at(100)], [3.0])] * 2
-    assert evaluate_relative_human(twice).count("missed_all") == 2
 
 
 def test_true_positives_of_the_reference_are_predictions_minus_missed():
@@ -254,15 +235,3 @@ def test_everybody_with_joints_leaves_matched_or_missed_once(drawn, mode):
         left = [*tally.matches[:, 1].tolist(), *tally.missed.tolist()]
         assert len(left) == len(set(left)) == seen
         assert len(set(tally.matches[:, 0].tolist())) == len(tally.matches)
-
-
-@given(seeds, st.floats(-3, 50))
-@settings(max_examples=30, deadline=None)
-def test_moving_everybody_along_z_changes_no_order(drawn, shift):
-    def rounded(one, by):  # multiples of 1/64 m stay exact in single precision
-        return image(one.annotations, one.keypoints, np.round((one.depth + by) * 64) / 64)
-
-    images = [draw_image(seed) for seed in drawn]
-    base = [rounded(one, 0.0) for one in images]
-    moved = [rounded(one, round(shift)) for one in base]
-    assert numbers(evaluate_relative_human(base)) == numbers(evaluate_relative_human(moved))

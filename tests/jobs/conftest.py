@@ -11,16 +11,8 @@ from pathlib import Path
 
 import pytest
 
-TINY_OPTIONS = [
-    "--set",
-    "run.device=cpu",
-    "--set",
-    "run.max_failed_images=1",
-    "--set",
-    "run.batch_images=2",
-    "--set",
-    "body.model_path=demo",
-]  # what `tiny_config` says, for the command line
+TINY_SETTINGS = ("run.device=cpu", "run.max_failed_images=1", "run.batch_images=2", "body.model_path=demo")
+TINY_OPTIONS = [word for setting in TINY_SETTINGS for word in ("--set", setting)]  # `tiny_config` as options
 
 
 @pytest.fixture

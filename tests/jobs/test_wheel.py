@@ -25,25 +25,9 @@ def test_the_wheel_knows_the_data_sets_by_name(tmp_path):
         wheel.extractall(tmp_path / "installed")
     shipped = {path.name for path in (tmp_path / "installed/dto_pipeline/manifests").iterdir()}
     assert shipped == {path.name for path in (ROOT / "manifests").glob("*.yaml")}
-    command = [
-        sys.executable,
-        "-m",
-        "dto_pipeline.cli",
-        "manifest",
-        "build",
-        "coco",
-        "--data-root",
-        "DATA",
-        "-o",
-        "m.parquet",
-    ]
-    said = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(tmp_path / "installed")},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert said.returncode == 2
-    assert "DATA/labels/coco-release.npz does not exist" in said.stderr
+    command = [sys.executable, "-m", "dto_pipeline.cli", "manifest", "build", "coco", "--data-root", "DATA"]
+    command += ["-o", "m.parquet"]
+    environment = {"PYTHONPATH": str(tmp_path / "installed")}
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 2
+    assert "DATA/labels/coco-release.npz does not exist" in answer.stderr

@@ -53,8 +53,6 @@ def test_a_benchmark_reports_both_ways_and_every_stage(tmp_path: Path) -> None:
         found["alone_per_s"] * found["tflop_per_image"]
     )
     assert 0 < found["share_of_peak"] < 1
-    assert {"MainThread", "networks_0", "decode_0"} <= found["thread_busy"].keys()
-    assert all(0 < busy <= 1 for busy in found["thread_busy"].values())
     assert "images/s" in report.as_table()
 
 

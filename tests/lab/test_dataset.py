@@ -48,17 +48,6 @@ def test_equal_settings_give_identical_bytes(tmp_path: Path, body: BodyModel) ->
     assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
 
 
-def test_a_data_set_that_is_there_is_left_alone_and_another_is_refused(tmp_path: Path, body: BodyModel) -> None:
-    first = build_demo_data(tmp_path, body, SMALL)
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    again = build_demo_data(tmp_path, body, SMALL)
-    assert (first.created, again.created) == (True, False)
-    assert again.persons == first.persons
-    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    with pytest.raises(CrowdFilesError, match="seed: 5 there, 6 wanted"):
-        build_demo_data(tmp_path, body, DemoSettings(images=2, seed=6))
-
-
 def test_truth_of_a_half_written_data_set_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CrowdFilesError, match="no whole demo data set"):
         read_truth(tmp_path)

@@ -17,6 +17,7 @@ from dto_pipeline.lab.golden_labels import check_rh_cases
 from dto_pipeline.models.body import load_body
 
 CASES = Path(__file__).parents[1] / "golden" / "rh_metric"  # the metric family
+NAN, INF = float("nan"), float("inf")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,28 @@ def test_an_unreadable_case_fails_alone(golden_folder: Path, tmp_path: Path) -> 
     (tmp_path / "person" / "case_003.npz").write_bytes(b"PK broken")
     failures = check_golden(tmp_path).to_json()["families"]["person"]["failures"]
     assert list(failures) == ["case_003"]
+
+
+@pytest.mark.parametrize(
+    ("found", "recorded", "failures"),
+    [
+        ([1.0, NAN, INF], [1.1, NAN, INF], []),  # within 0.2
+        ([1.0, 2.0], [1.3, 2.0], ["z (first): 1 instead of 1.3, off by 3.0e-01, tolerance 2e-01"]),
+        ([1.0, NAN], [1.0, 2.0], ["z (second): nan instead of 2, off by inf, tolerance 2e-01"]),
+        ([1.0, -INF], [1.0, INF], ["z (second): -inf instead of inf, off by inf, tolerance 2e-01"]),
+        ([1.0], [1.0, 2.0], ["z has shape (1,), recorded (2,)"]),
+        ([], [], []),
+    ],
+)
+def test_numbers_agree_within_a_tolerance_and_nan_with_nan(
+    found: list[float], recorded: list[float], failures: list[str]
+) -> None:
+    case = Case("solver", "0")
+    case.near("z", found, recorded, 0.2, names=("first", "second"))
+    assert case.failures == failures
+    case.near("only reported", 1.0, 5.0, None)
+    assert case.errors["only reported"] == (4.0, None)
+    assert case.failures == failures
 
 
 def test_a_folder_without_cases_is_an_error_that_says_what_was_expected(tmp_path: Path) -> None:

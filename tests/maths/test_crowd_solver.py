@@ -350,6 +350,7 @@ def test_the_coefficients_of_a_line_are_the_line(scale: float, share: float, typ
         assert found.item() == pytest.approx(log_z.exp().item(), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_refined_grid_agrees_with_a_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight crowds of people unlike their labels and each other, a few of them with gross errors, with an offset."""
     rng = np.random.default_rng(3)

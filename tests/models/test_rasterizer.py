@@ -8,9 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dto_pipeline.maths.camera import project
 from dto_pipeline.models import rasterizer
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.models.rasterizer import count_visible_vertices, is_closed, rasterize
+from dto_pipeline.models.rasterizer import (
+    count_visible_vertices,
+    find_surface,
+    is_closed,
+    rasterize,
+    vertex_normals,
+)
 
 SIZE = (24, 32)
 CAMERA = torch.tensor([[[30.0, 0, 16], [0, 30.0, 12], [0, 0, 1]]], dtype=torch.float64)
@@ -40,6 +47,11 @@ def plain_rasterizer(vertices: np.ndarray, faces: np.ndarray, masks: np.ndarray)
             nearer = inside & (value < depth)
             person[nearer], depth[nearer] = index, value[nearer]
     return person, np.where(np.isinf(depth), 0, depth)
+
+
+def assert_same(found: rasterizer.Raster, scene: int, alone: rasterizer.Raster) -> None:
+    for name in ("person", "z", "face"):
+        assert torch.equal(getattr(found, name)[scene], getattr(alone, name)[0]), name
 
 
 def draw(vertices: torch.Tensor, faces: torch.Tensor, masks: torch.Tensor | None = None) -> rasterizer.Raster:
@@ -79,9 +91,7 @@ def test_batching_and_chunking_change_nothing(monkeypatch: pytest.MonkeyPatch) -
     together = draw(torch.cat([left, right]), faces)
     monkeypatch.setattr(rasterizer, "_PAIRS_AT_ONCE_CPU", 50)
     for index, alone in enumerate((draw(left, faces), draw(right, faces))):
-        assert torch.equal(together.person[index], alone.person[0])
-        assert torch.equal(together.z[index], alone.z[0])
-        assert torch.equal(together.face[index], alone.face[0])
+        assert_same(together, index, alone)
 
 
 def test_a_person_is_drawn_only_inside_its_mask_and_only_if_present() -> None:
@@ -159,7 +169,25 @@ def test_company_changes_no_bit_of_a_body(body: BodyModel) -> None:
     vertices = crowd(body, scenes=13, people=3)
     together = view(body, vertices, closed=True)
     for scene in range(len(vertices)):
-        alone = view(body, vertices[scene : scene + 1], closed=True)
-        assert torch.equal(together.z[scene], alone.z[0])
-        assert torch.equal(together.face[scene], alone.face[0])
-        assert torch.equal(together.person[scene], alone.person[0])
+        assert_same(together, scene, view(body, vertices[scene : scene + 1], closed=True))
+
+
+def test_a_point_of_the_surface_is_seen_at_its_pixel_and_attributes_are_interpolated_there() -> None:
+    """Two people of one slanted triangle each, the second one nearer."""
+    far = torch.tensor([[-2.0, -1.5, 5], [2.0, -1.5, 6], [0.0, 1.8, 4]])
+    near = torch.tensor([[-0.5, -0.5, 2.2], [0.6, -0.4, 2.0], [0.1, 0.7, 2.5]])
+    vertices, faces = torch.stack([far, near]), torch.tensor([[0, 1, 2]])
+    surface = find_surface(draw(vertices[None], faces), 0, vertices, faces, CAMERA[0])
+    assert set(surface.person.tolist()) == {0, 1}
+    torch.testing.assert_close(surface.interpolate(vertices), surface.point, atol=2e-4, rtol=0)
+    centre = torch.stack([surface.pixel % SIZE[1], surface.pixel // SIZE[1]], 1) + 0.5
+    torch.testing.assert_close(project(surface.point, CAMERA[0].float()), centre)
+
+
+def test_normals_of_a_body_are_unit_and_point_outwards(body: BodyModel) -> None:
+    vertices = body.vertices(torch.zeros(1, 72), torch.zeros(1, 11), torch.zeros(1, 3))
+    normals = vertex_normals(vertices, body.faces)
+    torch.testing.assert_close(normals.norm(dim=-1), torch.ones(1, body.num_vertices))
+    grown = vertices + 0.01 * normals
+    assert (grown.amax(1) > vertices.amax(1)).all()
+    assert (grown.amin(1) < vertices.amin(1)).all()

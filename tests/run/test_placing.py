@@ -6,7 +6,7 @@ import torch
 
 from dto_pipeline.data.images import ImageFolder
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.scenes import load_scenes
+from dto_pipeline.data.scenes import SceneLoader
 from dto_pipeline.errors import DeviceLost
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
@@ -158,7 +158,7 @@ def test_an_image_that_takes_more_memory_than_the_option_costs_itself_and_no_lab
 
 def test_a_label_on_the_kid_axis_is_refused_by_a_model_without_one(manifest, body):
     rows = manifest.read_shard(0)
-    scenes = load_scenes(rows, manifest.images_root, DepthFiles(manifest.depth_root), CONFIG.evidence)
+    scenes = SceneLoader(ImageFolder(manifest.images_root), DepthFiles(manifest.depth_root)).load(rows)
     scenes[0].betas[0, 10] = 0.4
     placer = ScenePlacer(
         SceneOptimizer(load_body("demo", kid_axis=False), CONFIG),
@@ -200,15 +200,15 @@ def test_the_next_rows_are_read_behind_the_last_of_these_and_only_once(two_shard
     first, second = (two_shards.read_shard(shard) for shard in range(2))
     files = [rows.column("image_file").to_pylist() for rows in (first, second)]
     expected = [placer.place(rows, StageClock()) for rows in (first, second)]
-    placer._images.names.clear()
+    placer._loader.images.names.clear()
 
     found = [placer.place(first, StageClock(), lambda: second)]
     placer._loading.submit(int).result()  # whatever was begun is done
-    assert sorted(placer._images.names) == sorted(files[0] + files[1])
+    assert sorted(placer._loader.images.names) == sorted(files[0] + files[1])
     clock = StageClock()
     found.append(placer.place(second, clock))
 
-    assert sorted(placer._images.names) == sorted(files[0] + files[1])
+    assert sorted(placer._loader.images.names) == sorted(files[0] + files[1])
     assert clock.seconds["decode"] > 0
     for together, alone in zip(found, expected, strict=True):
         assert_same_bytes(together, [raw_bytes(item) for item in alone])

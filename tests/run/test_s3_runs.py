@@ -43,6 +43,7 @@ def server():
 def _credentials(monkeypatch):
     for key, value in ENVIRONMENT.items():
         monkeypatch.setenv(key, value)
+    object_store._open_client.cache_clear()  # another test's client may have found no credentials
 
 
 @pytest.fixture

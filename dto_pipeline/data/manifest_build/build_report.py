@@ -153,6 +153,14 @@ def note_shared_images(findings: Findings, index: ImageIndex, others: Sequence[L
     return shared
 
 
+_WORDS = {  # of counts whose names say too little in a table
+    "off_centre": "images with an off-centre camera",
+    "turned": "images turned by an EXIF note, taken as stored",
+    "released": "persons before",
+    "carried": "predictions of another camera, moved to the label's",
+}
+
+
 class _Counts:
     """What both reports are: counts as JSON, and the same as lines for people."""
 
@@ -167,7 +175,7 @@ class _Counts:
         counts = dict[str, int]()
         for name, value in self.to_json().items():
             several = value.items() if isinstance(value, dict) and name != "persons_per_image" else [("", value)]
-            words = name.replace("_", " ")
+            words = _WORDS.get(name, name.replace("_", " "))
             counts |= {f"{words}: {key}" if key else words: count for key, count in several if isinstance(count, int)}
         width = max(map(len, counts))
         return "\n".join([title, *(f"  {words:<{width}}  {count:>9}" for words, count in counts.items())])
