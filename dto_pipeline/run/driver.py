@@ -256,6 +256,7 @@ class FileLedger:
         notes += [f"{now.leaving} leaving with their nodes"] if now.leaving else []
         if not now.working and now.wanted:
             notes = [*(notes or ["waiting for CPUs and GPUs"]), *([f"{now.idle_s:.0f} s"] if now.idle_s >= 1 else [])]
-        workers = f"workers: {now.working} of {now.wanted}" + (f" ({', '.join(notes)})" if notes else "")
+        of = f" of {now.wanted}" if now.working < now.wanted else ""
+        workers = f"workers: {now.working}{of}" + (f" ({', '.join(notes)})" if notes else "")
         self._line.n = min(self._line.total, self._images + now.images)
         self._line.set_postfix_str(f"{workers}, failed: {self._given_up} shards, {self._failed_images} images")

@@ -81,7 +81,7 @@ def test_the_progress_line_shows_workers_and_why_others_are_missing(run, capsys,
         ledger.attempt_failed(FailedAttempt(1, 3, True), "w", "it died", "")
         told = line(working=2, images=3)
         assert "3/16" in told
-        assert "workers: 2 of 2, failed: 1 shards, 0 images" in told
+        assert "workers: 2, failed: 1 shards, 0 images" in told
 
 
 def test_json_lines_carry_facts_and_traces(tmp_path, capsys):

@@ -154,9 +154,22 @@ def note_shared_images(findings: Findings, index: ImageIndex, others: Sequence[L
 
 
 _WORDS = {  # of counts whose names say too little in a table
+    "persons": "persons (label rows)",
+    "rows_without_image": "label rows without image file",
+    "rows_unusable": "label rows that cannot be used",
+    "depth_looked": "depth maps looked for",
+    "depth_missing": "depth maps missing, of these",
     "off_centre": "images with an off-centre camera",
     "turned": "images turned by an EXIF note, taken as stored",
+    "masks_given": "persons with mask",
+    "masks_missing": "persons without mask",
+    "masks_empty": "persons with an empty mask",
+    "age_known": "persons of known age",
+    "male_prob_known": "persons of known gender",
+    "also_in": "images also in",
     "released": "persons before",
+    "by_keypoints": "predictions compared by keypoints",
+    "by_overlap": "predictions compared by overlap of boxes",
     "carried": "predictions of another camera, moved to the label's",
 }
 
