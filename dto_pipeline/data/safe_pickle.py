@@ -32,6 +32,7 @@ from dto_pipeline.data.inert_pickle import (
 # booleans, integers, floats, complex numbers, byte strings, text, objects: kind and bytes (characters for text)
 _PLAIN_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(?:8|16)|[SU][0-9]{1,7}|O[48]?")
 _MAX_DIMENSIONS = 32
+_MAX_SIDE = 2**63 - 1  # of a shape: products of larger integers may take hours
 _MAX_DENSE_BYTES = 2**26  # a sparse matrix is written out densely up to this size
 _LAST_CHARACTER = 0x10FFFF
 
@@ -82,7 +83,7 @@ def checked_values(flat: np.ndarray) -> np.ndarray:
 
 def checked_shape(value: Any) -> tuple[int, ...]:
     """A shape, or another tuple of sizes. Raises: BrokenPickle."""
-    good = type(value) in (tuple, list) and all(type(side) is int and side >= 0 for side in value)
+    good = type(value) in (tuple, list) and all(type(side) is int and 0 <= side <= _MAX_SIDE for side in value)
     if not good or len(value) > _MAX_DIMENSIONS:
         raise BrokenPickle(f"an array of shape {shown(value)}")
     return tuple(value)

@@ -222,6 +222,11 @@ def test_claims_of_size_allocate_nothing(data: bytes) -> None:
     assert peak < 1_000_000
 
 
+def test_a_side_that_no_array_has_is_refused_before_sides_are_multiplied() -> None:
+    with pytest.raises(BrokenPickle, match="an array of shape"):  # 32 sides of a megabyte each: hours
+        safe_loads(whole(array(integer(2**64) + b"\x85", F8, b"C\x00")))
+
+
 @pytest.mark.parametrize(
     ("limits", "value"),
     [
