@@ -257,16 +257,16 @@ class RunConfig:
     torch_threads: int = 1  # threads per worker on a CPU: of the optimiser, or images that networks compute at once
     cpus_per_worker: float = 1.0  # of a Ray actor
     gpus_per_worker: float = -1.0  # of a Ray actor; fractions allowed; -1 = one where there are any
-    max_attempts: int = 3  # attempts a shard gets before it is quarantined
+    max_attempts: int = 3  # attempts a shard gets before it is given up
     shard_timeout_s: float = 1800.0  # a shard without a result for this long is taken from its worker [s]
     # a worker that has its CPUs and GPUs but is not ready for this long is ended [s]; 1.3 GB of Depth Anything V2 Large
     # take 22 minutes at 1 MB/s. Waiting for CPUs and GPUs has no limit
     warm_up_timeout_s: float = 1800.0
-    max_failed_shards: int = 20  # quarantined shards after which the run stops
+    max_failed_shards: int = 20  # shards given up after which the run stops
     # share of unusable images, and of people (see `run.sanity`), beyond which a launch stops and a run ends with exit
     # code 1; 1 = all of them may fail. A choice: more than dead links and a few bad files
     max_failed_images: float = 0.05
-    max_poison_images: int = 3  # images of one shard that may end their process before the shard is quarantined
+    max_poison_images: int = 3  # images of one shard that may end their process before the shard is given up
     lease_s: float = 60.0  # a driver on another host without a heartbeat for this long is taken to be dead [s]
     heartbeat_s: float = 10.0  # time between heartbeats of a driver [s]
 

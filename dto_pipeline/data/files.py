@@ -59,7 +59,7 @@ def naming_full_disk(place: str | Path) -> Iterator[None]:
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """A temporary name in the folder of `path` (made if missing); what has it at the end is removed."""
+    """A temporary name in the folder of `path` (made if missing); a file left under that name is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{_own_mark()}{uuid.uuid4().hex[:_MARK_DIGITS]}")
     try:

@@ -1,6 +1,6 @@
 """Image files: their pixels, size and sha256, with bounds before anything is decoded.
 
-Opens JPEG (MPO too, what phones store as .jpg), PNG, WebP and BMP. Others are refused before a decoder gets them:
+Opens JPEG (MPO too, what phones store as .jpg), PNG, WebP and BMP. Others are refused before they reach a decoder:
 Pillow would start Ghostscript for an EPS and read whole films for a GIF. Of several frames (MPO, animated PNG, WebP)
 the first is the image. Pixels stay as stored: labels refer to un-rotated ones. Sizes in pixels.
 """

@@ -1,8 +1,8 @@
 """Read a pickle without the power to run anything: Python's own unpickler, its dangerous parts replaced.
 
 A global becomes a `Name` from an allowlist, whose Python object is never looked up. A call runs the function of this
-project that the allowlist gives for the name (`safe_pickle` has numpy's), and only that. A state is given to the
-function that waits for it.
+project that the allowlist gives for the name (`safe_pickle` has numpy's), and only that. A state (BUILD) is passed
+to the function registered for its object.
 
 Not the unpickler in C, which calls whatever REDUCE, OBJ, INST and BUILD find on its stack, takes extension codes from a
 cache of live objects, allocates what a length claims, grows its memo to any index, and hashes tuples without end.

@@ -241,7 +241,7 @@ def _view(npy: _Npy) -> np.ndarray:
 
 
 def release(data: mmap.mmap, released: int, at: int) -> int:
-    """Give back the pages of a map behind `at` where many are left; returns up to where they were given back."""
+    """Free the pages of a map before `at` if there are many; returns the position up to which they are free."""
     if at - released < _RELEASED:
         return released
     data.madvise(mmap.MADV_DONTNEED, 0, at - at % mmap.PAGESIZE)
@@ -273,11 +273,11 @@ class _Enough(Exception):
 
 
 def read_items(path: str | Path, key: str, take: Callable[[Any, Any], object], look: bool = False) -> None:
-    """Give key and value of each item of a member, a 0-d array holding one dictionary, to a function.
+    """Call a function with each key and value of the dictionary that a member (a 0-d array) holds.
 
     Args:
         path: the npz.
-        take: gets them; a caller who walks through a value runs `inert_pickle.check_values` on it first.
+        take: called with each key and value; run `inert_pickle.check_values` before walking through a value.
         look: read only the beginning, until `take` returns something true: bytes are not compared with the archive's
             checksum, there is no first pass and every object stays in memory.
 

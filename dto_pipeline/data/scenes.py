@@ -161,7 +161,7 @@ def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, list[_Mask]]]:
 
 
 def mark_repeats(scene: Scene, same_as: np.ndarray) -> None:
-    """Set the status of people who repeat another; `same_as`: (P,) position of that one, -1 = none."""
+    """Set the status of people who repeat another; `same_as`: (P,) position of the person repeated, -1 = none."""
     for person in np.flatnonzero(same_as >= 0).tolist():
         kept = int(same_as[person])
         row = f" (label row {scene.source_row[kept]})" if scene.source_row[kept] >= 0 else ""

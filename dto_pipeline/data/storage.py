@@ -183,7 +183,7 @@ def join_location(root: Location, name: str) -> Location:
 
 
 def beside(location: Location, suffix: str) -> Location:
-    """The location with `suffix` in place of its own: of a file that accompanies another one."""
+    """The location of an accompanying file: the same name with another suffix."""
     if isinstance(location, Path):
         return location.with_suffix(suffix)
     return _with_path(location, lambda path: str(PurePosixPath(path).with_suffix(suffix)))

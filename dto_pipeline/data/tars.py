@@ -276,7 +276,7 @@ def locate_images(
     A name and a member belong together when their last `key_parts` path parts are equal up to the first dot of the base
     name, case included. Of several such members the one with the name's own extension is taken, then jpg, jpeg, png,
     then the first; the others are reported. A name with further dots (``cam.0.jpg``) is first searched as a whole;
-    where several names end at one first dot, that only.
+    where several names are equal up to the first dot, only the whole name counts.
 
     Args:
         names: n distinct names like ``insta-train/a/b/c.jpg``.

@@ -95,7 +95,7 @@ class LabelSet(ABC):
 
     @abstractmethod
     def index(self, number: int, part: Part) -> list[Piece]:
-        """Every piece that holds an image of `part`; `number` is the set's own among several. Raises: LabelsError."""
+        """Every piece that holds an image of `part`; `number`: place of this set among several. Raises: LabelsError."""
 
     @abstractmethod
     def read(self, piece: Piece) -> LabelColumns:

@@ -295,7 +295,7 @@ def stretch_as_published(network: nn.Module) -> str:
 
 
 def resolve_precision(asked: str, device: torch.device) -> str:
-    """`depth.precision` on a device. Raises: ModelError: another one than float32 on a CPU."""
+    """`depth.precision` on a device. Raises: ModelError: a precision other than float32 on a CPU."""
     if asked == "auto":
         return "float32" if device.type == "cpu" else "bfloat16"
     if device.type == "cpu" and asked != "float32":

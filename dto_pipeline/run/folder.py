@@ -89,7 +89,7 @@ def failure_name(shard: int, note: str = "") -> str:
 
 
 class RunMismatch(DtoError):
-    """A run folder of other settings; the message has one line for each difference."""
+    """The run folder was made with other settings; the message has one line for each difference."""
 
 
 class RunDirectoryError(DtoError):
@@ -189,7 +189,7 @@ class RunScan:
 
     @cached_property
     def settled(self) -> frozenset[int]:
-        """Shards with a failure record that are done, or were until damage was found."""
+        """Shards with a failure record that are done, or were before damage was found."""
         return frozenset(self.records.keys() & (self.done.keys() | self.damaged.keys()))
 
     def without(self, damage: Mapping[int, str]) -> RunScan:

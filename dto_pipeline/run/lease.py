@@ -142,7 +142,7 @@ class DriverLock:
     def _watch(self, epoch: int, data: bytes | None, record: LeaseRecord | None) -> bool:
         """Watch a lease; True if it did not change, False if its owner gave it back.
 
-        A file that cannot be read is watched for two heartbeats only: a live owner writes it anew at each.
+        A file that cannot be read is watched for two heartbeats only: a live owner rewrites it at each heartbeat.
         """
         patience = record.lease_s if record else 2 * self._record.heartbeat_s
         who = record.describe() if record else "an unreadable lease"
@@ -209,7 +209,7 @@ class DriverLock:
             if epoch > self._epoch:
                 record = parse_lease(data)
                 who = record.describe() if record else "another driver"
-                self._lost = f"{root} was taken over by {who}: this driver was silent for too long and stops"
+                self._lost = f"{root} was taken over by {who}: this driver wrote no heartbeat for too long and stops"
                 return
             self._record = replace(self._record, beat=self._record.beat + 1, beat_at=_utc_now())
             self._store.replace(_name(self._epoch), self._record.to_bytes())
@@ -223,7 +223,7 @@ class DriverLock:
 
 
 def read_holder(root: Location) -> LeaseRecord | None:
-    """The record of the driver that holds a run, or died while it did; None if there is none."""
+    """The record of the driver that holds a run, or held it when it died; None if there is none."""
     record = parse_lease(read_newest(open_store(root))[1])
     return None if record is None or record.released else record
 

@@ -97,7 +97,7 @@ class Schedule:
         return len(self.pending) + len(self.under_way)
 
     def take(self, before: int | None, workers: int) -> int:
-        """The shard for a worker that did `before` last: the one it has loaded ahead, if that is one of the next."""
+        """The shard for a worker that did `before` last: the one it has loaded ahead, if that is next or nearly so."""
         shard = self._following.get(-1 if before is None else before)
         if shard is None or shard not in islice(self.pending, 2 * workers):
             shard = self.pending[0]
@@ -120,7 +120,7 @@ class Schedule:
     ) -> FailedAttempt | None:
         """Its worker died: it is queued again, and an attempt is used up unless the death was `blameless`.
 
-        `begun` False: the worker is not known to have begun the shard; that is accepted once per shard.
+        `begun` False: it is not known that the worker began the shard; the first such death costs no attempt.
         `out_of_memory`: its machine lacked memory, perhaps because of others: the shard comes last and no attempt is
         used up, `MEMORY_ATTEMPTS` times; after that the shard itself may be the cause.
         """
@@ -146,7 +146,7 @@ class Schedule:
         return min(limit, max(DEADLINE_FLOOR_S, DEADLINE_FACTOR * statistics.median(self._durations)))
 
     def _charge(self, shard: int, another: bool) -> FailedAttempt:
-        """Count an attempt, then queue the shard again or give it up. `another`: one more is allowed in any case."""
+        """Count an attempt; queue the shard again or give it up. `another`: allow one more even beyond `max_attempts`."""
         self.under_way.discard(shard)
         self.attempts[shard] = self.attempts.get(shard, 0) + 1
         given_up = self.attempts[shard] >= self.config.max_attempts and not another
@@ -244,7 +244,7 @@ class _Loop:
                 worker.shard = None
                 self._attempt_failed(self.schedule.failed(event.shard), event.worker, event.error, event.detail)
                 if event.fatal:
-                    self._end(event.worker, event.error, blameless=True)  # its shard has been charged above
+                    self._end(event.worker, event.error, blameless=True)  # the attempt at its shard was counted above
             case WorkerLost():
                 self._worker_lost(event)
 

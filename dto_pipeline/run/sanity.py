@@ -5,7 +5,7 @@ a person with an invalid label. Decisions of the method about sound inputs (alon
 never count, nor does an empty mask: hidden people have one.
 
 Workers count the signs of a shard when they write its receipt, so that summing up opens no label file; receipts of
-version 0.3.0 have none. A warning asks for a check. A contradiction means that nobody would keep the result: `dto run`
+version 0.3.0 have none. A warning asks for a check. A contradiction means that the result is unusable: `dto run`
 ends with exit code 1. Shares are parts of 1.
 """
 
@@ -111,7 +111,7 @@ class FailureBudget:
         return (self._image_causes + self._people_causes).most_common()
 
     def complaint(self) -> str:
-        """Why the launch should stop, with counts and the next step; "" = it goes on."""
+        """Why the launch should stop, with counts and the next step; "" = the launch continues."""
         if self._share < 1 and len(self._row) >= self._row_limit:
             row = f"{len(self._row)} shards failed one after the other and none was finished"
             return f"stopped: {row}; the last error: {self._last_error}; {_NEXT}"
@@ -121,7 +121,7 @@ class FailureBudget:
     def verdict(self, least: int = 0) -> str:
         """Counts per cause with advice, and the next step, if more than the share was lost; else "".
 
-        `least`: fewer images or people are judged as if they were so many.
+        `least`: smaller numbers of images or people count as this number.
         """
         parts = ((self._image_causes, self._images, "images"), (self._people_causes, self._people, "people"))
         if self._share >= 1 or not any(lost.total() > self._share * max(whole, least) for lost, whole, _ in parts):

@@ -122,8 +122,8 @@ def compute_losses(
     counted = matched | targets.complete[:, None]
     confidence = Mean((focal_loss(predictions.confs, matched) * counted).sum((-1, -2)), counted.sum((-1, -2)))
     bodies = _body_terms(predictions, matches, targets, config)
-    means = {"confs": confidence, **bodies}
-    means |= _pair_terms(predictions, matches, matches.image, targets, config)
+    pairs = _pair_terms(predictions, matches, matches.image, targets, config)
+    means = {"confs": confidence, **bodies, **pairs}
     means |= _image_terms(predictions, targets, config)
     layers = len(predictions.confs)
     # counts that processes share are averaged over them, all in one message
@@ -132,7 +132,7 @@ def compute_losses(
     counts = dict(zip(shared, share(numbers), strict=True))
     if known is not None:  # without people its terms are 0, because all steps and processes have the same terms
         zeros = confidence.top.new_zeros(layers)
-        noisy = dict.fromkeys((*bodies, "depths_mt", "depths_re", "confs"), Mean(zeros, zeros))
+        noisy = dict.fromkeys((*bodies, *pairs, "confs"), Mean(zeros, zeros))
         if predictions.known is not None:
             noisy = _known_terms(predictions.known, known, targets, config)
         means |= {f"{name}_dn": mean for name, mean in noisy.items()}

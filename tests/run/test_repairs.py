@@ -181,7 +181,7 @@ def test_readers_agree_on_the_newest_generation_and_verify_names_what_others_wou
     assert read_status(root).images_done == dto.read_table(root).num_rows == 6
     verdict = verify_run(root)
     assert (verdict.exit_code, verdict.damaged) == (1, [])
-    assert "shard-00000.parquet lies beside shard-00000.r1.parquet, which counts" in verdict.as_table()
+    assert "shard-00000.parquet: shard-00000.r1.parquet counts, so its images are there twice" in verdict.as_table()
 
     assert case.start(retry_failed=False).nothing_to_do
     assert verify_run(root).exit_code == 0

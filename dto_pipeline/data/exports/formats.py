@@ -1,6 +1,6 @@
 """`export_labels`: labels of finished runs in one of the formats that other tools read.
 
-To add a format: a writer that takes an `ExportJob`, and a line in `FORMATS`.
+To add a format: a writer that takes an `ExportJob`, a line in `FORMATS`, and its name and help in `commands/export.py`.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def note_tars(findings: Findings, placement: TarPlacement) -> None:
 
 
 def note_unlabelled(findings: Findings, index: ImageIndex, root: Location, placement: TarPlacement | None) -> None:
-    """Images that no label row names, and whether a missing one has nearly their name; call it after the images."""
+    """Images that no label row names, and whether a missing image has almost the same name; call it last."""
 
     def folded(name: str) -> str:
         return splitext(name)[0].casefold()

@@ -76,7 +76,7 @@ class LabelRows:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What a source needs besides its file; each reads what concerns it."""
+    """What a source needs besides its file; each source uses its own options only."""
 
     values: str = "after"  # label files of this project: values after or before optimisation, see LABEL_VALUES
     predictions: Path | None = None  # RelativeHuman: predicted people, its own files hold no bodies
@@ -85,7 +85,7 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something a source noticed that no label row stands for."""
+    """Something a source noticed that belongs to no label row."""
 
     image: str
     reason: str
@@ -222,7 +222,7 @@ class PeopleTable:
     mask_rle: pa.LargeBinaryArray  # N run lengths, null = none
 
     def masks(self, index: np.ndarray) -> pa.BinaryArray:
-        """Run lengths of rows (n,) int; null = none, as of row -1.
+        """Run lengths of rows (n,) int; null = none; row -1 gives null.
 
         Raises:
             LabelFileError: they are too long to be masks.
