@@ -83,10 +83,14 @@ def check_schema(path: Location, found: pa.Schema, expected: pa.Schema, error: t
     """Refuse a file whose columns are not those of `expected`, naming the first difference."""
     if found.equals(expected, check_metadata=False):
         return
-    names, wanted = found.names, expected.names
+    names, wanted = (
+        [leaf.replace(".list.element", "") for field in schema for leaf, _ in parquet_leaves(field.name, field.type)]
+        for schema in (found, expected)
+    )
     if names != wanted:
         missing, extra = sorted(set(wanted) - set(names)), sorted(set(names) - set(wanted))
-        raise error(f"{path}: columns differ from the schema: missing {missing}, unknown {extra}")
+        what = f"columns differ from the schema: missing {missing}, unknown {extra}"
+        raise error(f"{path}: {what}; if another version wrote it, make it again with this one")
     wrong, right = next(pair for pair in zip(found, expected, strict=True) if not pair[0].equals(pair[1]))
     found_kind, expected_kind = (f"{field.type}{'' if field.nullable else ' not null'}" for field in (wrong, right))
     raise error(f"{path}: column {right.name!r} is {found_kind}; expected {expected_kind}")

@@ -146,7 +146,7 @@ class Schedule:
         return min(limit, max(DEADLINE_FLOOR_S, DEADLINE_FACTOR * statistics.median(self._durations)))
 
     def _charge(self, shard: int, another: bool) -> FailedAttempt:
-        """Count an attempt; queue the shard again or give it up. `another`: allow one more even beyond `max_attempts`."""
+        """Count an attempt; queue the shard again or give it up. `another`: one more also beyond `max_attempts`."""
         self.under_way.discard(shard)
         self.attempts[shard] = self.attempts.get(shard, 0) + 1
         given_up = self.attempts[shard] >= self.config.max_attempts and not another

@@ -263,7 +263,9 @@ def check_label_file(
         "shard_key": (footer.get("shard_key"), receipt.shard_key),
         "config_hash": (footer.get("config_hash"), receipt.config_hash),
     }
-    different = [f"{fact} {held}, the receipt says {told}" for fact, (held, told) in facts.items() if held != told]
+    different = [
+        f"{fact} {held}, the receipt says {recorded}" for fact, (held, recorded) in facts.items() if held != recorded
+    ]
     return table, footer, {**wrong, **({SAME_COUNTS: "; ".join(different)} if different else {})}
 
 
