@@ -21,6 +21,7 @@ from dto_pipeline.data.columns import build_table, pick_words, ragged_column, re
 from dto_pipeline.data.parquet import (
     READ_ERRORS,
     ROWS_PER_GROUP,
+    check_file,
     check_schema,
     footer_text,
     open_parquet,
@@ -192,7 +193,7 @@ def _open_labels(path: Location) -> pq.ParquetFile:
         raise LabelsError(f"{path} has schema {name!r}; expected {LABELS_SCHEMA_NAME!r}, is it a label shard?")
     lacking = set(_ADDED) - set(file.schema_arrow.names)
     known = [field for field in LABELS_SCHEMA if field.name not in lacking]
-    check_schema(path, file.schema_arrow, pa.schema(known), LabelsError)
+    check_file(path, file, pa.schema(known), LabelsError)
     return file
 
 

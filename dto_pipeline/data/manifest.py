@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from dto_pipeline.config_tree import shorten
-from dto_pipeline.data.parquet import READ_ERRORS, check_schema, footer_text, open_parquet
+from dto_pipeline.data.parquet import READ_ERRORS, check_file, footer_text, open_parquet
 from dto_pipeline.data.storage import Location, as_location, beside
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import parse_json
@@ -61,7 +61,7 @@ class Manifest:
                 raise ManifestError(
                     f"{path} has schema {footer.get('schema')!r}; expected {MANIFEST_SCHEMA_NAME!r}, {advice}"
                 )
-            check_schema(path, file.schema_arrow, MANIFEST_SCHEMA, ManifestError)
+            check_file(path, file, MANIFEST_SCHEMA, ManifestError)
             groups = [file.metadata.row_group(k).num_rows for k in range(file.metadata.num_row_groups)]
         try:
             sizes = [ShardSize(*_counts(pair)) for pair in parse_json(footer["shards"])]

@@ -96,6 +96,19 @@ def check_schema(path: Location, found: pa.Schema, expected: pa.Schema, error: t
     raise error(f"{path}: column {right.name!r} is {found_kind}; expected {expected_kind}")
 
 
+def check_file(path: Location, file: pq.ParquetFile, expected: pa.Schema, error: type[Exception]) -> None:
+    """Refuse a file whose columns are not those of `expected`, in Arrow's description or in Parquet's own.
+
+    Columns are read by Parquet's names; where only these are damaged, pyarrow leaves the column out without a word.
+    """
+    check_schema(path, file.schema_arrow, expected, error)
+    leaves = [leaf for field in expected for leaf, _ in parquet_leaves(field.name, field.type)]
+    names = [file.schema.column(i).path for i in range(len(file.schema))]
+    if names != leaves:
+        unknown = sorted(set(names) - set(leaves))
+        raise error(f"{path} is damaged: unknown columns {unknown}; fetch it again, or make it anew")
+
+
 def parquet_leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
     """Parquet's name and the type of every column of values inside a field, lists and structs resolved."""
     if pa.types.is_struct(kind):

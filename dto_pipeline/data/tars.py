@@ -24,7 +24,7 @@ from tqdm import tqdm
 from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.image_index import ImageIndex
 from dto_pipeline.data.images import TAR_MARK, ImageCorrupt, ImageFolder, ImageMissing, ImageStore
-from dto_pipeline.data.parquet import READ_ERRORS, check_schema, footer_text, open_parquet, writer_settings
+from dto_pipeline.data.parquet import READ_ERRORS, check_file, footer_text, open_parquet, writer_settings
 from dto_pipeline.data.storage import (
     STORAGE_ERRORS,
     Location,
@@ -182,7 +182,7 @@ class TarImages(ImageStore):
         self.path, self._root = as_location(path), as_location(root)
         self._folder = ImageFolder(self._root)
         self._parquet = open_parquet(self.path, TarIndexError)
-        check_schema(self.path, self._parquet.schema_arrow, TAR_INDEX_SCHEMA, TarIndexError)
+        check_file(self.path, self._parquet, TAR_INDEX_SCHEMA, TarIndexError)
         self.summaries = _read_summaries(self.path, footer_text(self._parquet))
         self._group = {tar: k for k, tar in enumerate(summary.tar for summary in self.summaries if summary.members)}
         self._size = {summary.tar: summary.size for summary in self.summaries}

@@ -220,6 +220,16 @@ def test_damaged_rows_behind_a_sound_footer_are_refused(tmp_path):
         read_labels(path)
 
 
+def test_a_damaged_name_inside_a_column_is_refused_as_the_column_would_be_left_out(tmp_path):
+    path = tmp_path / "x.parquet"
+    write_label_shard(build_label_table([make_placed(0, 3)]), path, {})
+    data = path.read_bytes()
+    place = data.index(b"element", data.index(b"betas"))  # Parquet's name of the numbers in the list
+    path.write_bytes(data[:place] + b"elemint" + data[place + 7 :])
+    with pytest.raises(LabelsError, match=r"unknown columns \['persons.list.element.betas.list.elemint'\]"):
+        read_labels(path, columns=["image_id"], people=("betas",))
+
+
 def test_labels_of_an_older_version_are_read_with_null_in_the_columns_it_did_not_know(tmp_path):
     table = build_label_table([replace(make_placed(0, 3), expected_error=0.25), make_placed(1, 2)])
     assert table.column("expected_error_m").to_pylist() == [0.25, None]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -130,3 +132,16 @@ def test_a_truncated_sidecar_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(LabelFileError, match="truncated"):
         Sidecar(path, 3)
+
+
+def test_a_column_with_another_number_of_rows_than_the_file_is_refused(tmp_path):
+    path = tmp_path / "s.parquet"
+    write_sidecar(path, np.arange(3), mask_rle=[encode_rle(BLOCK)] * 3, mask_height=[3] * 3, mask_width=[4] * 3)
+    data, refused = path.read_bytes(), 0
+    for found in re.finditer(b"\x16\x06", data):  # a number 3 of the footer, perhaps of a column's values
+        path.write_bytes(data[: found.start()] + b"\x16\x00" + data[found.end() :])
+        try:
+            Sidecar(path, 3).rows(np.arange(3))
+        except LabelFileError as error:
+            refused += "rows; the file says 3" in str(error)
+    assert refused

@@ -245,9 +245,13 @@ def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes)
     numbers, images, masks = dict[str, np.ndarray](), pa.array([], pa.string()), None
     with open_parquet(path, LabelFileError) as file:
         check(file.schema_arrow)
+        rows = file.metadata.num_rows
         for name in file.schema_arrow.names:
             try:
-                column = file.read([name]).column(0)
+                table = file.read([name])
+                if (table.num_columns, table.num_rows) != (1, rows):
+                    raise LabelFileError(f"{path}, column {name!r}: {table.num_rows} rows; the file says {rows}")
+                column = table.column(0)
                 if name in shapes:
                     values = _read_numbers(path, name, single_array(column), shapes[name])
                     if values is not None:
@@ -264,7 +268,6 @@ def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes)
                 raise LabelFileError(
                     f"{path}, column {name!r}, is damaged or of other types than documented ({error})"
                 ) from error
-        rows = file.metadata.num_rows
     if images.null_count:
         raise LabelFileError(f"{path}: column 'image' holds {images.null_count} nulls; expected none")
     return PeopleTable(rows, numbers, images, pa.nulls(rows, pa.large_binary()) if masks is None else masks)
