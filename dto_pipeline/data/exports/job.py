@@ -297,8 +297,11 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def describe_making(footer: Mapping[str, str]) -> dict[str, str]:
     """Solver, depth network (or files), body and config hash of a label file; "unknown" where its footer has none."""
-    config = parse_json(footer.get("config", "{}"))
-    solver, depth, body = (config.get(name, {}) for name in ("solver", "depth", "body"))
+    try:
+        config = parse_json(footer.get("config", "{}"))
+        solver, depth, body = (dict(config.get(name, {})) for name in ("solver", "depth", "body"))
+    except (ValueError, TypeError, AttributeError):  # damaged: `SubsetPlan.count` refuses the file by its sha256
+        solver, depth, body = {}, {}, {}
     depth_text = f"maps from {depth['source']} ({depth.get('kind', '')})" if "source" in depth else "unknown"
     if depth.get("source") == "model":
         pin = footer.get("depth_revision") or depth.get("revision") or footer.get("depth_sha256", "")[:16]

@@ -140,6 +140,14 @@ def test_a_changed_label_file_is_refused_with_its_name(copied, tmp_path) -> None
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_label_file_whose_footer_was_garbled_is_refused_with_its_name(name, copied, tmp_path) -> None:
+    file = copied / "labels/shard-00000.parquet"
+    file.write_bytes(file.read_bytes().replace(b'{"attributes"', b'x"attributes"'))  # the config, in clear and no JSON
+    with pytest.raises(ExportError, match=r"shard-00000\.parquet has sha256 .* receipt"):
+        export_labels([read_run_labels(copied)], name, tmp_path / "out", progress=False)
+
+
 def test_the_same_image_in_two_runs_is_refused(runs, copied, tmp_path) -> None:
     with pytest.raises(ExportError, match=r"image mpii/000000\.jpg is in .* and in"):
         export_labels([runs["mpii"], read_run_labels(copied)], "parquet", tmp_path / "out", progress=False)
