@@ -47,6 +47,7 @@ _DPI = 100
 _COLUMN, _TALLEST = 580, 700  # width of a column, greatest height of a photograph [px]
 _PLAN = 500  # height of the view from above [px]
 _EDGE, _HEAD, _CAPTION, _LINE = 44, 76, 60, 24  # margin, heights of title, caption and line of the table [px]
+_MOST_LINES = 1000  # of the table: a figure may have 65,535 px in height
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*(/[A-Za-z0-9_][A-Za-z0-9_.]*)*\.jpg")  # "-" stands for "/" only
 _LONGEST = 150  # letters: file systems take 255 bytes, endings included
 _DIGITS = 12  # of a sha256: among a million keys two are equal with a chance of 1 in 500
@@ -199,6 +200,8 @@ def compose_page(
     Returns:
         RGB page.
     """
+    if (more := len(table[1]) - _MOST_LINES) > 0:
+        title, table = f"{title} (table without the last {more} people)", (table[0], table[1][:_MOST_LINES])
     height, width = photo.shape[:2]
     tall = min(round(_COLUMN * height / width), _TALLEST)
     below = _HEAD + tall + _CAPTION

@@ -112,6 +112,18 @@ def test_the_uncertainty_of_z_stands_beside_it(body: BodyModel, placed: PlacedSc
     assert [line[-2] for line in lines] == ["4.00 \u00b1 0.25 m", "kept"]
 
 
+def test_a_table_of_more_people_than_a_figure_has_room_for_is_cut_and_the_title_says_so(
+    body: BodyModel, people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def page(title: str, lines: int) -> np.ndarray:
+        table = ["z"], [["4 m"]] * lines
+        return np.asarray(compose_page(title, GREY, "", [("two", people)], K, body, table))
+
+    monkeypatch.setattr("dto_pipeline.view.pages._MOST_LINES", 2)
+    said = "a.jpg (table without the last 70,000 people)".replace(",", "")
+    np.testing.assert_array_equal(page("a.jpg", 70_002), page(said, 2))
+
+
 def test_a_saved_picture_is_what_was_drawn(tmp_path: Path) -> None:
     picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
     save_png(picture, tmp_path / "new" / "picture.png")
