@@ -61,7 +61,7 @@ def naming_full_disk(place: str | Path) -> Iterator[None]:
 def staged(path: Path) -> Iterator[Path]:
     """A temporary name in the folder of `path` (made if missing); a file left under that name is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{_own_mark()}{uuid.uuid4().hex[:_MARK_DIGITS]}")
+    temporary = path.with_name(temporary_name(path.name))
     try:
         with naming_full_disk(path):
             yield temporary
@@ -128,9 +128,19 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
         commit_over(temporary, path)
 
 
+def temporary_name(name: str) -> str:
+    """A new name for what is to become `name`; it says which process writes it."""
+    return f".{name}.tmp-{_own_mark()}{uuid.uuid4().hex[:_MARK_DIGITS]}"
+
+
 def is_temporary(name: str) -> bool:
-    """True for a temporary name of `staged`: of a writer at work, or left by a killed one."""
+    """True for a temporary name: of a writer at work, or left by a killed one."""
     return _TEMPORARY.fullmatch(name) is not None
+
+
+def is_abandoned(name: str) -> bool:
+    """True for a temporary name of a process of this machine that is gone; False where that cannot be known."""
+    return is_temporary(name) and _is_dead(name[-2 * _MARK_DIGITS : -_MARK_DIGITS])
 
 
 def sha256_file(path: Path) -> str:
@@ -191,14 +201,11 @@ def sweep_abandoned(stem: Path | None = None) -> int:
     With `stem` also half-written files and folders next to it whose names begin with its own, without suffix. What
     belongs to a living process, or to one of another machine or container, stays.
     """
-    found = [
-        (entry, match[1]) for entry in _entries(Path(tempfile.gettempdir())) if (match := _FOLDER.fullmatch(entry.name))
-    ]
+    folders = _entries(Path(tempfile.gettempdir()))
+    dead = [entry for entry in folders if (match := _FOLDER.fullmatch(entry.name)) and _is_dead(match[1])]
     if stem is not None:
         begin = f".{stem.stem}."
-        named = [entry for entry in _entries(stem.parent) if entry.name.startswith(begin) and is_temporary(entry.name)]
-        found += [(entry, entry.name[-2 * _MARK_DIGITS : -_MARK_DIGITS]) for entry in named]
-    dead = [entry for entry, mark in found if _is_dead(mark)]
+        dead += [entry for entry in _entries(stem.parent) if entry.name.startswith(begin) and is_abandoned(entry.name)]
     for entry in dead:
         _remove(entry)
     return sum(not entry.exists() for entry in dead)

@@ -12,7 +12,6 @@ import os
 import random
 import re
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import timedelta
@@ -23,6 +22,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pyarrow as pa
 
+from dto_pipeline.data.files import temporary_name
 from dto_pipeline.errors import DtoError
 
 _ATTEMPTS = 6  # tries of one request
@@ -75,7 +75,7 @@ class RemoteStore:
 
     def prepare(self, folders: Iterable[str]) -> None:
         """Folders need not be made; conditional PUT is tried out, because some servers take it and ignore it."""
-        name = f".probe.tmp-{uuid.uuid4().hex}"  # a temporary name, so that a killed driver's is swept
+        name = temporary_name("probe")  # so that a killed driver's is swept, a living one's is not
         self.create(name, b"")
         try:
             if self.create(name, b""):

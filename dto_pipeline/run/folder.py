@@ -31,7 +31,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.config_tree import build_sections, shorten
-from dto_pipeline.data.files import is_temporary, json_bytes
+from dto_pipeline.data.files import is_abandoned, is_temporary, json_bytes
 from dto_pipeline.data.label_files import LabelFile, RunLabels
 from dto_pipeline.data.receipts import (
     LABELS,
@@ -388,10 +388,14 @@ def find_strays(directory: RunDirectory, identity: RunIdentity) -> list[str]:
 
 
 def sweep_leftovers(directory: RunDirectory) -> None:
-    """Remove half-written files and in-flight notes of processes that died. Call it under the lock."""
+    """Remove half-written files and in-flight notes of processes that died. Call it under the lock.
+
+    Files that drivers write before they hold the lock are removed only if their process is known to be dead.
+    """
     store = directory.store
     for folder in ("", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER):
-        for name in filter(is_temporary, store.entries(folder)):
+        is_left = is_abandoned if folder in ("", LEASE_FOLDER) else is_temporary
+        for name in filter(is_left, store.entries(folder)):
             store.remove(f"{folder}/{name}".lstrip("/"))
     for shard in find_notes(directory, IN_FLIGHT):
         store.remove(failure_name(shard, IN_FLIGHT))

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from dto_pipeline.config import load_config
-from dto_pipeline.data.files import json_bytes
+from dto_pipeline.data.files import json_bytes, temporary_name
 from dto_pipeline.data.receipts import receipt_name
 from dto_pipeline.data.storage import base_name
 from dto_pipeline.run import folder as files
@@ -214,6 +214,24 @@ def test_sweeping_takes_leftovers_and_nothing_else(run):
         "shard-00001.json",
         "shard-00001.parquet",
     ]
+
+
+def test_sweeping_spares_what_a_second_driver_writes_before_it_is_refused(run):
+    living, dead = temporary_name("probe"), f".probe.tmp-{_mark_of_the_dead()}{'0' * 16}"
+    for folder in ("", "lease", "labels"):
+        for name in (living, dead):
+            (run[0].root / folder / name).write_bytes(b"")
+
+    files.sweep_leftovers(run[0])
+
+    left = {folder: [path.name for path in (run[0].root / folder).glob(".*")] for folder in ("", "lease", "labels")}
+    assert left == {"": [living], "lease": [living], "labels": []}
+
+
+def _mark_of_the_dead() -> str:
+    script = "from dto_pipeline.data.files import temporary_name; print(temporary_name('x'))"
+    name = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+    return name[-32:-16]
 
 
 def test_a_lock_is_free_again_afterwards_and_names_nobody(tmp_path):

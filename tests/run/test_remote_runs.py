@@ -17,7 +17,7 @@ from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.object_store import RemoteStore
 from dto_pipeline.data.storage import StoreError, as_location, open_store
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, read_identity, read_run_labels
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, read_identity, read_run_labels, sweep_leftovers
 from dto_pipeline.run.report import read_status
 from dto_pipeline.view.verify import verify_run
 from tests.memory_store import clear_memory, put
@@ -173,6 +173,19 @@ def test_a_place_without_atomic_create_is_refused_in_one_sentence():
         store.prepare([])
     with pytest.raises(StoreError, match="can be read, not listed or created; use s3://"):
         store.entries()
+
+
+def test_a_run_that_cleans_up_at_that_moment_does_not_make_a_server_look_careless(directory, monkeypatch):
+    create = RemoteStore.create
+
+    def create_and_sweep(store: RemoteStore, name: str, data: bytes) -> bool:
+        answer = create(store, name, data)
+        sweep_leftovers(directory)
+        return answer
+
+    monkeypatch.setattr(RemoteStore, "create", create_and_sweep)
+    directory.create_folders()
+    assert everything() == []
 
 
 def test_a_server_that_overwrites_what_it_should_only_create_is_refused(tiny, monkeypatch):
