@@ -23,7 +23,7 @@ BROKEN = (
 
 
 def read_npy(source: BinaryIO, check: Check) -> np.ndarray:
-    """The array of an npy file (key ""), read, not mapped: some mounts refuse to map files.
+    """The array of an npy file (key ""), read, not mapped: some mounts refuse it (GlusterFS, other FUSE).
 
     Raises:
         ValueError: a damaged file, or the error of `check`. OSError: it cannot be read.

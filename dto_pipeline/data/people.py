@@ -33,7 +33,7 @@ from dto_pipeline.data.image_index import WHOLE_NAME, index_images
 from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatten_table, initial_betas
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.data.npz import MappedNpz, safe_load_npz
+from dto_pipeline.data.npz import NpzFile, safe_load_npz
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.annots import BODY, CAMERA, first_people
@@ -104,7 +104,7 @@ def recognise(path: str | Path) -> FileKind:
         return _folder_kind(path)
     try:
         magic = read_start(path, 4)
-        names = list(MappedNpz(path).keys) if magic[:2] == b"PK" else []
+        names = list(NpzFile(path).keys) if magic[:2] == b"PK" else []
     except FileNotFoundError as error:
         raise UnknownFile(
             f"{path} does not exist; expected a run, an export or a file of people: check the path (in a build, "

@@ -3,10 +3,10 @@
     annots -> {image key: [{"smpl_param": {"shape": (10,) or (11,), "pose": (72,), "trans": (3,)},
                             "cam_param": {"focal": (2,), "princpt": (2,)}}, ...]}
 
-The dictionary is read item by item into flat columns in temporary files, which are mapped: memory is the image names
-and a few numbers per person, not the 1.3 kB per person of the dictionary itself. A person that is not as above keeps
-its row, with NaN as numbers and a finding with the reason; a file in which nobody can be used is refused. The order of
-the people is the file's. Metres, radians, pixels.
+The dictionary is read item by item into flat columns: memory is 0.4 kB per person and the image names, not the 1.3 kB
+per person of the dictionary itself. A person that is not as above keeps its row, with NaN as numbers and a finding with
+the reason; a file in which nobody can be used is refused. The order of the people is the file's. Metres, radians,
+pixels.
 
 As the start of a manifest, an image's name is its key in the file (`a/b/c.jpg` below `insta-train/` for INSTA, the base
 name for the others), so `images` is the folder these keys are relative to, or `image_prefixes` leads there.
@@ -23,7 +23,6 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import camera_matrices
 from dto_pipeline.data.inert_pickle import PickleRefused, check_values
 from dto_pipeline.data.npz import ITEM_LIMITS, read_items
-from dto_pipeline.data.scratch import FlatColumn
 from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelRows, LabelSource, find_row_problems, take_rows
 
 ARRAY = "annots"
@@ -32,11 +31,11 @@ NEEDED = f"{BODY} with pose (72,), shape (10,) or (11,), trans (3,) and {CAMERA}
 _NAMED = 1000  # people that are not as documented and are named one by one
 _COLUMNS = {"pose": (72, "<f4"), "betas": (NUM_BETAS, "<f4"), "transl": (3, "<f4"), "camera": (4, "<f8")}
 _EDGES = np.cumsum([width for width, _ in _COLUMNS.values()])  # where each ends in a person's row of numbers
-_PEOPLE_HELD = 4096  # people read before their numbers are written
+_PEOPLE_HELD = 4096  # people read before their numbers become columns
 
 
 def open_ma_hmr(path: Path) -> LabelSource:
-    """Open a ``*_CHMR_SMPL_OPT.npz`` and read it into mapped columns.
+    """Open a ``*_CHMR_SMPL_OPT.npz`` and read it into columns.
 
     Raises:
         LabelFileError: it lists an image twice, or nobody that can be used; with its content.
@@ -66,11 +65,11 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._columns = {name: FlatColumn(dtype, (width,)) for name, (width, dtype) in _COLUMNS.items()}
+        self._columns: dict[str, list[np.ndarray]] = {name: [] for name in _COLUMNS}  # in parts
         self._counts: dict[str, int] = {}  # image -> people
         self._findings: list[Finding] = []
         self._unnamed = self._usable = 0
-        self._held: list[np.ndarray] = []  # people that are not written yet
+        self._held: list[np.ndarray] = []  # people whose numbers are not in the columns yet
 
     def add(self, name: str, people: Any) -> None:
         if name in self._counts:
@@ -93,7 +92,7 @@ class _Reader:
             self._findings.append(Finding("", f"{self._unnamed} more people that are not as documented"))
         names = np.array([*self._counts, None], dtype=object)[:-1]  # one more, or numpy takes a single text apart
         image = np.repeat(np.arange(len(names)), list(self._counts.values()))
-        columns = {name: column.mapped() for name, column in self._columns.items()}
+        columns = {name: np.concatenate(self._columns.pop(name)) for name in _COLUMNS}
 
         def rows(index: np.ndarray) -> LabelRows:
             return take_rows(columns, index, camera_matrices(np.asarray(columns["camera"][index])))
@@ -128,8 +127,9 @@ class _Reader:
         if self._held:
             blocks = np.split(np.stack(self._held), _EDGES[:-1], axis=1)
             self._usable += int((find_row_problems(*blocks[:3]) == 0).sum())
-            for column, values in zip(self._columns.values(), blocks, strict=True):
-                column.append(values)
+            with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite
+                for (name, (_, dtype)), values in zip(_COLUMNS.items(), blocks, strict=True):
+                    self._columns[name].append(values.astype(dtype))
             self._held.clear()
 
 

@@ -45,7 +45,7 @@ _ROWS_PER_GROUP = 4096
 
 
 class Sidecar:
-    """An open sidecar (None knows nothing) of a label file of `num_rows`, its columns mapped.
+    """An open sidecar (None knows nothing) of a label file of `num_rows`.
 
     Raises:
         LabelFileError: missing, or see the module for what is refused.
