@@ -119,7 +119,7 @@ def build_tar_index(root: Location, out: Location, progress: bool = False) -> li
                     writer.write_table(_rows(tar, listing), row_group_size=len(listing.members))
                 refused = sum(member.problem is not None for member in listing.members)
                 summaries.append(TarSummary(tar, listing.size, len(listing.members), refused, listing.problem))
-            footer = json.dumps([[s.tar, s.size, s.members, s.refused, s.problem] for s in summaries])
+            footer = json.dumps([dataclasses.astuple(summary) for summary in summaries])
             writer.add_key_value_metadata({"schema": TAR_INDEX_SCHEMA_NAME, "tars": footer})
     return summaries
 
