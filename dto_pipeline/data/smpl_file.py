@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from dto_pipeline.array_files import read_npy
-from dto_pipeline.data.files import commit_over, staged
+from dto_pipeline.data.files import replaced
 from dto_pipeline.data.inert_pickle import BrokenPickle, Limits, shown
 from dto_pipeline.data.npz import NpzFile, safe_load_npz
 from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_loads
@@ -185,13 +185,11 @@ def _read_template(path: Path) -> np.ndarray:
 def write_smpl_npz(model: Model, path: str | Path) -> Path:
     """Write a model as a plain npz; equal arrays give equal bytes, an existing file is replaced."""
     path = Path(path)
-    with staged(path) as temporary:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            for key in _SHAPES:
-                member = io.BytesIO()
-                np.lib.format.write_array(member, np.ascontiguousarray(model[key]), allow_pickle=False)
-                archive.writestr(zipfile.ZipInfo(f"{key}.npy", _ZIP_DATE), member.getvalue())
-        commit_over(temporary, path)
+    with replaced(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for key in _SHAPES:
+            member = io.BytesIO()
+            np.lib.format.write_array(member, np.ascontiguousarray(model[key]), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{key}.npy", _ZIP_DATE), member.getvalue())
     return path
 
 

@@ -8,6 +8,7 @@ remember their roots. Sizes in bytes.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,13 +21,11 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import pyarrow as pa
 
 from dto_pipeline.data.files import (
-    commit_new,
-    commit_over,
-    sha256_bytes,
+    replaced,
     sha256_file,
-    staged,
     temporary_folder,
     write_bytes_atomic,
+    write_new,
 )
 from dto_pipeline.data.object_store import RemoteStore, open_remote
 from dto_pipeline.data.object_store import StorageError as StorageError
@@ -120,9 +119,7 @@ class LocalStore:
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file if there is none of that name; True if this call did, False if it existed and was left alone."""
-        with staged(self.root / name) as temporary:
-            temporary.write_bytes(data)
-            return commit_new(temporary, self.root / name)
+        return write_new(self.root / name, data)
 
     def replace(self, name: str, data: bytes) -> None:
         """Write a file, replacing an older one."""
@@ -274,7 +271,9 @@ def read_bytes(location: Location) -> bytes:
 
 def sha256_of(location: Location) -> str:
     """sha256 (hex) of a file's bytes, wherever it lies; raises FileNotFoundError."""
-    return sha256_file(location) if isinstance(location, Path) else sha256_bytes(read_bytes(location))
+    if isinstance(location, Path):
+        return sha256_file(location)
+    return hashlib.sha256(read_bytes(location)).hexdigest()
 
 
 def list_names(root: Location, endings: tuple[str, ...]) -> Iterator[str]:
@@ -319,9 +318,8 @@ def written(location: Location) -> Iterator[Path]:
     Local places change at once (see `data.files`). Elsewhere the finished file is uploaded: an object appears whole.
     """
     if isinstance(location, Path):
-        with staged(location) as temporary:
+        with replaced(location) as temporary:
             yield temporary
-            commit_over(temporary, location)
         return
     with temporary_folder("dto-write-") as folder:
         local = folder / base_name(location)
