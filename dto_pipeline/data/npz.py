@@ -11,7 +11,6 @@ second keeps those alone, until their last use.
 from __future__ import annotations
 
 import io
-import math
 import pickletools
 import zipfile
 from collections import Counter
@@ -124,9 +123,6 @@ class NpzFile:
                 raise BrokenPickle("is an object array, a pickle in disguise, which is not opened; convert it")
             if dtype.kind not in "biufcSU":
                 raise UnsafePickle(f"refuses the dtype {shown(str(dtype))}: only numbers and strings are read")
-            expected = dtype.itemsize * math.prod(shape)
-            if expected != size or dtype.itemsize == 0 or min(shape, default=0) < 0:
-                raise BrokenPickle(f"holds {size} bytes; its header {shape} {dtype} expects {expected}")
             if size > _MOST_BYTES:
                 raise BrokenPickle(f"unpacks to {size} bytes, at most {_MOST_BYTES} are read")
             return checked_values(read_flat(stream, size, shape, dtype)).reshape(shape, order="F" if fortran else "C")
@@ -156,7 +152,7 @@ class NpzFile:
                 header = read_header(stream)
                 yield stream, member.file_size - stream.tell(), *header
                 if stream.read(1):
-                    raise BrokenPickle("goes on behind its end; download it again")
+                    raise BrokenPickle("holds more bytes than its header expects; download it again")
         except (OSError, ValueError, *BROKEN) as error:
             kind = UnsafePickle if isinstance(error, UnsafePickle) else BrokenPickle
             raise kind(f"{self.path}, array {key!r}: {error}") from error
