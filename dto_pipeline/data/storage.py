@@ -37,7 +37,6 @@ Location = Path | str
 STORAGE_ERRORS = (OSError, pa.ArrowException)  # what reading a place raises besides FileNotFoundError
 _REQUESTS = 32  # at once, where every read is a request over the network
 _MOST_BYTES = 1 << 32  # of one file that is read whole; label files are the largest, with some MB
-_WINDOW = 512  # files asked for before the first of them is dealt with
 _LOG = logging.getLogger(__name__)
 
 
@@ -247,7 +246,7 @@ def read_head(root: Location, name: str, limit: int | None) -> bytes:
 def read_many(root: Location, names: Sequence[str], limit: int | None = None) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of many files (see `LocalStore.read`), in order; those that are gone by now are left out.
 
-    Over a network many are asked for at once; a bounded number is in memory.
+    Over a network many are asked for at once. All that was read is in memory until it is taken.
     """
     store = open_store(root)
 
@@ -258,9 +257,7 @@ def read_many(root: Location, names: Sequence[str], limit: int | None = None) ->
             return name, None
 
     with ThreadPoolExecutor(1 if isinstance(store, LocalStore) else _REQUESTS, thread_name_prefix="store") as threads:
-        for start in range(0, len(names), _WINDOW):
-            found = threads.map(read, names[start : start + _WINDOW])
-            yield from ((name, data) for name, data in found if data is not None)
+        yield from ((name, data) for name, data in threads.map(read, names) if data is not None)
 
 
 def read_bytes(location: Location) -> bytes:
@@ -294,12 +291,11 @@ def local_copy(location: Location, endings: tuple[str, ...] = ("",)) -> Iterator
     with temporary_folder("dto-copy-") as folder:
         target = folder / base_name(location)
         try:
-            open_remote(str(parent)).download(file, target)
+            target.write_bytes(open_remote(str(parent)).read(file))
         except FileNotFoundError:
-            target.unlink()
             for name in sorted(list_names(location, endings)):
                 (local := target / check_relative(name)).parent.mkdir(parents=True, exist_ok=True)
-                open_remote(location).download(name, local)
+                local.write_bytes(open_remote(location).read(name))
         yield target
 
 
