@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -107,8 +108,11 @@ def build_tar_index(root: Location, out: Location, progress: bool = False) -> li
     """
     root, tars, summaries = as_location(root), list_tars(root), []
     with ThreadPoolExecutor(_THREADS) as pool:
-        if exists(out) and (known := _fresh_summaries(root, tars, out, pool)) is not None:
-            return known
+        with suppress(TarIndexError, FileNotFoundError):  # there is none, it is broken, or a tar is gone: made anew
+            known = TarImages(out, root).summaries
+            sizes = {summary.tar: summary.size for summary in known}
+            if [*sizes] == tars and [*pool.map(open_store(root).size, tars)] == [*sizes.values()]:
+                return known
         with (
             written(out) as temporary,
             pq.ParquetWriter(temporary, TAR_INDEX_SCHEMA, **writer_settings(TAR_INDEX_SCHEMA)) as writer,
@@ -122,19 +126,6 @@ def build_tar_index(root: Location, out: Location, progress: bool = False) -> li
             footer = json.dumps([dataclasses.astuple(summary) for summary in summaries])
             writer.add_key_value_metadata({"schema": TAR_INDEX_SCHEMA_NAME, "tars": footer})
     return summaries
-
-
-def _fresh_summaries(
-    root: Location, tars: Sequence[str], out: Location, pool: ThreadPoolExecutor
-) -> list[TarSummary] | None:
-    """Summaries of an existing index if it is about these tars as they are now, else None."""
-    try:
-        with open_parquet(out, TarIndexError) as file:
-            known = _read_summaries(out, footer_text(file))
-        same = [summary.tar for summary in known] == tars
-        return known if same and [*pool.map(open_store(root).size, tars)] == [tar.size for tar in known] else None
-    except (TarIndexError, FileNotFoundError):  # of another version, or broken; or a tar is gone: it is replaced
-        return None
 
 
 def _list_members(root: Location, tar: str) -> Listing:
