@@ -227,8 +227,8 @@ def _build_scene(
         disparity=disparity,
         origin={"masks": "memory", "attributes": "memory"},
     )
-    usable = np.array([problem is None for problem in scene.person_problem], bool)
-    rows = (pose, betas, transl, scene.bbox_xyxy, scene.det_score, np.zeros(people, bool), usable, np.array([people]))
+    crowds, one_image = np.zeros(people, bool), np.array([people])
+    rows = (pose, betas, transl, scene.bbox_xyxy, scene.det_score, crowds, scene.usable, one_image)
     mark_repeats(scene, find_duplicates(LabelledPeople(*rows)))
     return scene
 

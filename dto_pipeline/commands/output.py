@@ -40,7 +40,7 @@ def show_several(
         exit_code: of a report.
         as_json: print a list of ``to_json()`` instead, each with its name.
     """
-    from dto_pipeline.tables import align
+    from dto_pipeline.terminal import align
 
     rows: list[tuple[str, Mapping[str, str]]] = []
     plain: list[dict[str, Any]] = []

@@ -205,8 +205,7 @@ def project_joints(scene: Scene, body: BodyModel) -> np.ndarray:
 
 def usable_people(scene: Scene) -> np.ndarray:
     """(n,) indices of people whose labels can be drawn."""
-    sound = np.array([problem is None for problem in scene.person_problem], bool)
-    return np.flatnonzero(sound & np.isfinite(scene.transl).all(1) & (scene.transl[:, 2] > _NEAREST))
+    return np.flatnonzero(scene.usable & np.isfinite(scene.transl).all(1) & (scene.transl[:, 2] > _NEAREST))
 
 
 def match_instances(instances: Instances, outlines: np.ndarray, joints: np.ndarray, min_match: float) -> np.ndarray:
