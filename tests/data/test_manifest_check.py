@@ -74,7 +74,7 @@ def test_the_build_command_takes_other_places_and_other_manifests(tmp_path, caps
     assert main([*build, "-o", first]) == 0
     assert main([*build, "-o", second, "--against", first]) == 0
     out = capsys.readouterr().out
-    assert "also in: d" in out
+    assert "findings: also_in" in out
     assert "image_missing" not in out
     assert main(["manifest", "build", str(tmp_path / "d.yaml"), "--data-root", str(tmp_path), "-o", first]) == 2
     assert "nowhere.npz does not exist" in capsys.readouterr().err
