@@ -136,7 +136,7 @@ def build_manifest(
 
 def _open_labels(dataset: Dataset, stack: ExitStack) -> tuple[LabelSource, Sidecar]:
     """Open the people a description names, wherever they lie; `stack` removes copies of what lies behind URIs."""
-    places = (dataset.place("predictions"), dataset.sidecar_path)
+    places = (dataset.place("predictions"), dataset.place("sidecar"))
     predictions, sidecar = (None if place is None else fetch(place, stack, LabelFileError) for place in places)
     labels = fetch(dataset.labels_path, stack, LabelFileError)
     kind = recognise(labels)
