@@ -20,15 +20,16 @@ from dto_pipeline.config import PipelineConfig, load_config
 from dto_pipeline.data.images import ImageFolder, read_image
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.scenes import SceneLoader
-from dto_pipeline.lab.crowd_files import PersonRows, encode_picture
-from dto_pipeline.lab.demo_data import (
+from dto_pipeline.lab.crowd_files import (
     BENCH_SEED,
-    DemoScene,
+    PersonRows,
     bench_numbers,
+    encode_picture,
     image_name,
     write_plain_data,
     write_scene,
 )
+from dto_pipeline.lab.known_scenes import CrowdScene
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.optimizer import SceneOptimizer
@@ -126,13 +127,13 @@ def draw_pictures(place: Place) -> tuple[int, int, int]:
 def _draw(job: tuple[Path, int, int, bool]) -> PersonRows:
     root, number, new, small = job
     torch.set_num_threads(1)
-    return write_scene(root, DemoScene(BENCH_SEED, number, load_body("demo"), 0.5 if small else 1.0), new)
+    return write_scene(root, CrowdScene(BENCH_SEED, number, load_body("demo"), scale=0.5 if small else 1.0), new)
 
 
 def _draw_tall(job: tuple[Path, int, bool]) -> None:
     folder, number, small = job
     torch.set_num_threads(1)
-    scene = DemoScene(BENCH_SEED, number, load_body("demo"), 0.6 if small else LARGE_SCALE)
+    scene = CrowdScene(BENCH_SEED, number, load_body("demo"), scale=0.6 if small else LARGE_SCALE)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{number}.jpg").write_bytes(encode_picture(scene.picture))
 

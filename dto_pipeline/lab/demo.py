@@ -26,8 +26,7 @@ from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.labels import read_placed
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES, SAME_DEPTH, Placement, placement_sums
-from dto_pipeline.lab.crowd_files import write_map
-from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data, build_true_pictures, read_truth
+from dto_pipeline.lab.crowd_files import build_demo_data, build_true_pictures, read_truth, write_map
 from dto_pipeline.lab.solver_outcomes import EVERYBODY, Outcome
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth import METRES_PER_DEPTH, DepthFiles
@@ -65,7 +64,7 @@ def run_demo(out: Path, images: int, workers: int, network: bool, progress: Call
     """
     started, body, manifest = time.monotonic(), load_body(STAND_IN_BODY), out / "manifest.parquet"
     print(f"1  data set with known truth -> {out / 'data'}")
-    data = build_demo_data(out / "data", body, DemoSettings(images=images), progress)
+    data = build_demo_data(out / "data", body, images, progress=progress)
     print(f"2  manifest -> {manifest}")
     if data.created or not manifest.exists():
         dataset = load_dataset(str(files("dto_pipeline.assets") / "demo.yaml"), out / "data")
@@ -174,7 +173,7 @@ def score_demo(
 
     Args:
         placed: solver -> all images of its run, the same in each.
-        truth: of `demo_data.read_truth`, one row per label row; body: of the labels.
+        truth: of `read_truth`, one row per label row; body: of the labels.
         images: names of those that count, None = all.
     """
     kept = {

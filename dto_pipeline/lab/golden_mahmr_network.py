@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -28,6 +28,7 @@ from dto_pipeline.train.model import MeshNetwork, Predictions, shrink_positions,
 from dto_pipeline.train.targets import Targets
 
 Arrays = Mapping[str, torch.Tensor]
+Check = Callable[[Case], None]
 LOSS_TOLERANCE = 2e-6  # of a recorded term
 _LEAST_TERM = 1e-4  # smaller terms are compared as if they were this large: single precision
 TOLERANCE = 1e-4  # of the largest value of an array; of a term or gradient through the whole network
@@ -39,6 +40,16 @@ _EXACT = (
     *("token_level", "scale_map_y", "scale_map_x", "scale_map_lens", "token_lens", "tokens"),
     "self_attention_blocked",
 )
+
+
+def failing(text: str) -> Check:
+    """A check that fails with a sentence."""
+    return lambda case: case.failures.append(text)
+
+
+def take_group(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """The arrays ``name/...`` by their own names."""
+    return {key.removeprefix(f"{name}/"): values for key, values in arrays.items() if key.startswith(f"{name}/")}
 
 
 def compare_arrays(
@@ -189,8 +200,9 @@ class Recording:
 
     def group(self, name: str) -> dict[str, torch.Tensor]:
         """The arrays of a group by their own names."""
-        found = {key: value for key, value in self.arrays.items() if key.startswith(f"{name}/")}
-        return {key.partition("/")[2]: torch.from_numpy(np.array(value)) for key, value in found.items()}
+        if not (found := take_group(self.arrays, name)):
+            raise ValueError("is not in network_cases.npz")
+        return {key: torch.from_numpy(np.array(value)) for key, value in found.items()}
 
     @property
     def images(self) -> list[torch.Tensor]:
@@ -209,17 +221,16 @@ class Recording:
             hidden=int(encoder["embed_dim"] * encoder["mlp_ratio"]),
             additional=encoder["extra_blocks"],
         )
-        model = ModelConfig(
-            width=decoder["hidden"],
-            heads=decoder["heads"],
-            layers=decoder["layers"],
-            hidden=decoder["feed_forward"],
-            queries=decoder["queries"],
-            betas=11 if config["kid"] else 10,
-            camera=bool(config["fov"]),
-            as_published=True,
-        )
-        model = replace(model, **other)
+        options = {
+            "width": "hidden",
+            "hidden": "feed_forward",
+            "heads": "heads",
+            "layers": "layers",
+            "queries": "queries",
+        }
+        recorded: dict[str, Any] = {name: decoder[key] for name, key in options.items()}
+        recorded |= {"betas": 11 if config["kid"] else 10, "camera": bool(config["fov"]), **other}
+        model = ModelConfig(as_published=True, **recorded)
         network = MeshNetwork(sizes, model, config["input_size"], (sat["conf_thresh"], sat["scale_thresh"]))
         own = network.state_dict()
         kept = {name: value for name, value in self.weights.items() if not IGNORED.match(name)}
@@ -234,20 +245,14 @@ class Recording:
 
 def read_network_cases(
     facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray], folder: Path, body: BodyModel
-) -> dict[str, Callable[[Case], None]]:
+) -> dict[str, Check]:
     """A case per group of the files, and per group that they should have."""
     record = Recording(facts, arrays, load_file(folder / "tiny_checkpoint.safetensors"), body)
     groups = sorted({key.partition("/")[0] for key in arrays if "/" in key} | set(_RULES))
-    return {f"network/{name}": partial(_check_group, record, name) for name in groups}
-
-
-def _check_group(record: Recording, name: str, case: Case) -> None:
-    if name not in _RULES:
-        case.failures.append("has no rule here")
-    elif not record.group(name):
-        case.failures.append("is not in network_cases.npz")
-    else:
-        _RULES[name](record, case)
+    return {
+        f"network/{name}": partial(_RULES[name], record) if name in _RULES else failing("has no rule here")
+        for name in groups
+    }
 
 
 # group -> which images, and how the network differs from the recorded one

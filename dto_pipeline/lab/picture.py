@@ -167,7 +167,7 @@ def render_picture(crowd: Crowd, vertices: np.ndarray, template: Template, rng: 
     sun = sun_direction(theme, rng)
     outfits = [sample_outfit(int(c), rng) for c in crowd.height_class]
     backdrop = build_backdrop(view, theme, rng)
-    truth = _raster(meshes, template.faces, view, 1)
+    truth = draw_meshes(meshes, template.faces, view)
     colour = backdrop.colour * _ground_light(meshes, template.faces, view, backdrop, sun)[..., None]
     people, cover = _draw_people(meshes, view, (theme, sun), template, outfits)
     colour = colour * (1 - cover[..., None]) + people
@@ -176,7 +176,7 @@ def render_picture(crowd: Crowd, vertices: np.ndarray, template: Template, rng: 
     return Picture(_to_srgb(colour), person, z.astype(np.float32))
 
 
-def _raster(meshes: torch.Tensor, faces: torch.Tensor, view: View, finer: float) -> Raster:
+def draw_meshes(meshes: torch.Tensor, faces: torch.Tensor, view: View, finer: float = 1.0) -> Raster:
     """Rasterise meshes (P, V, 3) of one scene at `finer` times the image's resolution."""
     intrinsics = torch.from_numpy(view.intrinsics).clone()
     intrinsics[:2] *= finer
@@ -193,7 +193,7 @@ def _draw_people(
     outfits: list[Outfit],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Colour times coverage (H, W, 3) and coverage (H, W) of all people."""
-    raster = _raster(meshes, template.faces, view, _FINER)
+    raster = draw_meshes(meshes, template.faces, view, _FINER)
     intrinsics = torch.from_numpy(view.intrinsics).clone()
     intrinsics[:2] *= _FINER
     surface = find_surface(raster, 0, meshes, template.faces, intrinsics)
@@ -249,7 +249,7 @@ def _flattened_cover(
     level = meshes @ rotation
     away = torch.from_numpy(light / -light[1]).to(meshes.dtype)
     level = level - (view.eye_height - level[..., 1:2]) * away
-    return (_raster(level @ rotation.T, faces, view, finer).person[0] >= 0).numpy().astype(np.float32)
+    return (draw_meshes(level @ rotation.T, faces, view, finer).person[0] >= 0).numpy().astype(np.float32)
 
 
 def _to_srgb(linear: np.ndarray) -> np.ndarray:

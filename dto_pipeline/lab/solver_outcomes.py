@@ -26,7 +26,7 @@ from dto_pipeline.data.labels import unpack_covariance
 from dto_pipeline.evaluate.evaluation import Sums
 from dto_pipeline.evaluate.placements import Placement, join_placements, placement_sums
 from dto_pipeline.lab.golden import read_index
-from dto_pipeline.lab.golden_labels import load_image_case, recorded_bodies
+from dto_pipeline.lab.golden_labels import load_image_case, recorded_body
 from dto_pipeline.lab.known_scenes import KnownScene
 from dto_pipeline.maths.crowd_solver import interval_halfwidth
 from dto_pipeline.maths.refine import KID_SHIFT_JOINTS
@@ -221,10 +221,10 @@ def _errors_in_sigmas(item: KnownScene, placed: PlacedScene) -> dict[str, np.nda
 
 def read_recorded(folder: Path) -> list[KnownScene]:
     """The recorded images of a folder as `tests/golden` with their truth; nothing was tuned on them."""
-    bodies, known = recorded_bodies(folder), []
+    known = []
     for entry in read_index(folder / "image" / "index.json"):
         scene, case = load_image_case(folder / "image" / f"{entry['case']}.npz")
         z, height = (case[key].astype(np.float64) for key in ("gt_trans", "gt_height"))
-        line = tuple(case["gt_disparity_ab"].tolist())
-        known.append(KnownScene(scene, z[:, 2], height, line, bodies[bool(entry["kid_shape"])]))
+        body = recorded_body(folder, bool(entry["kid_shape"]))
+        known.append(KnownScene(scene, z[:, 2], height, tuple(case["gt_disparity_ab"].tolist()), body))
     return known

@@ -13,11 +13,10 @@ from dto_pipeline.data.rle import decode_rle
 from dto_pipeline.data.sources.camerahmr import open_camerahmr
 from dto_pipeline.data.sources.sidecar import Sidecar
 from dto_pipeline.lab.crowd import plan_crowd
-from dto_pipeline.lab.crowd_files import CrowdData, CrowdFilesError
-from dto_pipeline.lab.demo_data import (
-    LABELS,
-    SIDECAR,
-    DemoSettings,
+from dto_pipeline.lab.crowd_files import (
+    DEMO_PLACES,
+    CrowdData,
+    CrowdFilesError,
     build_demo_data,
     image_name,
     read_truth,
@@ -25,13 +24,13 @@ from dto_pipeline.lab.demo_data import (
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth import DepthFiles, DepthInvalid
 
-SMALL = DemoSettings(images=2, seed=5)
+_, LABELS, SIDECAR = DEMO_PLACES
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory, body: BodyModel) -> CrowdData:
     """The smallest data set that has everything broken."""
-    return build_demo_data(tmp_path_factory.mktemp("demo"), body, DemoSettings(images=12))
+    return build_demo_data(tmp_path_factory.mktemp("demo"), body, images=12)
 
 
 def image_of(demo: CrowdData, kind: str) -> str:
@@ -43,8 +42,8 @@ def snapshot(root: Path) -> dict[str, bytes]:
 
 
 def test_equal_settings_give_identical_bytes(tmp_path: Path, body: BodyModel) -> None:
-    build_demo_data(tmp_path / "a", body, SMALL)
-    build_demo_data(tmp_path / "b", body, SMALL)
+    build_demo_data(tmp_path / "a", body, images=2, seed=5)
+    build_demo_data(tmp_path / "b", body, images=2, seed=5)
     assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
 
 
@@ -117,14 +116,13 @@ def test_broken_images_fail_the_way_the_readme_says(demo: CrowdData) -> None:
 def test_small_crowds_to_train_on_have_nothing_broken_and_the_truth_beside_them(
     body: BodyModel, tmp_path: Path
 ) -> None:
-    settings = DemoSettings(images=12, seed=9, scale=0.25, spoilt=False)
-    assert build_demo_data(tmp_path, body, settings).broken == {}
+    assert build_demo_data(tmp_path, body, 12, 9, 0.25, spoilt=False).broken == {}
     with Image.open(tmp_path / "images" / image_name(0)) as picture:
         assert picture.size == (160, 120)
     planned = [plan_crowd(9, number).num_people for number in range(12)]
     assert np.bincount(read_truth(tmp_path)["image_number"]).tolist() == planned
     with pytest.raises(CrowdFilesError, match=r"scale: 0\.25 there, 1\.0 wanted"):
-        build_demo_data(tmp_path, body, DemoSettings(images=12, seed=9, spoilt=False))
+        build_demo_data(tmp_path, body, 12, 9, spoilt=False)
 
 
 def test_a_smaller_view_shows_the_same() -> None:

@@ -13,7 +13,7 @@ import pytest
 from dto_pipeline.commands.golden import check_golden
 from dto_pipeline.lab import golden_labels
 from dto_pipeline.lab.golden import Case, GoldenFolderError, GoldenReport
-from dto_pipeline.lab.golden_labels import check_rh_cases
+from dto_pipeline.lab.golden_labels import FAMILIES
 from dto_pipeline.models.body import load_body
 
 CASES = Path(__file__).parents[1] / "golden" / "rh_metric"  # the metric family
@@ -96,7 +96,7 @@ def check_edited(folder: Path, case: str, edit: Callable[[dict[str, Any]], objec
     if (bodies := CASES / f"{case}_bodies.npz").is_file():
         shutil.copy(bodies, inner)
     (inner / "index.json").write_text(json.dumps([{"case": case}]))
-    (result,) = check_rh_cases(folder)
+    (result,) = FAMILIES["rh_metric"](folder)
     return result
 
 
@@ -130,7 +130,7 @@ def test_a_case_the_reference_cannot_do_passes_with_a_status(tmp_path: Path) -> 
 
 def test_bodies_elsewhere_are_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_edited(tmp_path / "right", "case_04", lambda raw: None).passed
-    monkeypatch.setattr(golden_labels, "recorded_bodies", lambda _: {True: load_body("demo", kid_axis=False)})
+    monkeypatch.setattr(golden_labels, "recorded_body", lambda *_: load_body("demo", kid_axis=False))
     assert "kp2d_px: " in " ".join(check_edited(tmp_path / "thin", "case_04", lambda raw: None).failures)
 
 
@@ -138,7 +138,7 @@ def test_a_case_the_index_promises_must_be_there_and_the_index_be_one(tmp_path: 
     (tmp_path / "rh_metric").mkdir()
     index = tmp_path / "rh_metric/index.json"
     index.write_text(json.dumps([{"case": "case_07"}]))
-    (result,) = check_rh_cases(tmp_path)
+    (result,) = FAMILIES["rh_metric"](tmp_path)
     assert result.name == "case_07"
     assert "raised FileNotFoundError" in result.failures[0]
     for text, said in (("{", "expected a list of cases"), ("[]", "lists no case")):

@@ -10,8 +10,8 @@ import pytest
 from dto_pipeline.axes import ADULT_FEMALE, ADULT_MALE, BABY, KID_AXIS
 from dto_pipeline.config import PriorConfig
 from dto_pipeline.lab.crowd import HEIGHT_RANGE, plan_crowd
-from dto_pipeline.lab.demo_data import BREAKAGES, DEPTH, DemoScene, plan_breakages
-from dto_pipeline.lab.known_scenes import observe_disparity
+from dto_pipeline.lab.crowd_files import BREAKAGES, plan_breakages
+from dto_pipeline.lab.known_scenes import DEMO_DEPTH, CrowdScene, observe_disparity
 from dto_pipeline.lab.people import CHART, FEMALE, MALE, height_law, rest_height, sample_heights, solve_height
 from dto_pipeline.models.body import BodyModel, load_body
 
@@ -46,12 +46,12 @@ SEED = 7
 
 
 @cache
-def scene(number: int) -> DemoScene:
-    return DemoScene(SEED, number, load_body("demo"))
+def scene(number: int) -> CrowdScene:
+    return CrowdScene(SEED, number, load_body("demo"))
 
 
 @pytest.fixture(params=[0, 2])
-def crowd_scene(request: pytest.FixtureRequest) -> DemoScene:
+def crowd_scene(request: pytest.FixtureRequest) -> CrowdScene:
     return scene(request.param)
 
 
@@ -73,14 +73,14 @@ def test_a_data_set_holds_babies_and_adults_near_and_far_and_several_image_sizes
     assert len({(crowd.view.width, crowd.view.height) for crowd in crowds}) >= 3
 
 
-def test_true_bodies_have_the_planned_heights_and_stand_on_the_ground(crowd_scene: DemoScene) -> None:
+def test_true_bodies_have_the_planned_heights_and_stand_on_the_ground(crowd_scene: CrowdScene) -> None:
     crowd, truth = crowd_scene.crowd, crowd_scene.truth
     np.testing.assert_allclose(truth.height, crowd.height, atol=1e-4)
     level = truth.vertices @ crowd.view.level_to_camera
     np.testing.assert_allclose(level[..., 1].max(axis=1), crowd.view.eye_height, atol=1e-4)
 
 
-def test_the_picture_shows_people_where_their_joints_project(crowd_scene: DemoScene) -> None:
+def test_the_picture_shows_people_where_their_joints_project(crowd_scene: CrowdScene) -> None:
     seen = crowd_scene.picture.person
     sure = crowd_scene.keypoints[..., 2] > 0.6
     inner = np.zeros_like(sure)
@@ -91,7 +91,7 @@ def test_the_picture_shows_people_where_their_joints_project(crowd_scene: DemoSc
     assert (seen[v, u] == person).mean() > 0.9
 
 
-def test_masks_are_disjoint_and_close_to_what_is_seen(crowd_scene: DemoScene) -> None:
+def test_masks_are_disjoint_and_close_to_what_is_seen(crowd_scene: CrowdScene) -> None:
     masks, seen = crowd_scene.masks, crowd_scene.picture.person
     assert masks.sum(axis=0).max() == 1
     for index, mask in enumerate(masks):
@@ -99,7 +99,7 @@ def test_masks_are_disjoint_and_close_to_what_is_seen(crowd_scene: DemoScene) ->
         assert (mask & true).sum() > 0.8 * (mask | true).sum()
 
 
-def test_labels_make_children_adult_like_and_too_far(crowd_scene: DemoScene) -> None:
+def test_labels_make_children_adult_like_and_too_far(crowd_scene: CrowdScene) -> None:
     truth, labels = crowd_scene.truth, crowd_scene.labels
     child = crowd_scene.crowd.height_class < ADULT_FEMALE
     assert (labels.factor[child] > 1.02).all()
@@ -111,14 +111,14 @@ def test_labels_make_children_adult_like_and_too_far(crowd_scene: DemoScene) -> 
 def test_disparity_is_the_announced_line_of_true_inverse_depth() -> None:
     z = np.repeat(np.linspace(2, 20, 64)[None], 48, axis=0).astype(np.float32)
     nobody = np.full(z.shape, -1)
-    found = observe_disparity(DEPTH, z, nobody, np.zeros(0), (500.0, 0.6), np.random.default_rng(3))
+    found = observe_disparity(DEMO_DEPTH, z, nobody, np.zeros(0), (500.0, 0.6), np.random.default_rng(3))
     inner = np.s_[20:28, 8:-8]  # rows in the middle tilt least, columns off the border blur least
     slope, offset = np.polyfit(1 / z[inner].ravel(), found[inner].ravel().astype(float), 1)
     assert slope == pytest.approx(500.0, rel=0.02)
     assert offset == pytest.approx(0.6, abs=0.5)
 
 
-def test_near_people_have_small_relative_depth_as_networks_give_it(crowd_scene: DemoScene) -> None:
+def test_near_people_have_small_relative_depth_as_networks_give_it(crowd_scene: CrowdScene) -> None:
     disparity = crowd_scene.depth[0].astype(np.float64)
     for index in np.flatnonzero(crowd_scene.truth.transl[:, 2] < 6):
         assert 1 / np.median(disparity[crowd_scene.masks[index]]) < 0.02

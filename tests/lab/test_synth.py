@@ -24,7 +24,7 @@ from dto_pipeline.lab.benchmark import (
     override,
     run_benchmark,
 )
-from dto_pipeline.lab.crowd_files import MARKER, CrowdFilesError, write_synth
+from dto_pipeline.lab.crowd_files import CrowdFilesError, write_synth
 from dto_pipeline.lab.difficulty import DIFFICULTIES, DifficultyError, choose_difficulty
 from dto_pipeline.lab.known_scenes import SynthScene
 from dto_pipeline.lab.solver_outcomes import (
@@ -50,7 +50,7 @@ def test_equal_settings_give_identical_bytes_and_another_seed_other_ones(body: B
     assert first == second
     assert first.keys() == other.keys()
     assert first["truth.npz"] != other["truth.npz"]
-    assert set(first) >= {"labels/release.npz", "labels/sidecar.parquet", "dataset.yaml", "README.md", MARKER}
+    assert set(first) >= {"labels/release.npz", "labels/sidecar.parquet", "dataset.yaml", "README.md", "synth.json"}
 
 
 def test_a_whole_data_set_is_recognised_and_another_one_refused(body: BodyModel, tmp_path: Path) -> None:
