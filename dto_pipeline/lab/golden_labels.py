@@ -204,35 +204,36 @@ def check_depth_cases(folder: Path) -> list[Case]:
     path = folder / "depth" / "depth_cases.npz"
     if not path.is_file():
         return []
-    arrays = read_arrays(path)
+    try:
+        arrays = read_arrays(path)
+    except Exception as error:
+        return [Case("depth", path.stem, failures=[f"cannot be read: {type(error).__name__}: {error}"])]
     recorded = [name.split("/")[:2] for name in arrays if name.endswith("/network_size")]
-    with tempfile.TemporaryDirectory() as scratch:
-        folders = {kind: _save_network(arrays, kind, Path(scratch) / kind) for kind in ("relative", "metric")}
-        return [
-            Case("depth", f"{image}/{side}", "map").run(partial(_check_map, arrays, folders, image, int(side)))
-            for image, side in sorted(recorded, key=lambda case: (case[0], int(case[1])))
-        ]
+    return [
+        Case("depth", f"{image}/{side}", "map").run(partial(_check_map, arrays, image, int(side)))
+        for image, side in sorted(recorded, key=lambda case: (case[0], int(case[1])))
+    ]
 
 
-def _save_network(arrays: dict[str, np.ndarray], kind: str, folder: Path) -> Path:
-    """The recorded network as a folder that transformers reads; the metric one differs in its last layer."""
+def _load_network(arrays: dict[str, np.ndarray], kind: str, side: int) -> DepthNetwork:
+    """The recorded network, from a folder as transformers saves one; the metric one differs in its last layer."""
     weights: dict[str, np.ndarray] = {}
     for part in ("relative", kind):
         prefix = f"{part}/weights/"
         weights |= {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
-    folder.mkdir()
-    (folder / "config.json").write_text(str(arrays[f"{kind}/config"]))
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(str(arrays[f"{kind}/config"]))
+        save_file(weights, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+        return DepthNetwork(DepthConfig(source="model", model=folder, short_side=side))
 
 
-def _check_map(arrays: dict[str, np.ndarray], folders: dict[str, Path], image: str, side: int, case: Case) -> None:
+def _check_map(arrays: dict[str, np.ndarray], image: str, side: int, case: Case) -> None:
     """Size, positions and input of the network, which both kinds share, and the map of each kind."""
     pixels, prefix = arrays[f"image/{image}"], f"{image}/{side}/"
     recorded = {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
     found: dict[str, Any] = {}
-    for kind, folder in folders.items():
-        network = DepthNetwork(DepthConfig(source="model", model=str(folder), short_side=side))
+    for kind in ("relative", "metric"):
+        network = _load_network(arrays, kind, side)
         (disparity,) = network.estimate([pixels])
         assert isinstance(disparity, np.ndarray), disparity
         found[kind] = METRES_PER_DEPTH / disparity if kind == "metric" else disparity
@@ -243,7 +244,8 @@ def _check_map(arrays: dict[str, np.ndarray], folders: dict[str, Path], image: s
     for name, limit in MAP_TOLERANCE.items():
         if name in recorded or name != "network_input":  # the input is recorded of some images only
             wanted = recorded[name]
-            scale = sizes(wanted, _LEAST_SHARE * float(wanted.mean())) if name in folders else 1.0
+            is_map = name in ("relative", "metric")
+            scale = sizes(wanted, _LEAST_SHARE * float(wanted.mean())) if is_map else 1.0
             case.near(name, found[name], wanted, limit, scale)
 
 

@@ -188,7 +188,9 @@ class SynthScene(CrowdScene):
         transl, age = labels.transl.copy(), np.full_like(labels.age, np.nan)
         transl[:, 2] *= self._shared_factor(kind.focal_error)  # same picture, distances stretched
         if not kind.unknown_ages:
-            age[:] = _wrong_ages(labels.age, kind.wrong_ages, self.stream("spoil"))
+            rng = self.stream("spoil")
+            drawn = np.exp(rng.uniform(0.0, np.log(70.0), len(age)))  # of all ages, uniform in the logarithm
+            age[:] = np.where(rng.random(len(age)) < kind.wrong_ages, drawn, labels.age)
         return replace(labels, transl=transl, age=age)
 
     @property
@@ -207,7 +209,10 @@ class SynthScene(CrowdScene):
 
     @cached_property
     def masks(self) -> np.ndarray:
-        return _leak(super().masks, self.kind.leak, self.stream("spoil"))
+        """As of the demo, then grown by 0 to `leak` pixels each: they overlap, and hold what is not the person."""
+        masks = super().masks
+        reach = self.stream("spoil").integers(0, self.kind.leak + 1, len(masks)).tolist()
+        return np.stack([maximum_filter(mask, 2 * far + 1) for mask, far in zip(masks, reach, strict=True)])
 
     @cached_property
     def depth(self) -> tuple[np.ndarray, tuple[float, float]]:
@@ -270,18 +275,6 @@ def _true_depth(view: View, truth: Bodies, faces: torch.Tensor) -> tuple[np.ndar
     down = np.concatenate([rays, np.ones_like(rays[..., :1])], -1) @ view.level_to_camera[:, 1]
     ground = np.where(down > view.eye_height / _FARTHEST, view.eye_height / down.clip(1e-6), _FARTHEST)
     return np.where(person >= 0, raster.z[0].numpy(), ground), person
-
-
-def _leak(masks: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    """(P, H, W) masks grown by 0 to `most` pixels each: they overlap, and hold what is not the person."""
-    reach = rng.integers(0, most + 1, len(masks)).tolist()
-    return np.stack([maximum_filter(mask, 2 * far + 1) for mask, far in zip(masks, reach, strict=True)])
-
-
-def _wrong_ages(age: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """(P,) ages, a share of them replaced by ages between 1 and 70 years, uniform in the logarithm."""
-    drawn = np.exp(rng.uniform(0.0, np.log(70.0), len(age)))
-    return np.where(rng.random(len(age)) < share, drawn, age)
 
 
 def plain_scene(

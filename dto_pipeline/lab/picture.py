@@ -170,10 +170,9 @@ def render_picture(crowd: Crowd, vertices: np.ndarray, template: Template, rng: 
     truth = draw_meshes(meshes, template.faces, view)
     colour = backdrop.colour * _ground_light(meshes, template.faces, view, backdrop, sun)[..., None]
     people, cover = _draw_people(meshes, view, (theme, sun), template, outfits)
-    colour = colour * (1 - cover[..., None]) + people
     person = truth.person[0].numpy()
     z = np.where(person >= 0, truth.z[0].numpy(), backdrop.z)
-    return Picture(_to_srgb(colour), person, z.astype(np.float32))
+    return Picture(_to_srgb(colour * (1 - cover[..., None]) + people), person, z.astype(np.float32))
 
 
 def draw_meshes(meshes: torch.Tensor, faces: torch.Tensor, view: View, finer: float = 1.0) -> Raster:
