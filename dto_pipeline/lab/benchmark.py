@@ -89,7 +89,7 @@ class BenchmarkSettings:
 
     images: int = 48  # per difficulty
     seed: int = 201
-    heights: str = "independent"  # of `difficulty.HEIGHTS`
+    heights: str = "independent"  # or "priors", see `difficulty.Difficulty`
     difficulties: tuple[str, ...] = ()  # names; () = all
     ablation: bool = True
     recorded: Path | None = None  # folder of recorded images to add, as tests/golden
@@ -156,7 +156,7 @@ def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel
     """The numbers of a benchmark.
 
     Raises:
-        DifficultyError: an unknown difficulty; AnnyMissing: a difficulty needs this package.
+        ConfigError: an unknown difficulty; AnnyMissing: a difficulty needs this package.
     """
     kinds = [choose_difficulty(name, (), settings.heights) for name in settings.names]  # all names are checked first
     if any(kind.bodies == "anny" for kind in kinds):
