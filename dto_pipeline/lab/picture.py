@@ -72,7 +72,6 @@ class Template:
 
     vertices: np.ndarray  # (V, 3)
     faces: torch.Tensor  # (F, 3) int64
-    top: float  # y of the highest vertex
     joints: np.ndarray  # (45, 3), smplx's order; of other models where they have them, else NaN
 
 
@@ -95,7 +94,7 @@ def measure_template(body: BodyModel) -> Template:
     """The unposed, unshaped body of a model."""
     inputs = (torch.zeros(1, 72), torch.zeros(1, NUM_BETAS), torch.zeros(1, 3))
     vertices, joints = body.vertices(*inputs)[0].numpy(), body.joints(*inputs)[0].numpy()
-    return Template(vertices, body.faces, float(vertices[:, 1].max()), joints)
+    return Template(vertices, body.faces, joints)
 
 
 def sample_outfit(height_class: int, rng: np.random.Generator) -> Outfit:
@@ -138,8 +137,8 @@ def colour_points(template: Template, outfit: Outfit, points: np.ndarray) -> np.
 def _colour_head(template: Template, outfit: Outfit, points: np.ndarray) -> np.ndarray:
     """(n, 3) skin with hair, eyes and a mouth."""
     nose, right_eye, left_eye = template.joints[[24, 25, 26]]
-    neck = template.joints[12, 1]
-    rise = (points[:, 1] - neck) / (template.top - neck)
+    neck, top = template.joints[12, 1], float(template.vertices[:, 1].max())
+    rise = (points[:, 1] - neck) / (top - neck)
     hairline = 0.62 + 2.0 * points[:, 2] - 0.75 * outfit.hair_length * (points[:, 2] < 0.02)
     colour = np.where((rise > hairline)[:, None], outfit.hair, outfit.skin)
     front = points[:, 2] > 0
