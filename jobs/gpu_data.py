@@ -80,6 +80,17 @@ def build_network(place: Place) -> DepthAnythingForDepthEstimation:
     """Depth Anything V2 Large with random weights, its last bias raised so that the output is above zero."""
     if place.small:
         return build_tiny_network(64, 4)
+    with place.device:  # drawn there: a third of a billion numbers
+        network = build_large_network()
+    with torch.no_grad():
+        for bias in network.head.conv3.parameters():
+            if bias.ndim == 1:
+                bias.fill_(0.5)
+    return network
+
+
+def build_large_network() -> DepthAnythingForDepthEstimation:
+    """Depth Anything V2 Large, untrained."""
     backbone: dict[str, Any] = {
         "image_size": 518, "patch_size": 14, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
         "out_indices": [5, 12, 18, 24], "reshape_hidden_states": False, "use_mask_token": False,
@@ -88,13 +99,7 @@ def build_network(place: Place) -> DepthAnythingForDepthEstimation:
         backbone_config=Dinov2Config(**backbone), reassemble_hidden_size=1024,
         neck_hidden_sizes=[256, 512, 1024, 1024], fusion_hidden_size=256, head_hidden_size=32,
     )  # fmt: skip
-    with place.device:  # drawn there: a third of a billion numbers
-        network = DepthAnythingForDepthEstimation(config)
-    with torch.no_grad():
-        for bias in network.head.conv3.parameters():
-            if bias.ndim == 1:
-                bias.fill_(0.5)
-    return network
+    return DepthAnythingForDepthEstimation(config)
 
 
 def draw_pictures(place: Place) -> tuple[int, int, int]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForDepthEstimation, DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
+from gpu_data import build_large_network
+from transformers import AutoModelForDepthEstimation
 
 from dto_pipeline.collate import collate_scenes
 from dto_pipeline.config import DepthConfig, PipelineConfig
@@ -33,19 +33,8 @@ from tests.tiny_models import save_depth_anything
 
 
 def test_operations_are_counted_and_the_large_network_costs_what_is_known_of_it(tmp_path: Path) -> None:
-    backbone: dict[str, Any] = {
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "patch_size": 14,
-    }
-    backbone |= {"image_size": 518, "out_indices": [5, 12, 18, 24], "reshape_hidden_states": False}
-    config = DepthAnythingConfig(
-        backbone_config=Dinov2Config(**backbone), reassemble_hidden_size=1024, neck_hidden_sizes=[256, 512, 1024, 1024],
-        fusion_hidden_size=256, head_hidden_size=32,
-    )  # fmt: skip
     with torch.device("meta"):
-        large = DepthAnythingForDepthEstimation(config)
+        large = build_large_network()
     assert depth_flops(large, 518, 686) / 1e12 == pytest.approx(1.8, rel=0.1)
     small = AutoModelForDepthEstimation.from_pretrained(save_depth_anything(tmp_path / "tiny"))
     assert 3 < depth_flops(small, 112, 168) / depth_flops(small, 56, 84) < 6

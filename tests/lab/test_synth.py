@@ -107,8 +107,6 @@ def test_every_difficulty_is_hard_in_its_own_way(body: BodyModel) -> None:
     )
     assert np.array_equal(corrupt.truth.transl, plain.truth.transl)
     assert scene("standard", "leak=6").masks.sum() > plain.masks.sum()
-    tall = scene("other-heights").truth.height / plain.truth.height
-    assert np.ptp(tall) < 1e-4 < 0.01 < abs(tall[0] - 1) < 0.2  # all people of an image by the same share
 
 
 @pytest.mark.parametrize(
