@@ -7,11 +7,9 @@ the method leaves open (`depth = 1 / disparity`, an affine line to metres); the 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +42,6 @@ DEPTH_MEASURES = {
     "order": "share of pairs more than 0.2 m apart that are in the right order",
 }
 _LEAST_PIXELS = 100  # of a person that counts
-_AT_ONCE = 8  # pictures given to the network together
 _PICTURES = 5  # scenes drawn as given and by both solvers
 _NETWORK = ["depth.source=model", "depth.model=demo", "depth.short_side=224", "depth.batch=4"]
 _FILES_ONLY = {"table": "depth maps written with the scenes; no depth network was run"}
@@ -62,7 +59,7 @@ def run_demo(out: Path, images: int, workers: int, network: bool, progress: Call
     Returns:
         The exit code of the first run.
     """
-    started, body, manifest = time.monotonic(), load_body(STAND_IN_BODY), out / "manifest.parquet"
+    body, manifest = load_body(STAND_IN_BODY), out / "manifest.parquet"
     print(f"1  data set with known truth -> {out / 'data'}")
     data = build_demo_data(out / "data", body, images, progress=progress)
     print(f"2  manifest -> {manifest}")
@@ -84,21 +81,9 @@ def run_demo(out: Path, images: int, workers: int, network: bool, progress: Call
     errors = score_demo(placed, truth, body)
     pictures = _draw(placed, truth, body, out, config.depth)
     depth = _compare_depth(out, manifest, config, placed, body) if network else _FILES_ONLY
-    seconds, text = time.monotonic() - started, f"{as_table(errors)}\n\n{depth['table']}"
-    report = {
-        "errors": errors,
-        "image_status": summary.image_status,
-        "person_status": summary.person_status,
-        "broken_on_purpose": data.broken,
-        "pictures": pictures,
-        "workers": workers,
-        "images_per_s": round(summary.images_per_s, 2),
-        "stage_seconds": {stage: round(value, 3) for stage, value in summary.stage_seconds.items()},
-        "wall_s": round(seconds, 1),
-        "depth": depth,
-        "text": text,
-    }
-    print(f"\n{text}\n\n{out / 'summary.json'} written; {seconds:.0f} s")
+    text = f"{as_table(errors)}\n\n{depth['table']}"
+    report = {"errors": errors, "broken_on_purpose": data.broken, "pictures": pictures, "depth": depth, "text": text}
+    print(f"\n{text}\n\n{out / 'summary.json'} written")
     write_json_atomic(out / "summary.json", report)
     return summary.exit_code
 
@@ -119,23 +104,22 @@ def _read_run(folder: Path) -> list[PlacedScene]:
 def _draw(placed: Placed, truth: dict[str, np.ndarray], body: BodyModel, out: Path, depth: DepthConfig) -> list[str]:
     """Draw the chosen scenes as labelled and as placed by each solver, with the depth map; the files below `out`."""
     written = []
-    first = placed["paper"]
-    for item in choose_pictures(first, _PICTURES):
-        place, rows = first.index(item), item.scene.source_row
+    for place in choose_pictures(placed["paper"], _PICTURES):
+        by_solver = {solver: items[place] for solver, items in placed.items()}
+        scene = by_solver["paper"].scene
+        rows = scene.source_row
         name = str(truth["image_name"][rows[0]])
-        image = item.scene.image = read_image(out / "data" / "images" / name).rgb
+        image = scene.image = read_image(out / "data" / "images" / name).rgb
         if depth.source == "files":
             file = str(Path(name).with_suffix(".npy"))
-            item.scene.disparity = DepthFiles(out / "data" / "depth").load(file, *image.shape[:2])
+            scene.disparity = DepthFiles(out / "data" / "depth").load(file, *image.shape[:2])
         else:
             (seen,) = DepthNetwork(depth).estimate([image])
-            item.scene.disparity = None if isinstance(seen, Exception) else seen
+            scene.disparity = None if isinstance(seen, Exception) else seen
         true_people = People(truth["pose"][rows], truth["betas"][rows], truth["transl"][rows])
-        name = f"pictures/{Path(item.scene.image_path).stem}.png"
-        by_solver = {solver: items[place] for solver, items in placed.items()}
-        save_png(draw_scene(by_solver, body, true_people), out / name)
-        written.append(name)
-        print(f"4  {out / name}")
+        written.append(f"pictures/{Path(scene.image_path).stem}.png")
+        save_png(draw_scene(by_solver, body, true_people), out / written[-1])
+        print(f"4  {out / written[-1]}")
     return written
 
 
@@ -218,27 +202,24 @@ def as_table(errors: Errors) -> str:
     return "\n".join(align([rows[0], ["-" * max(map(len, column)) for column in zip(*rows, strict=True)], *rows[1:]]))
 
 
-def choose_pictures(placed: Sequence[PlacedScene], count: int) -> list[PlacedScene]:
-    """The accepted scenes with most people moved, then one that was not accepted."""
-    by_people = sorted(
-        (item for item in placed if item.is_optimized),
-        key=lambda item: sum(status is PersonStatus.MOVED for status in item.person_status),
-        reverse=True,
-    )
-    doubtful = [item for item in by_people if not item.is_accepted][:1]
-    return [item for item in by_people if item.is_accepted][: count - len(doubtful)] + doubtful
+def choose_pictures(placed: Sequence[PlacedScene], count: int) -> list[int]:
+    """Numbers of the accepted scenes with most people moved, then of one that was not accepted."""
+    moved = [sum(status is PersonStatus.MOVED for status in item.person_status) for item in placed]
+    by_people = sorted((k for k, item in enumerate(placed) if item.is_optimized), key=lambda k: -moved[k])
+    doubtful = [k for k in by_people if not placed[k].is_accepted][:1]
+    return [k for k in by_people if placed[k].is_accepted][: count - len(doubtful)] + doubtful
 
 
 def measure_network(
     network: DepthNetwork, pictures: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
 ) -> dict[str, float]:
     """`depth_quality` of a network on pictures (H, W, 3) uint8 with their true z and the person seen, both (H, W)."""
-    maps, waiting = [], iter(pictures)
-    while part := list(islice(waiting, _AT_ONCE)):
-        for (_, z, person), disparity in zip(part, network.estimate([rgb for rgb, *_ in part]), strict=True):
-            if not isinstance(disparity, np.ndarray):
-                raise disparity
-            maps.append((disparity, z, person))
+    maps = []
+    for rgb, z, person in pictures:
+        (disparity,) = network.estimate([rgb])
+        if not isinstance(disparity, np.ndarray):
+            raise disparity
+        maps.append((disparity, z, person))
     return depth_quality(maps)
 
 
