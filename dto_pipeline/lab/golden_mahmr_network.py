@@ -78,9 +78,8 @@ def compare_arrays(
 def check_loss_case(recorded: Mapping[str, Any], arrays: Mapping[str, np.ndarray], case: Case) -> None:
     """Assignments of all layers, every term, the total."""
     tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}
-    targets = _targets(tensors, recorded["counts"], recorded.get("valid_3d"), recorded.get("detect_all_people"))
-    groups, known = int(recorded.get("dn_groups", 0)), None
-    if groups:
+    targets, known = _targets(tensors, recorded), None
+    if groups := int(recorded.get("dn_groups", 0)):
         body = torch.cat([tensors["tgt_poses"], tensors["tgt_betas"][:, :10]], dim=-1)
         known = Known(targets.image, len(recorded["counts"]), targets.boxes, body, groups)
     predictions = _predictions(tensors, int(recorded["input_size"]), bool(groups))
@@ -126,14 +125,9 @@ def _compare_losses(
     return losses
 
 
-def _targets(
-    arrays: Arrays,
-    counts: list[int],
-    valid_3d: list[bool] | None = None,
-    complete: list[bool] | None = None,
-    img_size: torch.Tensor | None = None,
-) -> Targets:
+def _targets(arrays: Arrays, facts: Mapping[str, Any]) -> Targets:
     """People of all images one after the other, as the files hold them (``tgt_*``); fields they lack are unknown."""
+    counts = facts["counts"]
     image, images = image_numbers(counts), len(counts)
     people, joints = len(image), arrays["tgt_j2ds"].shape[1]
 
@@ -142,11 +136,10 @@ def _targets(
 
     betas, focals = given("betas", (11,)), given("focals", (1,))[:, 0].float()
     first = torch.tensor(np.cumsum([0, *counts])[:-1], dtype=torch.long)
-    size = arrays["img_size"] if img_size is None else img_size
     pelvis = given("depths", (2,))[:, 0]
     return Targets(
         image=image,
-        has_body=torch.tensor(valid_3d or [True] * images)[image] & ("tgt_poses" in arrays),
+        has_body=torch.tensor(facts.get("valid_3d") or [True] * images)[image] & ("tgt_poses" in arrays),
         boxes=given("boxes", (4,)),
         poses=given("poses", (72,)),
         betas=torch.nn.functional.pad(betas, (0, 11 - betas.shape[-1])),
@@ -161,9 +154,9 @@ def _targets(
         z_covariance=torch.zeros(0),
         scale_map=arrays["tgt_scale_map"],
         cell_image=image_numbers(arrays["scale_map_lens"].tolist()),
-        complete=torch.tensor(complete or [True] * images),
+        complete=torch.tensor(facts.get("detect_all_people") or [True] * images),
         mapped=torch.ones(images, dtype=torch.bool),
-        heights=size[:, 0].float(),
+        heights=arrays["img_size"][:, 0].float(),
         image_focals=torch.where(torch.tensor(counts) > 0, torch.cat([focals, focals.new_zeros(1)])[first], 0.0),
         intrinsics=torch.zeros(images, 3, 3),
     )
@@ -221,14 +214,8 @@ class Recording:
             hidden=int(encoder["embed_dim"] * encoder["mlp_ratio"]),
             additional=encoder["extra_blocks"],
         )
-        options = {
-            "width": "hidden",
-            "hidden": "feed_forward",
-            "heads": "heads",
-            "layers": "layers",
-            "queries": "queries",
-        }
-        recorded: dict[str, Any] = {name: decoder[key] for name, key in options.items()}
+        recorded: dict[str, Any] = {name: decoder[name] for name in ("heads", "layers", "queries")}
+        recorded |= {"width": decoder["hidden"], "hidden": decoder["feed_forward"]}
         recorded |= {"betas": 11 if config["kid"] else 10, "camera": bool(config["fov"]), **other}
         model = ModelConfig(as_published=True, **recorded)
         network = MeshNetwork(sizes, model, config["input_size"], (sat["conf_thresh"], sat["scale_thresh"]))
@@ -337,8 +324,8 @@ def _check_step(record: Recording, case: Case) -> None:
     found = with_joints(network(record.images), record.body)
     assert found.cells is not None
     recorded["scale_map_lens"] = torch.tensor(found.cells[2])
-    size = torch.tensor([image.shape[1:] for image in record.images])
-    targets = _targets(recorded, recorded["counts"].tolist(), img_size=size)
+    recorded["img_size"] = torch.tensor([image.shape[1:] for image in record.images])
+    targets = _targets(recorded, {"counts": recorded["counts"].tolist()})
     weights = {name.partition(".")[0]: weight for name, (_, weight) in facts["terms"].items()}
     _compare_losses(case, facts, found, targets, weights, TOLERANCE).total.backward()
     gradients = {name: weight.grad for name, weight in network.named_parameters(remove_duplicate=False)}
