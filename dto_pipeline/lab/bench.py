@@ -69,22 +69,19 @@ def run_bench(images: int, repeats: int, config: PipelineConfig) -> tuple[Figure
     Returns:
         The figures, and the same as text.
     """
-    threads, (device, name) = torch.get_num_threads(), _device()
-    body = load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis)
+    device, name = _device()
     torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            manifest = build_bench_data(Path(folder), images, body)
-            optimizer, plain_body, times = SceneOptimizer(body.to(device), config), PlainBody(body), []
-            for repeat in range(repeats + 1):  # the first one warms up
-                optimizer.clock, plain = StageClock(synchronize=True), StageClock()
-                scenes, first = _run_batched(manifest, optimizer, Path(folder) / f"labels-{repeat}.parquet")
-                if device == "cpu":
-                    run_plain_loop(scenes, plain_body, config, plain)
-                times.append((optimizer.clock.seconds, plain.seconds))
-            evidence = _time_evidence(optimizer, first, 1), _time_evidence(optimizer, first, ENLARGED)
-    finally:
-        torch.set_num_threads(threads)
+    body = load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis)
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = build_bench_data(Path(folder), images, body)
+        optimizer, plain_body, times = SceneOptimizer(body.to(device), config), PlainBody(body), []
+        for repeat in range(repeats + 1):  # the first one warms up
+            optimizer.clock, plain = StageClock(synchronize=True), StageClock()
+            scenes, first = _run_batched(manifest, optimizer, Path(folder) / f"labels-{repeat}.parquet")
+            if device == "cpu":
+                run_plain_loop(scenes, plain_body, config, plain)
+            times.append((optimizer.clock.seconds, plain.seconds))
+        evidence = _time_evidence(optimizer, first, 1), _time_evidence(optimizer, first, ENLARGED)
     batched, plain_loop = (
         {stage: 1000 / images * statistics.median(one[side][stage] for one in times[1:]) for stage in stages}
         for side, stages in enumerate((STAGES, COMPARED if device == "cpu" else ()))

@@ -188,12 +188,18 @@ def _write_crowds(
     """
     marker, images = root / places[0], identity["images"]
     if marker.exists():
-        facts, wanted = json.loads(marker.read_text()), json.loads(json.dumps(identity))  # tuples become lists
-        differing = [f"{k}: {facts.get(k)!r} there, {v!r} wanted" for k, v in wanted.items() if facts.get(k) != v]
-        if differing:
-            found = "; ".join(differing)
+        try:
+            facts, wanted = (
+                dict(json.loads(marker.read_text())),
+                json.loads(json.dumps(identity)),
+            )  # tuples become lists
+            differing = [f"{k}: {facts.get(k)!r} there, {v!r} wanted" for k, v in wanted.items() if facts.get(k) != v]
+            found = "; ".join(differing) or CrowdData(root, False, images, facts["persons"], facts.get("broken", {}))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            found = f"{marker.name} cannot be read: {error!r}"
+        if isinstance(found, str):
             raise CrowdFilesError(f"{root} holds another data set ({found}); choose another folder or remove it")
-        return CrowdData(root, False, images, facts["persons"], facts.get("broken", {}))
+        return found
     parts = []
     for number in range(images):
         parts.append(make(number))

@@ -7,6 +7,7 @@ the method leaves open (`depth = 1 / disparity`, an affine line to metres); the 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -47,7 +48,8 @@ _NETWORK = ["depth.source=model", "depth.model=demo", "depth.short_side=224", "d
 _FILES_ONLY = {"table": "depth maps written with the scenes; no depth network was run"}
 
 Placed = Mapping[str, Sequence[PlacedScene]]  # solver -> all images of its run
-Errors = dict[str, dict[str, dict[str, float]]]  # who -> labels as given or solver -> measures, shares as fractions
+# who -> labels as given or solver -> measures, shares as fractions; None = of nobody
+Errors = dict[str, dict[str, dict[str, float | None]]]
 
 
 def run_demo(out: Path, images: int, workers: int, network: bool, progress: Callable[[int, int], None]) -> int:
@@ -180,11 +182,12 @@ def score_demo(
     placements |= {name: with_heights(one.found, (item.betas for item in one.placed)) for name, one in outcomes.items()}
     true = Placement(z=truth["transl"][row, 2], height=truth["height"][row])
 
-    def errors(found: Placement, people: np.ndarray) -> dict[str, float]:
+    def errors(found: Placement, people: np.ndarray) -> dict[str, float | None]:
         sums = placement_sums(found, true, first.image, len(first.placed), people)
         total = {key: x.sum() for key, x in sums.items()}
         values = {one.key: float(one.of(total)) / (100 if one.unit == "%" else 1) for one in PLACEMENT_MEASURES}
-        return {"persons": int(total["persons"]), "pairs": int(total["pairs"]), **values}
+        known = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        return {"persons": int(total["persons"]), "pairs": int(total["pairs"]), **known}
 
     return {who: {name: errors(found, s) for name, found in placements.items()} for who, s in selections.items()}
 
@@ -196,8 +199,9 @@ def as_table(errors: Errors) -> str:
     for one in PLACEMENT_MEASURES:
         cells = []
         for found in errors.values():
-            values = [each[one.key] * (100 if one.unit == "%" else 1) for each in found.values()]
-            cells.append(" -> ".join(f"{value:.{one.digits}f}" for value in values))
+            values = (each[one.key] for each in found.values())
+            scale = 100 if one.unit == "%" else 1
+            cells.append(" -> ".join("-" if x is None else f"{scale * x:.{one.digits}f}" for x in values))
         rows.append([f"{one.title} [{one.unit}]", *cells])
     return "\n".join(align([rows[0], ["-" * max(map(len, column)) for column in zip(*rows, strict=True)], *rows[1:]]))
 

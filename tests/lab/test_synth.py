@@ -62,6 +62,10 @@ def test_a_whole_data_set_is_recognised_and_another_one_refused(body: BodyModel,
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     with pytest.raises(CrowdFilesError, match="seed: 5 there, 6 wanted"):
         write_synth(tmp_path, kind, 1, 6, body)
+    for text in ("{", "[]", "[[1]]"):
+        (tmp_path / "synth.json").write_text(text)
+        with pytest.raises(CrowdFilesError, match="choose another folder or remove it"):
+            write_synth(tmp_path, kind, 1, 5, body)
 
 
 def test_the_truth_is_that_of_the_scene_and_labels_are_what_solvers_see(body: BodyModel, tmp_path: Path) -> None:
