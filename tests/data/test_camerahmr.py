@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import errno
-import mmap
-import os
 import struct
 import zipfile
 from dataclasses import replace
@@ -160,33 +157,6 @@ def test_of_a_scale_of_two_sides_the_longer_one_makes_the_box(tmp_path):
     np.testing.assert_array_equal(
         read(tmp_path, {**arrays, "scale": sides}).bbox_xyxy, read(tmp_path, arrays).bbox_xyxy
     )
-
-
-def refuse_maps(monkeypatch, below):
-    """Files below a folder can be read, not mapped, as on FUSE mounts with direct I/O."""
-    real = mmap.mmap
-
-    def refuse(handle, *facts, **more):
-        if os.readlink(f"/proc/self/fd/{handle}").startswith(str(below)):
-            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-        return real(handle, *facts, **more)
-
-    monkeypatch.setattr(mmap, "mmap", refuse)
-
-
-def test_a_file_on_a_mount_that_refuses_maps_is_read_all_the_same(tmp_path, monkeypatch):
-    arrays = label_arrays(NAMES)
-    path = write_labels_file(tmp_path, arrays)
-    refuse_maps(monkeypatch, tmp_path)
-    source = open_camerahmr(path)
-    np.testing.assert_array_equal(source.rows(ALL).transl, arrays["trans_cam"].astype(np.float32))
-
-
-def test_where_temporary_files_cannot_be_mapped_either_tmpdir_is_named(tmp_path, monkeypatch):
-    path = write_labels_file(tmp_path, label_arrays(NAMES))
-    refuse_maps(monkeypatch, "/")
-    with pytest.raises(DtoError, match="set TMPDIR"):
-        open_camerahmr(path)
 
 
 def test_people_written_are_the_people_read_and_equal_people_give_equal_bytes(tmp_path):

@@ -177,9 +177,8 @@ def note_tars(report: ManifestReport, placement: TarPlacement) -> None:
     for summary in placement.images.summaries:
         if summary.problem:
             report.add(TAR, summary.tar, f"{summary.problem}; {summary.usable} members can be read", used=True)
-    refused = placement.images.problems().select(["tar", "member", "problem"]).to_pydict()
-    for tar, member, problem in zip(*refused.values(), strict=True):
-        report.add(TAR_MEMBER, f"{tar}!{member}", problem)
+    for member, problem in placement.images.problems():
+        report.add(TAR_MEMBER, member, problem)
     for taken, other in placement.repeated:
         report.add(REPEATED_KEY, other, f"has the key of {taken}, which is taken")
 

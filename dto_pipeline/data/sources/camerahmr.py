@@ -22,7 +22,7 @@ import numpy as np
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.files import write_bytes_atomic
-from dto_pipeline.data.npz import MappedNpz
+from dto_pipeline.data.npz import NpzFile
 from dto_pipeline.data.sources.rows import (
     LabelFileError,
     LabelRows,
@@ -53,7 +53,7 @@ def open_camerahmr(path: Path, options: SourceOptions = SourceOptions()) -> Labe
         LabelFileError: a key is missing, or of a wrong shape or type. FileNotFoundError: no such file.
         PickleRefused: not a whole npz, or an object array.
     """
-    npz = MappedNpz(path)
+    npz = NpzFile(path)
     names, columns = decode_names(map_text(npz, "imgname", "US")), {}
     for name, (keys, shapes) in _KEYS.items():
         key = next((key for key in keys if key in npz.keys), None)

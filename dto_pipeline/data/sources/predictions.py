@@ -18,7 +18,7 @@
 In Parquet the same columns hold strings, numbers, binary, and lists of numbers; a list is one row's array flattened
 (keypoints: J * 3 numbers). Values may be null or NaN: unknown. Keypoints come in the order of smplx (J = 45), COCO
 (17) or OpenPose BODY_25 (25, also the first 25 of the 44 of 4D-Humans). Other columns are refused, so that a misspelt
-one is not lost. Rows of an image need not be adjacent. Numbers of npz files are mapped from disk; Parquet is read into
+one is not lost. Rows of an image need not be adjacent. Files are read into
 memory, 0.4 to 1 kB a person.
 """
 
@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dto_pipeline.axes import NUM_BETAS
-from dto_pipeline.data.npz import MappedNpz
+from dto_pipeline.data.npz import NpzFile
 from dto_pipeline.data.sources.rows import (
     LabelFileError,
     LabelRows,
@@ -81,7 +81,7 @@ def open_predictions(path: str | Path) -> LabelSource:
         raise LabelFileError(f"prediction file {path} cannot be opened ({error.strerror}); check the path") from error
     if is_parquet:
         return _open_parquet(path)
-    npz = MappedNpz(path)
+    npz = NpzFile(path)
     _check_names(path, npz.keys)
 
     names = map_text(npz, "image", "US")
