@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
@@ -21,20 +22,45 @@ from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.data.storage import absolute, as_location
+from dto_pipeline.errors import DeviceLost, one_line
 from dto_pipeline.models.networks import DEMO_MODEL
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import DeathRecords
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunScan
 from dto_pipeline.run.identity import RunIdentity, find_places, identify_run, settle_config
-from dto_pipeline.run.lease import DriverLock, RunLockLost
-from dto_pipeline.run.loop import RunAborted, Schedule, TooManyFailed, drive, likely_next
+from dto_pipeline.run.lease import DriverLock, RunLockLost, process_name
+from dto_pipeline.run.loop import (
+    Event,
+    FailedAttempt,
+    RunAborted,
+    Runner,
+    Schedule,
+    ShardDone,
+    ShardRaised,
+    TooManyFailed,
+    WorkerCounts,
+    WorkerLost,
+    WorkerPool,
+    WorkerReady,
+    drive,
+    likely_next,
+)
 from dto_pipeline.run.plan import EVERYTHING, Retry, RunPlan, Selection, find_refusals, plan_run
-from dto_pipeline.run.pool import FailedAttempt, InProcessPool, Runner, WorkerCounts, WorkerPool
 from dto_pipeline.run.report import LaunchCounts, RunSummary, find_example, summarize
 from dto_pipeline.run.sanity import FailureBudget
 
 _LOG = logging.getLogger(__name__)
-_LOGGED = ("worker", "attempt", "images", "persons", "failed_images", "wall_s", "image_status", "stage_seconds")
+_LOGGED = (
+    "shard",
+    "worker",
+    "attempt",
+    "images",
+    "persons",
+    "failed_images",
+    "wall_s",
+    "image_status",
+    "stage_seconds",
+)
 _LINE_S, _LOG_FILE_S = 0.5, 30.0  # least time between two progress lines: on a terminal, and in a file
 SAY_WAITING_S = 60.0  # how often the log says that no worker is ready
 
@@ -95,8 +121,7 @@ def run_pipeline(
             if runner is None:
                 from dto_pipeline.run.worker import ShardRunner  # loads PyTorch: only when there is work
 
-                fresh = [shard for shard in plan.work if shard not in plan.repairs]
-                following = likely_next(fresh, config.run.workers)
+                following = likely_next(plan.fresh, config.run.workers)
                 where = manifest_path, run_dir, places.images, places.depth
                 runner = ShardRunner(config, *where, retry.images, following)
             try:
@@ -125,8 +150,7 @@ def _clean_up(directory: RunDirectory, identity: RunIdentity, lock: DriverLock) 
     lock.check(ask=True)
     files.sweep_leftovers(directory)
     scan = files.scan_run(directory, identity)
-    for name in scan.labels.surplus:
-        directory.store.remove(name)
+    files.settle_records(directory, scan, going_on=scan.done)
     return scan
 
 
@@ -167,6 +191,37 @@ def _do_work(
     return ledger.counts
 
 
+class InProcessPool(WorkerPool):
+    """One worker: this process, which nothing can end. Without Ray, and without a watchdog for hangs."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._events: list[Event] = []
+        self._started = 0
+
+    def start_worker(self) -> str:
+        self._started += 1
+        worker = f"{process_name()}/{self._started}"
+        try:
+            self._runner.warm_up()
+            self._events.append(WorkerReady(worker))
+        except Exception as error:
+            self._events.append(WorkerLost(worker, one_line(error), traceback.format_exc()))
+        return worker
+
+    def assign(self, worker: str, shard: int, attempt: int) -> None:
+        """Do the shard; returns when it is done."""
+        try:
+            self._events.append(ShardDone(worker, shard, self._runner.run(shard, attempt)))
+        except Exception as error:
+            fatal = isinstance(error, DeviceLost)
+            self._events.append(ShardRaised(worker, shard, one_line(error), traceback.format_exc(), fatal))
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+
 class FileLedger:
     """The `Ledger` of a real run: failure records, counts, a log line per shard, a progress line."""
 
@@ -198,19 +253,18 @@ class FileLedger:
 
     def shard_done(self, receipt: Receipt) -> None:
         shard, before = receipt.shard, self._plan.done.get(receipt.shard)
-        outcome = "adopted" if receipt.adopted else "done"
-        failed_before = 0
-        if shard in self._plan.repairs and before is not None:
-            outcome, failed_before = "repaired", before.failed_images
-            self.counts.mended += failed_before - receipt.failed_images
+        outcome = "repaired" if before else "adopted" if receipt.adopted else "done"
+        if before:
+            self.counts.mended += before.failed_images - receipt.failed_images
             self.counts.repaired += receipt.generation != before.generation
+            self._failed_images -= before.failed_images
         if shard in self._recorded:
-            files.clear_failure(self._directory, shard)
-        self._failed_images += receipt.failed_images - failed_before
+            self._directory.store.remove(files.failure_name(shard))
+        self._failed_images += receipt.failed_images
         self._images += self._plan.work.get(shard, receipt.images)
         speed = receipt.images / receipt.wall_s if receipt.wall_s > 0 else 0.0
         statuses = ", ".join(f"{count} {word}" for word, count in receipt.image_status.items())
-        facts = {"shard": shard, **{name: getattr(receipt, name) for name in _LOGGED}}
+        facts = {name: getattr(receipt, name) for name in _LOGGED}
         _LOG.info(
             "shard %d %s in %.1f s by %s, attempt %d: %d images (%s), %d persons, %.1f images/s",
             *(shard, outcome, receipt.wall_s, receipt.worker, receipt.attempt, receipt.images, statuses),
@@ -221,8 +275,7 @@ class FileLedger:
     def attempt_failed(self, attempt: FailedAttempt, worker: str, error: str, detail: str) -> None:
         shard, attempts, given_up = attempt
         failure = replace(self._deaths.of(shard), attempts=attempts, given_up=given_up, error=error)
-        failure = replace(failure, worker=worker, failed_at=time.time(), detail=detail)
-        files.record_failure(self._directory, failure)
+        files.record_failure(self._directory, replace(failure, worker=worker, failed_at=time.time(), detail=detail))
         self._recorded.add(shard)
         self._given_up += given_up
         self.counts.failed_attempts += 1
@@ -244,14 +297,12 @@ class FileLedger:
             _LOG.warning("no worker has been ready for %.0f s: %s", workers.idle_s, what)
         self._workers = workers
         self._check_lock()
-        now = time.monotonic()
-        if now - self._drawn_at >= self._draw_every:
-            self._drawn_at = now
+        if time.monotonic() - self._drawn_at >= self._draw_every:
             self._draw()
 
     def _draw(self) -> None:
         """The progress line: images, workers and why others are missing, failures."""
-        now = self._workers
+        self._drawn_at, now = time.monotonic(), self._workers
         notes = [f"{now.loading} loading"] if now.loading else []
         notes += [f"{now.leaving} leaving with their nodes"] if now.leaving else []
         if not now.working and now.wanted:

@@ -9,7 +9,6 @@ The files are the only state: a shard is pending until it has a valid receipt. T
     labels/shard-00042.r1.parquet, receipts/shard-00042.r1.json    the same, repaired or done again: `data.receipts`
     failures/shard-00042.json    last error and attempts; never counts as done
     failures/shard-00042.in-flight.json    the image that a worker has begun, see `run.deaths`
-    failures/shard-00042.damage.json    `dto verify` found its label file damaged; the next launch checks it
     lease/00000001.json          which driver has the run, see `run.lease`
 
 Labels and receipts are only created, under names that were never used before, and only label files that do not count
@@ -22,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -64,7 +63,6 @@ from dto_pipeline.run.lease import LEASE_FOLDER, DriverLock
 
 RUN_SCHEMA = "dto-run/1"
 FAILURE_SCHEMA = "dto-failure/1"
-DAMAGE_SCHEMA = "dto-damage/1"
 _MOST_SHARDS = 10_000_000  # a run of a hundred billion images; more is damage
 _READ = {
     "body": ("model_path", "kid_axis"),
@@ -75,9 +73,10 @@ _READ = {
 }  # section of the config -> keys that readers of finished runs ask for
 Place = TypeVar("Place", bound=Location)
 FAILURES = "failures"
-DAMAGE, IN_FLIGHT = "damage", "in-flight"  # kinds of notes in failures/
+IN_FLIGHT = "in-flight"  # kind of a note in failures/
 _RESTORE = "put run.json back as it was, or start anew in another folder: the labels stay where they are"
 _FAILURE = re.compile(r"shard-(\d{5,})\.json")
+_NOTE = re.compile(r"shard-\d{5,}\.[a-z-]+\.json")
 _NAMED = 5  # files an error lists
 _FOOTER_TAIL = 1 << 16  # bytes; the key-value part stands at the end of a Parquet file, well within them
 _MANIFEST_FACTS = ("manifest_path", "manifest_fingerprint", "subset", "shards", "images", "persons")
@@ -179,18 +178,14 @@ class RunScan:
 
     @cached_property
     def failures(self) -> dict[int, Failure]:
-        """Failure records of shards that were never done."""
-        return {shard: failure for shard, failure in self.records.items() if shard not in self.settled}
+        """Failure records of shards that were never done; in order."""
+        settled = self.done.keys() | self.damaged.keys()
+        return {shard: failure for shard, failure in sorted(self.records.items()) if shard not in settled}
 
     @property
     def given_up(self) -> dict[int, Failure]:
         """Shards without attempts left, until --retry-failed; in order."""
-        return {shard: failure for shard, failure in sorted(self.failures.items()) if failure.given_up}
-
-    @cached_property
-    def settled(self) -> frozenset[int]:
-        """Shards with a failure record that are done, or were before damage was found."""
-        return frozenset(self.records.keys() & (self.done.keys() | self.damaged.keys()))
+        return {shard: failure for shard, failure in self.failures.items() if failure.given_up}
 
     def without(self, damage: Mapping[int, str]) -> RunScan:
         """The same scan with these shards (-> reason) not done, as their label files are damaged."""
@@ -287,7 +282,7 @@ def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = Fal
     unreadable = {}
     matches = filter(None, map(_FAILURE.fullmatch, directory.store.entries(FAILURES)))
     shards = {f"{FAILURES}/{match[0]}": int(match[1]) for match in matches}
-    for name, data in read_many(directory.root, sorted(shards, key=lambda name: shards[name])):
+    for name, data in read_many(directory.root, sorted(shards)):
         shard = shards[name]
         try:
             failures[shard] = parse_failure(data, directory.failure_file(shard))
@@ -332,25 +327,24 @@ def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Seque
     )
 
 
-def settle_records(directory: RunDirectory, scan: RunScan, going_on: Collection[int] = ()) -> None:
+def settle_records(
+    directory: RunDirectory, scan: RunScan, going_on: Collection[int] = (), forgiven: Collection[int] = ()
+) -> None:
     """Remove label files that do not count or are damaged, and failure records of shards that are done.
 
-    `going_on`: shards whose failure record is kept, as their repair is not finished.
+    Args:
+        going_on: shards that are done and whose failure record is kept, as their repair is not finished.
+        forgiven: further shards whose failure record is removed: they start again with no attempts.
     """
     damaged = (label_name(*place) for place in scan.damaged.items())
-    settled = (failure_name(shard) for shard in scan.settled - set(going_on))
-    for name in (*scan.labels.surplus, *damaged, *settled):
+    settled = {*(scan.records.keys() - scan.failures.keys() - set(going_on)), *forgiven}
+    for name in (*scan.labels.surplus, *damaged, *map(failure_name, settled)):
         directory.store.remove(name)
 
 
 def record_failure(directory: RunDirectory, failure: Failure) -> None:
     """Write or replace the failure record of a shard."""
     directory.store.replace(failure_name(failure.shard), json_bytes(failure.to_dict()))
-
-
-def clear_failure(directory: RunDirectory, shard: int) -> None:
-    """Remove the failure record of a shard that is done, or starts again with no attempts."""
-    directory.store.remove(failure_name(shard))
 
 
 def read_shard_failure(directory: RunDirectory, shard: int) -> Failure | None:
@@ -364,18 +358,6 @@ def read_shard_failure(directory: RunDirectory, shard: int) -> Failure | None:
 def parse_failure(data: bytes, path: Location) -> Failure:
     """Parse a failure record; errors name `path`. Raises: RecordInvalid."""
     return Failure(**parse_record(data, path, FAILURE_SCHEMA, Failure))
-
-
-def note_damage(directory: RunDirectory, shards: Iterable[int]) -> None:
-    """Note for the next launch that label files are damaged. Raises: OSError if it cannot be written."""
-    for shard in shards:
-        directory.store.replace(failure_name(shard, DAMAGE), json_bytes({"schema": DAMAGE_SCHEMA, "shard": shard}))
-
-
-def find_notes(directory: RunDirectory, kind: str) -> list[int]:
-    """Shards with a note of a kind in failures/."""
-    found = (re.fullmatch(rf"shard-(\d{{5,}})\.{kind}\.json", name) for name in directory.store.entries(FAILURES))
-    return sorted(int(match[1]) for match in found if match)
 
 
 def find_strays(directory: RunDirectory, identity: RunIdentity) -> list[str]:
@@ -395,10 +377,9 @@ def sweep_leftovers(directory: RunDirectory) -> None:
     store = directory.store
     for folder in ("", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER):
         is_left = is_abandoned if folder in ("", LEASE_FOLDER) else is_temporary
-        for name in filter(is_left, store.entries(folder)):
-            store.remove(f"{folder}/{name}".lstrip("/"))
-    for shard in find_notes(directory, IN_FLIGHT):
-        store.remove(failure_name(shard, IN_FLIGHT))
+        for name in store.entries(folder):
+            if is_left(name) or (folder == FAILURES and _NOTE.fullmatch(name)):
+                store.remove(f"{folder}/{name}".lstrip("/"))
 
 
 def _check_footers(scan: RunScan) -> dict[int, str]:

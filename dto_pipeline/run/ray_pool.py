@@ -19,7 +19,7 @@ from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DeviceLost, DtoError, one_line
 from dto_pipeline.run.deaths import UNKNOWN, oom_kills
 from dto_pipeline.run.lease import process_name
-from dto_pipeline.run.pool import (
+from dto_pipeline.run.loop import (
     Event,
     Runner,
     ShardDone,

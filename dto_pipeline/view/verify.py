@@ -214,8 +214,8 @@ def _check_file(run: RunFiles, shard: int, wanted: dict[str, str], verdict: Verd
     name = base_name(run.label_file(shard))
     table, footer, wrong = check_label_file(run.directory, shard, run.scan.done[shard])
     for rule in (SAME_HASH, READABLE, *((SAME_COUNTS,) if table is not None else ())):
-        # `commands.verify` leaves a note for the next run
-        verdict.check(rule, f"{name}: {wrong[rule]}; `dto run` does the shard again" if rule in wrong else "", shard)
+        advice = "`dto run --recheck` does the shard again"
+        verdict.check(rule, f"{name}: {wrong[rule]}; {advice}" if rule in wrong else "", shard)
     if table is None:
         return None
     if "body_sha256" in footer:

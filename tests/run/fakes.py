@@ -13,7 +13,7 @@ from typing import Any
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run.lease import process_name
-from dto_pipeline.run.pool import (
+from dto_pipeline.run.loop import (
     Event,
     FailedAttempt,
     ShardDone,

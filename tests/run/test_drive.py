@@ -5,8 +5,19 @@ from itertools import chain, repeat
 
 import pytest
 
-from dto_pipeline.run.loop import MAX_NODE_FAILURES, RunAborted, Schedule, TooManyFailed, drive
-from dto_pipeline.run.pool import Event, ShardDone, ShardProgress, WorkerDraining, WorkerLost, WorkerReady
+from dto_pipeline.run.loop import (
+    MAX_NODE_FAILURES,
+    Event,
+    RunAborted,
+    Schedule,
+    ShardDone,
+    ShardProgress,
+    TooManyFailed,
+    WorkerDraining,
+    WorkerLost,
+    WorkerReady,
+    drive,
+)
 from tests.run.fakes import DIE, DONE, HANG, PREEMPTED, RAISE, START_S, FakeLedger, FakePool, make_config, make_receipt
 
 

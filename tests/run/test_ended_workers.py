@@ -2,8 +2,7 @@
 
 import pytest
 
-from dto_pipeline.run.loop import Schedule, drive
-from dto_pipeline.run.pool import ShardRaised, WorkerLost
+from dto_pipeline.run.loop import Schedule, ShardRaised, WorkerLost, drive
 from tests.run.fakes import DIE, DONE, FakeLedger, FakePool, make_config
 
 

@@ -14,8 +14,8 @@ from dto_pipeline.run.deaths import DeathRecords, InFlight, write_note
 from dto_pipeline.run.driver import FileLedger
 from dto_pipeline.run.folder import RunDirectory, RunScan
 from dto_pipeline.run.identity import identify_run
+from dto_pipeline.run.loop import FailedAttempt, WorkerCounts
 from dto_pipeline.run.plan import Retry, Selection, survey_run
-from dto_pipeline.run.pool import FailedAttempt, WorkerCounts
 from tests.run.fakes import make_manifest, make_receipt
 
 

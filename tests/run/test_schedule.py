@@ -5,8 +5,17 @@ from unittest.mock import Mock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dto_pipeline.run.loop import DEADLINE_FLOOR_S, MEMORY_ATTEMPTS, Schedule, drive, likely_next
-from dto_pipeline.run.pool import FailedAttempt, ShardProgress, WorkerDraining, WorkerLost
+from dto_pipeline.run.loop import (
+    DEADLINE_FLOOR_S,
+    MEMORY_ATTEMPTS,
+    FailedAttempt,
+    Schedule,
+    ShardProgress,
+    WorkerDraining,
+    WorkerLost,
+    drive,
+    likely_next,
+)
 from tests.run.fakes import DIE, DONE, PREEMPTED, RAISE, FakeLedger, FakePool, make_config
 
 
