@@ -25,8 +25,8 @@ from dto_pipeline.data.storage import absolute, as_location
 from dto_pipeline.errors import DeviceLost, one_line
 from dto_pipeline.models.networks import DEMO_MODEL
 from dto_pipeline.run import folder as files
-from dto_pipeline.run.deaths import DeathRecords
-from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunScan
+from dto_pipeline.run.deaths import count_death
+from dto_pipeline.run.folder import Failure, RunDirectory, RunDirectoryError, RunScan
 from dto_pipeline.run.identity import RunIdentity, find_places, identify_run, settle_config
 from dto_pipeline.run.lease import DriverLock, RunLockLost, process_name
 from dto_pipeline.run.loop import (
@@ -163,9 +163,6 @@ def _do_work(
     progress: bool,
     lock: DriverLock,
 ) -> LaunchCounts:
-    deaths = DeathRecords(directory, plan.earlier, config)
-    attempts = {shard: failure.attempts for shard, failure in plan.earlier.items()}
-    schedule = Schedule(plan.work, config, attempts, deaths.allows_another, plan.repairs)
     pool: WorkerPool
     with ExitStack() as stack:
         if config.workers == 0:
@@ -175,9 +172,11 @@ def _do_work(
 
             pool = RayPool(runner, config, address)
         stack.enter_context(closing(pool))
-        ledger = stack.enter_context(closing(FileLedger(directory, plan, deaths, progress, lock.check)))
+        ledger = stack.enter_context(closing(FileLedger(directory, plan, config, progress, lock.check)))
         if progress:
             stack.enter_context(logging_redirect_tqdm())  # log lines go above the progress line, not through it
+        attempts = {shard: failure.attempts for shard, failure in plan.earlier.items()}
+        schedule = Schedule(plan.work, config, attempts, ledger.allows_another, plan.repairs)
         budget = FailureBudget(config.max_failed_images, plan.work, plan.repairs, config.workers)
         try:
             drive(schedule, pool, ledger, budget)
@@ -229,15 +228,15 @@ class FileLedger:
         self,
         directory: RunDirectory,
         plan: RunPlan,
-        deaths: DeathRecords,
+        config: RunConfig,
         progress: bool = True,
         check_lock: Callable[[], None] = lambda: None,
     ) -> None:
         """`check_lock`: raises if another driver has taken the run over."""
         self.counts = LaunchCounts()
         self._check_lock = check_lock
-        self._directory, self._plan, self._deaths = directory, plan, deaths
-        self._recorded = set(plan.earlier)  # shards with a failure record
+        self._directory, self._plan, self._config = directory, plan, config
+        self._failures = dict(plan.earlier)  # shard -> its failure record
         self._given_up = len(plan.failed)
         self._failed_images = sum(receipt.failed_images for receipt in plan.done.values())
         self._images = 0  # done in this launch
@@ -258,7 +257,7 @@ class FileLedger:
             self.counts.mended += before.failed_images - receipt.failed_images
             self.counts.repaired += receipt.generation != before.generation
             self._failed_images -= before.failed_images
-        if shard in self._recorded:
+        if self._failures.pop(shard, None) is not None:
             self._directory.store.remove(files.failure_name(shard))
         self._failed_images += receipt.failed_images
         self._images += self._plan.work.get(shard, receipt.images)
@@ -272,11 +271,21 @@ class FileLedger:
             extra={"facts": {**facts, "outcome": outcome, "images_per_s": round(speed, 3)}},
         )
 
+    def allows_another(self, shard: int, attempt: int, out_of_memory: bool = False) -> bool:
+        """Count an attempt that ended with its process; whether one more makes progress, see `count_death`."""
+        failure = self._failure(shard)
+        self._failures[shard], another = count_death(self._directory, failure, attempt, out_of_memory, self._config)
+        return another
+
+    def _failure(self, shard: int) -> Failure:
+        return self._failures.get(shard) or Failure(shard, 0, False, "", "", 0.0)
+
     def attempt_failed(self, attempt: FailedAttempt, worker: str, error: str, detail: str) -> None:
         shard, attempts, given_up = attempt
-        failure = replace(self._deaths.of(shard), attempts=attempts, given_up=given_up, error=error)
-        files.record_failure(self._directory, replace(failure, worker=worker, failed_at=time.time(), detail=detail))
-        self._recorded.add(shard)
+        failure = replace(self._failure(shard), attempts=attempts, given_up=given_up)
+        failure = replace(failure, error=error, worker=worker, failed_at=time.time(), detail=detail)
+        files.record_failure(self._directory, failure)
+        self._failures[shard] = failure
         self._given_up += given_up
         self.counts.failed_attempts += 1
         if given_up and shard in self._plan.repairs:

@@ -73,7 +73,6 @@ _READ = {
 }  # section of the config -> keys that readers of finished runs ask for
 Place = TypeVar("Place", bound=Location)
 FAILURES = "failures"
-IN_FLIGHT = "in-flight"  # kind of a note in failures/
 _RESTORE = "put run.json back as it was, or start anew in another folder: the labels stay where they are"
 _FAILURE = re.compile(r"shard-(\d{5,})\.json")
 _NOTE = re.compile(r"shard-\d{5,}\.[a-z-]+\.json")
