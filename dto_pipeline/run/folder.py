@@ -36,7 +36,6 @@ from dto_pipeline.data.receipts import (
     LABELS,
     RECEIPTS,
     CountedLabels,
-    Receipt,
     RecordInvalid,
     count_labels,
     impossible_fields,
@@ -159,27 +158,18 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class RunScan:
+class RunScan(CountedLabels):
     """State of a run's shards by its files."""
 
-    labels: CountedLabels
-    records: dict[int, Failure] = field(default_factory=dict)  # shard -> its failure record
+    records: dict[int, Failure] = field(default_factory=dict)  # shard -> its failure record; in order
     unreadable: dict[int, str] = field(default_factory=dict)  # shard -> why its failure record counts as none
     damaged: dict[int, int] = field(default_factory=dict)  # shard -> generation whose label file is of no use
-
-    @property
-    def done(self) -> dict[int, Receipt]:
-        return self.labels.done
-
-    @property
-    def void(self) -> dict[int, str]:
-        return self.labels.void
 
     @cached_property
     def failures(self) -> dict[int, Failure]:
         """Failure records of shards that were never done; in order."""
         settled = self.done.keys() | self.damaged.keys()
-        return {shard: failure for shard, failure in sorted(self.records.items()) if shard not in settled}
+        return {shard: failure for shard, failure in self.records.items() if shard not in settled}
 
     @property
     def given_up(self) -> dict[int, Failure]:
@@ -190,8 +180,7 @@ class RunScan:
         """The same scan with these shards (-> reason) not done, as their label files are damaged."""
         damaged = {shard: receipt.generation for shard, receipt in self.done.items() if shard in damage}
         done = {shard: receipt for shard, receipt in self.done.items() if shard not in damage}
-        labels = replace(self.labels, done=done, void={**self.void, **damage})
-        return replace(self, labels=labels, damaged={**self.damaged, **damaged})
+        return replace(self, done=done, void={**self.void, **damage}, damaged={**self.damaged, **damaged})
 
 
 def open_run(directory: RunDirectory, identity: RunIdentity, lock: DriverLock | None = None) -> RunIdentity:
@@ -277,18 +266,16 @@ def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = Fal
     A failure record that cannot be read counts as no attempts. `footers`: check the end of every label file too.
     """
     labels = count_labels(directory.root, identity.config_hash, identity.manifest_fingerprint)
-    failures: dict[int, Failure] = {}
-    unreadable = {}
     matches = filter(None, map(_FAILURE.fullmatch, directory.store.entries(FAILURES)))
-    shards = {f"{FAILURES}/{match[0]}": int(match[1]) for match in matches}
-    for name, data in read_many(directory.root, sorted(shards)):
+    shards = {failure_name(shard): shard for shard in sorted(int(match[1]) for match in matches)}
+    scan = RunScan(**vars(labels))
+    for name, data in read_many(directory.root, list(shards)):
         shard = shards[name]
         try:
-            failures[shard] = parse_failure(data, directory.failure_file(shard))
+            scan.records[shard] = parse_failure(data, directory.at(name))
         except RecordInvalid as error:
-            unreadable[shard] = str(error)
-            failures[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
-    scan = RunScan(labels, failures, unreadable)
+            scan.unreadable[shard] = str(error)
+            scan.records[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
     return scan.without(_check_footers(scan)) if footers else scan
 
 
@@ -313,7 +300,7 @@ def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Seque
             f"{run_dir} is not finished: {len(missing)} of {identity.shards} shards have no valid receipt "
             f"({named}){void}; `dto run` does what is left, --partial takes what is done"
         )
-    files = scan.labels.files.items()
+    files = scan.files.items()
     return RunLabels(
         name=str(run_dir),
         subset=identity.subset,
@@ -337,7 +324,7 @@ def settle_records(
     """
     damaged = (label_name(*place) for place in scan.damaged.items())
     settled = {*(scan.records.keys() - scan.failures.keys() - set(going_on)), *forgiven}
-    for name in (*scan.labels.surplus, *damaged, *map(failure_name, settled)):
+    for name in (*scan.surplus, *damaged, *map(failure_name, settled)):
         directory.store.remove(name)
 
 
@@ -388,7 +375,7 @@ def _check_footers(scan: RunScan) -> dict[int, str]:
     """
     void = dict.fromkeys(scan.done, "its label file is gone")
     shards = {label_name(shard, receipt.generation): shard for shard, receipt in scan.done.items()}
-    for name, tail in read_many(scan.labels.root, list(shards), -_FOOTER_TAIL):
+    for name, tail in read_many(scan.root, list(shards), -_FOOTER_TAIL):
         shard = shards[name]
         if not tail.endswith(b"PAR1"):
             void[shard] = "its label file does not end as Parquet does: it is damaged"

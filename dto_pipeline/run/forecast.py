@@ -13,7 +13,6 @@ from typing import Any
 
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.receipts import CountedLabels
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunScan
@@ -98,7 +97,7 @@ def plan_pipeline(
     driver = "" if holder is None or holder.state == "gone" else f"{holder.describe()} ({holder.state})"
     if holder is not None and holder.state == "alive":
         refusals.append(f"locked: {holder.describe()} drives this run; wait for it")
-    scan = RunScan(CountedLabels(directory.root))
+    scan = RunScan(directory.root)
     if directory.is_run():
         try:
             recorded = files.read_identity(directory)

@@ -46,7 +46,7 @@ class TooManyFailed(RunAborted):
 class Runner(Protocol):
     """Does shards. Light until `warm_up`, which loads models in the worker's process: the runner is sent there."""
 
-    def warm_up(self) -> None: ...
+    def warm_up(self) -> object: ...
 
     def run(self, shard: int, attempt: int = 1) -> Receipt:
         """Do one shard and publish it; raises if the shard cannot be done."""

@@ -99,8 +99,9 @@ def list_generations(directory: RunDirectory) -> dict[int, int]:
 
 def lacks_receipt_only(directory: RunDirectory, shard: int) -> bool:
     """Whether a shard has a label file without a receipt: its process died at the very end."""
-    free = next(n for n in count() if _or_none(directory.store.size, receipt_name(shard, n)) is None)
-    return _or_none(directory.store.size, label_name(shard, free)) is not None
+    store = directory.store
+    free = next(generation for generation in count() if not store.exists(receipt_name(shard, generation)))
+    return store.exists(label_name(shard, free))
 
 
 def shard_key(identity: RunIdentity, image_ids: Sequence[str]) -> str:

@@ -32,7 +32,6 @@ from dto_pipeline.run.lease import process_name
 from dto_pipeline.run.placing import ManifestRows, ScenePlacer
 from dto_pipeline.run.publish import (
     LabelTable,
-    ShardFiles,
     commit_receipt,
     find_orphan,
     find_shard_files,
@@ -97,10 +96,11 @@ class ShardRunner:
         """Images done of the current shard."""
         return 0 if self._loaded is None else self._loaded.placer.images_done
 
-    def warm_up(self) -> None:
+    def warm_up(self) -> _Loaded:
         """Load the models once in this process. Raises: a DtoError if an input of the run is not there."""
         if self._loaded is None:
             self._loaded = self._load()
+        return self._loaded
 
     def run(self, shard: int, attempt: int = 1) -> Receipt:
         """Do one shard, so that its label file and its receipt exist.
@@ -111,20 +111,23 @@ class ShardRunner:
             DeviceLost: the accelerator failed; this process cannot go on.
             Exception: an error of the whole shard (disk full, manifest gone ...); single images never raise.
         """
-        loaded = self._warm()
+        loaded = self.warm_up()
         found = find_shard_files(self.directory, loaded.identity, shard, highest=loaded.generations.get(shard, -1))
-        if found.receipt is not None and not self._needs_repair(found.receipt):
-            return found.receipt
+        receipt = found.receipt
+        if receipt is not None and not self._needs_repair(receipt):
+            return receipt
         started, clock = time.perf_counter(), StageClock()
         loaded.placer.images_done = 0
         with clock("read"):
             rows = loaded.manifest.read_shard(shard)
         job = _Job(shard, attempt, rows, started, clock)
         try:
-            receipt = self._adopt(job, found) or found.receipt
+            if found.orphan is not None:
+                ids = rows.column("image_id").to_pylist()
+                table = find_orphan(self.directory, loaded.identity, shard, found.orphan, ids)
+                receipt = receipt if table is None else self._commit(job, found.orphan, table, adopted=True)
             if receipt is None:
-                table = self._publish(job, found.free, self._place(job, rows))
-                return self._commit(job, found.free, table)
+                return self._commit(job, found.free, self._publish(job, found.free, self._place(job, rows)))
             if not self._needs_repair(receipt):
                 return receipt
             return self._repair(job, receipt, max(found.free, receipt.generation + 1))
@@ -135,16 +138,8 @@ class ShardRunner:
     def _needs_repair(self, receipt: Receipt) -> bool:
         return not self._retry_images.isdisjoint(receipt.image_status)
 
-    def _adopt(self, job: _Job, found: ShardFiles) -> Receipt | None:
-        """Declare a whole label file without a receipt done."""
-        if found.orphan is None:
-            return None
-        ids = job.rows.column("image_id").to_pylist()
-        table = find_orphan(self.directory, self._warm().identity, job.shard, found.orphan, ids)
-        return None if table is None else self._commit(job, found.orphan, table, adopted=True)
-
     def _publish(self, job: _Job, generation: int, table: LabelTable) -> LabelTable:
-        loaded = self._warm()
+        loaded = self.warm_up()
         with job.clock("write"):
             return publish_labels(self.directory, loaded.identity, job.shard, generation, table, loaded.facts)
 
@@ -157,7 +152,7 @@ class ShardRunner:
         if before is not None:
             seconds.update(before.stage_seconds)
             wall_s, adopted = wall_s + before.wall_s, before.adopted
-        where = self.directory, self._warm().identity, job.shard, generation
+        where = self.directory, self.warm_up().identity, job.shard, generation
         return commit_receipt(*where, table, wall_s, seconds, job.attempt, adopted)
 
     def _repair(self, job: _Job, before: Receipt, generation: int) -> Receipt:
@@ -174,7 +169,7 @@ class ShardRunner:
 
     def _place(self, job: _Job, rows: ManifestRows) -> LabelTable:
         """Label rows of manifest rows: all together, or image by image if processes died at this shard."""
-        loaded, shard, attempt = self._warm(), job.shard, job.attempt
+        loaded, shard, attempt = self.warm_up(), job.shard, job.attempt
         placer = loaded.placer
         failure = find_earlier_deaths(self.directory, shard, attempt, self.config.run.max_attempts)
         if failure is None:
@@ -188,11 +183,6 @@ class ShardRunner:
             lambda i, status, message: placer.keep_labels(rows.take([i]), status, message)[0],
         )
         return build_label_table(placed)
-
-    def _warm(self) -> _Loaded:
-        self.warm_up()
-        assert self._loaded is not None
-        return self._loaded
 
     def _load(self) -> _Loaded:
         manifest = Manifest.open(self.manifest_path)

@@ -181,7 +181,7 @@ def _check_receipts(run: RunFiles, verdict: Verdict) -> None:
         failure = scan.failures.get(shard)
         if failure is not None and failure.given_up:
             verdict.given_up[shard] = f"{failure.error}; `dto run --retry-failed` does it again"
-        elif shard in scan.labels.orphans:
+        elif shard in scan.orphans:
             verdict.pending[shard] = "its labels lie there without a receipt; `dto run` adopts them if they are whole"
         else:
             verdict.pending[shard] = "no receipt; `dto run` does it" + (f"; tried: {failure.error}" if failure else "")
@@ -197,14 +197,14 @@ def _check_folder(run: RunFiles, verdict: Verdict) -> None:
     names = {name for name in run.directory.store.entries(LABELS) if name[0] not in "._"} | {
         *strays
     }  # readers skip names with a dot or underscore
-    counting = {base_name(path) for path in scan.labels.files.values()}
+    counting = {base_name(path) for path in scan.files.values()}
     verdict.rule(FOLDER)
     for name in sorted(names):
         place, offence = parse_name(name), ""
         if name not in counting and (place is None or name in strays):
             offence = f"{name}: it is no label file of this run; move it elsewhere"
-        elif name not in counting and place is not None and f"{LABELS}/{name}" in scan.labels.surplus:
-            other = base_name(scan.labels.files[place[0]])
+        elif name not in counting and place is not None and f"{LABELS}/{name}" in scan.surplus:
+            other = base_name(scan.files[place[0]])
             offence = f"{name}: {other} counts, so its images are there twice; `dto run` removes it"
         verdict.check(FOLDER, offence)
 

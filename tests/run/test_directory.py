@@ -143,13 +143,13 @@ def test_of_two_generations_the_newer_one_counts_and_the_other_label_file_goes(r
 
     scan = files.scan_run(*run)
     assert scan.done[1] == newer
-    assert [base_name(path) for path in scan.labels.files.values()] == ["shard-00001.r1.parquet", "shard-00002.parquet"]
+    assert [base_name(path) for path in scan.files.values()] == ["shard-00001.r1.parquet", "shard-00002.parquet"]
     files.settle_records(run[0], scan)
     assert sorted(path.name for path in run[0].at("labels").iterdir()) == [
         "shard-00001.r1.parquet",
         "shard-00002.parquet",
     ]
-    assert files.scan_run(*run).labels.surplus == ()
+    assert files.scan_run(*run).surplus == ()
 
 
 def test_a_newer_generation_that_does_not_hold_leaves_the_older_one_counting(run):

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 
 from dto_pipeline.config import RunConfig, load_config
-from dto_pipeline.data.receipts import CountedLabels
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import InFlight, write_note
 from dto_pipeline.run.driver import FileLedger
@@ -26,7 +25,7 @@ def run(tmp_path):
     directory = RunDirectory(tmp_path / "run")
     identity = identify_run(load_config(overrides=["body.model_path=demo"]), manifest, tmp_path / "m.parquet")
     files.open_run(directory, identity)
-    plan = survey_run(directory, identity, manifest, RunScan(CountedLabels(directory.root)), Selection(), Retry())
+    plan = survey_run(directory, identity, manifest, RunScan(directory.root), Selection(), Retry())
     ledger = FileLedger(directory, plan, RunConfig(), progress=False)
     return SimpleNamespace(directory=directory, ledger=ledger, plan=plan)
 
