@@ -170,7 +170,7 @@ class VirtualPool(WorkerPool):
         return name
 
     @_metered
-    def assign(self, worker: str, shard: int, attempt: int) -> None:
+    def assign(self, worker: str, shard: int, attempt: int, following: int | None = None) -> None:
         self._workers[worker].shards.append((shard, attempt))
         if len(self._workers[worker].shards) == 1:
             self._begin(worker)

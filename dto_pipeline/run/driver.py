@@ -43,7 +43,6 @@ from dto_pipeline.run.loop import (
     WorkerPool,
     WorkerReady,
     drive,
-    likely_next,
 )
 from dto_pipeline.run.plan import EVERYTHING, Retry, RunPlan, Selection, find_refusals, plan_run
 from dto_pipeline.run.report import LaunchCounts, RunSummary, find_example, summarize
@@ -121,9 +120,8 @@ def run_pipeline(
             if runner is None:
                 from dto_pipeline.run.worker import ShardRunner  # loads PyTorch: only when there is work
 
-                following = likely_next(plan.fresh, config.run.workers)
                 where = manifest_path, run_dir, places.images, places.depth
-                runner = ShardRunner(config, *where, retry.images, following)
+                runner = ShardRunner(config, *where, retry.images)
             try:
                 counts = _do_work(directory, plan, config.run, runner, address, progress, lock)
             except Exception:
@@ -208,10 +206,10 @@ class InProcessPool(WorkerPool):
             self._events.append(WorkerLost(worker, one_line(error), traceback.format_exc()))
         return worker
 
-    def assign(self, worker: str, shard: int, attempt: int) -> None:
+    def assign(self, worker: str, shard: int, attempt: int, following: int | None = None) -> None:
         """Do the shard; returns when it is done."""
         try:
-            self._events.append(ShardDone(worker, shard, self._runner.run(shard, attempt)))
+            self._events.append(ShardDone(worker, shard, self._runner.run(shard, attempt, following)))
         except Exception as error:
             fatal = isinstance(error, DeviceLost)
             self._events.append(ShardRaised(worker, shard, one_line(error), traceback.format_exc(), fatal))

@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -32,10 +33,12 @@ from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.config_tree import build_sections, shorten
 from dto_pipeline.data.files import is_abandoned, is_temporary, json_bytes
 from dto_pipeline.data.label_files import LabelFile, RunLabels
+from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels
 from dto_pipeline.data.receipts import (
     LABELS,
     RECEIPTS,
     CountedLabels,
+    Receipt,
     RecordInvalid,
     count_labels,
     impossible_fields,
@@ -54,6 +57,7 @@ from dto_pipeline.data.storage import (
     list_names,
     open_store,
     read_many,
+    sha256_of,
 )
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import IrregularFile, parse_json
@@ -70,12 +74,16 @@ _READ = {
     "refine": ("accept_below",),
     "solver": ("mode", "max_height"),
 }  # section of the config -> keys that readers of finished runs ask for
+# rules of `check_label_file`
+SAME_HASH, READABLE = "sha256 of the file is the receipt's", "file has the label schema"
+SAME_COUNTS = "counts and keys are the receipt's"
 Place = TypeVar("Place", bound=Location)
 FAILURES = "failures"
 _RESTORE = "put run.json back as it was, or start anew in another folder: the labels stay where they are"
 _FAILURE = re.compile(r"shard-(\d{5,})\.json")
 _NOTE = re.compile(r"shard-\d{5,}\.[a-z-]+\.json")
 _NAMED = 5  # files an error lists
+LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
 _FOOTER_TAIL = 1 << 16  # bytes; the key-value part stands at the end of a Parquet file, well within them
 _MANIFEST_FACTS = ("manifest_path", "manifest_fingerprint", "subset", "shards", "images", "persons")
 
@@ -366,6 +374,51 @@ def sweep_leftovers(directory: RunDirectory) -> None:
         for name in store.entries(folder):
             if is_left(name) or (folder == FAILURES and _NOTE.fullmatch(name)):
                 store.remove(f"{folder}/{name}".lstrip("/"))
+
+
+def count_statuses(table: LabelTable) -> tuple[dict[str, int], dict[str, int]]:
+    """Statuses of the images and of the persons of a label table, counted."""
+    persons = table.column("persons").combine_chunks().flatten().field("status").to_pylist()
+    images = Counter(table.column("status").to_pylist())
+    return dict(sorted(images.items())), dict(sorted(Counter(persons).items()))
+
+
+def check_label_file(
+    directory: RunDirectory, shard: int, receipt: Receipt
+) -> tuple[LabelTable | None, dict[str, str], dict[str, str]]:
+    """Compare a finished shard's label file with its receipt.
+
+    Returns:
+        Its rows (None if it cannot be read), its footer, and the differences: rule (`SAME_HASH` ...) -> what was found.
+    """
+    path, wrong = directory.label_file(shard, receipt.generation), {}
+    try:
+        found, expected = sha256_of(path), receipt.label_sha256
+        if found != expected:
+            wrong[SAME_HASH] = f"its sha256 is {found[:16]}, the receipt says {expected[:16]}"
+        table, footer = read_labels(path), read_label_metadata(path)
+    except (LabelsError, OSError) as error:
+        return None, {}, {**wrong, READABLE: str(error)}
+    images, persons = count_statuses(table)
+    facts = {
+        "rows": (table.num_rows, receipt.rows),
+        "images by status": (images, receipt.image_status),
+        "persons by status": (persons, receipt.person_status),
+        "shard_key": (footer.get("shard_key"), receipt.shard_key),
+        "config_hash": (footer.get("config_hash"), receipt.config_hash),
+    }
+    different = [
+        f"{fact} {held}, the receipt says {recorded}" for fact, (held, recorded) in facts.items() if held != recorded
+    ]
+    return table, footer, {**wrong, **({SAME_COUNTS: "; ".join(different)} if different else {})}
+
+
+def find_damage(directory: RunDirectory, done: Mapping[int, Receipt]) -> dict[int, str]:
+    """Shards whose label file differs from its receipt -> what was found. Reads every label file."""
+    checked = {shard: check_label_file(directory, shard, receipt)[2] for shard, receipt in sorted(done.items())}
+    return {
+        shard: f"its label file is damaged: {'; '.join(wrong.values())}" for shard, wrong in checked.items() if wrong
+    }
 
 
 def _check_footers(scan: RunScan) -> dict[int, str]:

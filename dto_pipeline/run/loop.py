@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple, Protocol
@@ -48,8 +48,8 @@ class Runner(Protocol):
 
     def warm_up(self) -> object: ...
 
-    def run(self, shard: int, attempt: int = 1) -> Receipt:
-        """Do one shard and publish it; raises if the shard cannot be done."""
+    def run(self, shard: int, attempt: int = 1, following: int | None = None) -> Receipt:
+        """Do one shard and publish it; raises if it cannot be done. `following`: probably the next, to load ahead."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ class WorkerPool:
         """Ask for one more worker; `WorkerPlaced` follows where that is known, then `WorkerReady` or `WorkerLost`."""
         raise NotImplementedError
 
-    def assign(self, worker: str, shard: int, attempt: int) -> None:
-        """Give a shard to an idle worker."""
+    def assign(self, worker: str, shard: int, attempt: int, following: int | None = None) -> None:
+        """Give a shard to an idle worker. `following`: the one that it probably gets next."""
         raise NotImplementedError
 
     def wait(self, timeout_s: float) -> list[Event]:
@@ -172,14 +172,6 @@ class Ledger(Protocol):
         """Called every few seconds at least."""
 
 
-def likely_next(order: Sequence[int], workers: int) -> dict[int, int]:
-    """Shard -> the next shard of the same worker: each `workers`-th, as long as no worker comes or goes.
-
-    So each worker knows what to load ahead, and no two load the same.
-    """
-    return dict(zip(order, order[max(1, workers) :], strict=False))
-
-
 class Schedule:
     """Shards of one launch that are pending, under way or given up, and the attempts of each."""
 
@@ -204,7 +196,6 @@ class Schedule:
         self.given_up: set[int] = set()
         self.attempts: dict[int, int] = dict(attempts or {})
         self._partial = frozenset(partial)
-        self._following = likely_next([shard for shard in self.pending if shard not in partial], config.workers)
         self._allows_another = allows_another
         self._memory_deaths: Counter[int] = Counter()  # deaths for lack of memory that did not count
         self._spared: set[int] = set()  # shards whose worker died once before it had begun, as far as known
@@ -215,14 +206,20 @@ class Schedule:
         """Shards pending or under way."""
         return len(self.pending) + len(self.under_way)
 
-    def take(self, before: int | None, workers: int) -> int:
-        """The shard for a worker that did `before` last: the one it has loaded ahead, if that is next or nearly so."""
-        shard = self._following.get(-1 if before is None else before)
-        if shard is None or shard not in islice(self.pending, 2 * workers):
-            shard = self.pending[0]
+    def take(self, expected: int | None = None) -> int:
+        """The next shard of a worker: the one that it has loaded ahead, if it is still pending."""
+        shard = expected if expected is not None and expected in self.pending else self.pending[0]
         self.pending.remove(shard)
         self.under_way.add(shard)
         return shard
+
+    def expect(self, workers: int) -> int | None:
+        """The shard that a worker which begins one now probably gets next, as the others take those before it.
+
+        So each worker knows what to load ahead, and no two load the same. None if that is a `partial` one, or none.
+        """
+        shard = next(islice(self.pending, workers - 1, None), None)
+        return None if shard in self._partial else shard
 
     def done(self, shard: int, seconds: float, computed: bool = True) -> None:
         """`computed`: False if the labels were found on disk, so that the duration does not count."""
@@ -287,7 +284,7 @@ class _Worker:
     leaving: bool = False  # its node is about to be taken away: it finishes its shard and gets no other
     node: str = ""
     shard: int | None = None  # None = idle
-    before: int | None = None  # the shard it had last
+    expected: int | None = None  # the shard it probably gets next, and loads ahead
     since: float = 0.0  # when it got its shard
     images: int = 0  # of the shard that are done
 
@@ -311,9 +308,9 @@ class _Loop:
                 self.workers[pool.start_worker()] = _Worker()
             for name, worker in self.workers.items():
                 if worker.ready and not worker.leaving and worker.shard is None and schedule.pending:
-                    worker.shard = schedule.take(worker.before, len(self.workers))
-                    worker.before, worker.since, worker.images = worker.shard, pool.now(), 0
-                    pool.assign(name, worker.shard, schedule.attempts.get(worker.shard, 0) + 1)
+                    worker.shard = schedule.take(worker.expected)
+                    worker.expected, worker.since, worker.images = schedule.expect(counts.wanted), pool.now(), 0
+                    pool.assign(name, worker.shard, schedule.attempts.get(worker.shard, 0) + 1, worker.expected)
             for event in pool.wait(POLL_S):
                 if event.worker in self.workers:  # else it was ended a moment ago
                     self._handle(event, self.workers[event.worker])

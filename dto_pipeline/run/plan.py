@@ -18,7 +18,6 @@ from dto_pipeline.run import folder as files
 from dto_pipeline.run.folder import Failure, RunDirectory, RunScan
 from dto_pipeline.run.identity import Places, RunIdentity, find_missing
 from dto_pipeline.run.lease import DriverLock
-from dto_pipeline.run.publish import find_damage
 from dto_pipeline.status import ImageStatus, ShardStatus
 
 _LOG = logging.getLogger(__name__)
@@ -172,7 +171,7 @@ def plan_run(
     files.sweep_leftovers(directory)
     scan = files.scan_run(directory, identity, footers=True)
     if recheck:
-        scan = scan.without(find_damage(directory, scan.done))
+        scan = scan.without(files.find_damage(directory, scan.done))
     for reason in scan.unreadable.values():
         _LOG.warning("%s; the attempts at its shard are counted from 0", reason)
     plan = survey_run(directory, identity, manifest, scan, selection, retry)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +26,11 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.models.seeing import Perception
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.deaths import clear_note, find_earlier_deaths, work_one_by_one
-from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
+from dto_pipeline.run.folder import LabelTable, RunDirectory, RunDirectoryError, RunMismatch, read_identity
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference, find_missing, find_places, identify_run
 from dto_pipeline.run.lease import process_name
 from dto_pipeline.run.placing import ManifestRows, ScenePlacer
 from dto_pipeline.run.publish import (
-    LabelTable,
     commit_receipt,
     find_orphan,
     find_shard_files,
@@ -58,6 +57,7 @@ class _Job:
 
     shard: int
     attempt: int
+    following: int | None  # probably the next shard
     rows: ManifestRows
     started: float  # on `time.perf_counter` [s]
     clock: StageClock
@@ -74,13 +74,11 @@ class ShardRunner:
         images_root: str | Path | None = None,
         depth_root: str | Path | None = None,
         retry_images: Collection[str] = (),
-        following: Mapping[int, int] | None = None,
     ) -> None:
         """
         Args:
             images_root, depth_root: folders in place of those of manifest and config.
             retry_images: statuses; images of finished shards with one of them are done again.
-            following: shard -> the probable next one (`loop.likely_next`), which is loaded ahead.
         """
         self.config = config
         self.manifest_path = absolute(manifest_path)
@@ -88,7 +86,6 @@ class ShardRunner:
         self._images_root = images_root
         self._depth_root = depth_root
         self._retry_images = frozenset(retry_images)
-        self._next = dict(following or {})
         self._loaded: _Loaded | None = None
 
     @property
@@ -102,8 +99,8 @@ class ShardRunner:
             self._loaded = self._load()
         return self._loaded
 
-    def run(self, shard: int, attempt: int = 1) -> Receipt:
-        """Do one shard, so that its label file and its receipt exist.
+    def run(self, shard: int, attempt: int = 1, following: int | None = None) -> Receipt:
+        """Do one shard, so that its label file and its receipt exist; load the beginning of the `following` one ahead.
 
         On its last attempts a shard whose process died goes image by image.
 
@@ -120,7 +117,7 @@ class ShardRunner:
         loaded.placer.images_done = 0
         with clock("read"):
             rows = loaded.manifest.read_shard(shard)
-        job = _Job(shard, attempt, rows, started, clock)
+        job = _Job(shard, attempt, following, rows, started, clock)
         try:
             if found.orphan is not None:
                 ids = rows.column("image_id").to_pylist()
@@ -173,8 +170,7 @@ class ShardRunner:
         placer = loaded.placer
         failure = find_earlier_deaths(self.directory, shard, attempt, self.config.run.max_attempts)
         if failure is None:
-            following = self._next.get(shard)
-            read = None if following is None else functools.partial(loaded.manifest.read_shard, following)
+            read = None if job.following is None else functools.partial(loaded.manifest.read_shard, job.following)
             return build_label_table(placer.place(rows, job.clock, read))
         images = rows.column("image_id").to_pylist()
         placed = work_one_by_one(

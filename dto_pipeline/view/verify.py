@@ -32,9 +32,8 @@ from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.receipts import LABELS, parse_name, shard_name
 from dto_pipeline.data.storage import base_name
 from dto_pipeline.models.body import BodyModel, BodyModelError
-from dto_pipeline.run.folder import find_strays
+from dto_pipeline.run.folder import READABLE, SAME_COUNTS, SAME_HASH, check_label_file, find_strays
 from dto_pipeline.run.lease import read_holder
-from dto_pipeline.run.publish import READABLE, SAME_COUNTS, SAME_HASH, check_label_file
 from dto_pipeline.run.report import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
 

@@ -149,9 +149,9 @@ def test_a_truncated_label_file_is_done_again(complete, undisturbed, keep_receip
 class _Litterer(ChaosRunner):
     """Leaves what a worker leaves that is killed while it writes."""
 
-    def run(self, shard, attempt=1):
+    def run(self, shard, attempt=1, following=None):
         (Path(self.directory.at("labels")) / f".shard-{shard:05d}.parquet.tmp-{'0' * 32}").write_bytes(b"half")
-        return super().run(shard, attempt)
+        return super().run(shard, attempt, following)
 
 
 def test_leftovers_of_workers_that_died_on_the_way_are_gone_when_the_run_ends(start, undisturbed):
