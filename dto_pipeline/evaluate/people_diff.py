@@ -144,7 +144,7 @@ def diff_people(before: Side, after: Side, body: BodyModel | None = None, worst:
         ImageJoinError: no image in common.
     """
     sides = {"before": before, "after": after}
-    join = join_images(before.people.images.tolist(), after.people.images.tolist())
+    join = join_images(before.people.images, after.people.images)
     diff = PeopleDiff(before.title, after.title, join.note, body is not None, before.judged and after.judged)
     common = np.flatnonzero(join.true >= 0)
     diff.images = common.size
