@@ -36,8 +36,8 @@ from dto_pipeline.evaluate.matching import (
     by_image,
     join_images,
     joint_boxes,
+    match_pairs,
     pair_distance,
-    take_within_budget,
 )
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
@@ -144,7 +144,7 @@ def tally_image(image: EvaluatedImage, mode: str) -> ImageCounts:
     keypoints = np.asarray(image.keypoints, dtype=np.float32)[:predictions]
     with np.errstate(invalid="ignore"):  # joints that are not finite match nobody
         distance = pair_distance(keypoints, people.joints, people.visible, mode == "reference")
-        matches = take_within_budget(distance, _pair_overlaps(keypoints, people, mode), spent=mode == "reference")
+        matches = match_pairs(distance, _pair_overlaps(keypoints, people, mode), mode == "reference")
     found, owner = matches.T
     z = np.asarray(image.depth, dtype=np.float32)[found]
     is_missed = ~np.isin(np.arange(len(people.index)), owner)
