@@ -28,7 +28,7 @@ from dto_pipeline.data.people import People as FilePeople
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PLACED, ImageStatus, UnusableImage
-from dto_pipeline.tables import align
+from dto_pipeline.terminal import align
 from dto_pipeline.view.drawing import (
     INK,
     MUTED,

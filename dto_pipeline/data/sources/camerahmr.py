@@ -54,7 +54,7 @@ def open_camerahmr(path: Path, options: SourceOptions = SourceOptions()) -> Labe
         PickleRefused: not a whole npz, or an object array.
     """
     npz = NpzFile(path)
-    names, columns = map_text(npz, "imgname", "US"), {}
+    names, columns = decode_names(map_text(npz, "imgname", "US")), {}
     for name, (keys, shapes) in _KEYS.items():
         key = next((key for key in keys if key in npz.keys), None)
         if key is not None:
@@ -77,7 +77,7 @@ def open_camerahmr(path: Path, options: SourceOptions = SourceOptions()) -> Labe
         keypoints = None if points is None else pick(points, index, points.shape[1:])
         return take_rows(columns, index, cameras, boxes=boxes, keypoints=keypoints)
 
-    return LabelSource([path], names.size, lambda start, stop: decode_names(names[start:stop]), rows)
+    return LabelSource([path], names, rows)
 
 
 def write_camerahmr(path: Path, image_names: np.ndarray, rows: LabelRows, keypoints: np.ndarray | None = None) -> None:
