@@ -12,11 +12,10 @@ from itertools import islice
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dto_pipeline.data.columns import single_array
 from dto_pipeline.data.exports.job import ExportJob, SubsetPlan
-from dto_pipeline.data.parquet import ROWS_PER_GROUP, writer_settings
+from dto_pipeline.data.parquet import ROWS_PER_GROUP, new_parquet
 from dto_pipeline.schema import LABELS_SCHEMA, LABELS_SCHEMA_NAME, PERSONS_SCHEMA, PERSONS_SCHEMA_NAME
 
 FILE_GROUPS = 48  # 49,152 images a file
@@ -95,7 +94,7 @@ def _write_files(
     for number in range(files):
         name = f"data/{subset.subset}/{subset.subset}-{number:05d}-of-{files:05d}.parquet"
         images = persons = 0
-        with pq.ParquetWriter(job.folder / name, described, **writer_settings(schema)) as writer:
+        with new_parquet(job.folder / name, described) as writer:
             for table in islice(groups, file_groups):
                 writer.write_table(table.cast(described), row_group_size=group_rows)
                 for image in table["image_id"].to_pylist():

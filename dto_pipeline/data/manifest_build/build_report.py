@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.image_index import ImageIndex
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.parquet import writer_settings
+from dto_pipeline.data.parquet import new_parquet
 from dto_pipeline.data.storage import (
     STORAGE_ERRORS,
     Location,
@@ -73,10 +73,7 @@ class Findings:
 @contextmanager
 def open_findings(manifest: Location) -> Iterator[Findings]:
     """The findings file of a manifest, replaced where the block ends without an error."""
-    with (
-        written(findings_path(manifest)) as local,
-        pq.ParquetWriter(local, FINDINGS_SCHEMA, **writer_settings(FINDINGS_SCHEMA)) as writer,
-    ):
+    with written(findings_path(manifest)) as local, new_parquet(local, FINDINGS_SCHEMA) as writer:
         findings = Findings(writer)
         yield findings
         findings.flush()

@@ -33,7 +33,7 @@ from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
 from dto_pipeline.data.manifest_build.build_report import MergeReport
 from dto_pipeline.data.manifest_build.builder import PERSON_PROBLEMS, judge_cameras, judge_people, person_columns
 from dto_pipeline.data.manifest_build.writer import open_manifest_writer
-from dto_pipeline.data.parquet import writer_settings
+from dto_pipeline.data.parquet import new_parquet
 from dto_pipeline.data.people import FileKind, recognise
 from dto_pipeline.data.sources.dto_labels import open_dto_labels
 from dto_pipeline.data.sources.predictions import NUM_KEYPOINTS, open_predictions
@@ -103,7 +103,7 @@ def merge_predictions(
         with (  # the outcomes get their name first, the manifest last
             open_manifest_writer(out) as writer,
             written(outcomes_path(out)) as local,
-            pq.ParquetWriter(local, MERGE_SCHEMA, **writer_settings(MERGE_SCHEMA)) as outcomes,
+            new_parquet(local, MERGE_SCHEMA) as outcomes,
         ):
             for shard in tqdm(range(source.num_shards), unit="shard", desc=source.subset, disable=not progress):
                 table, rows = merge.merge_shard(source.read_shard(shard))
