@@ -63,6 +63,7 @@ TRUTH_COLUMNS = {
     "disparity_line": "a and b (n, 2) of disparity = a / z + b before all errors",
 }
 _SHARD_IMAGES = 32
+_BEGUN = ".unfinished"  # file in a folder whose data set is not complete
 _JPEG_QUALITY = 93
 
 
@@ -108,7 +109,7 @@ def write_crowds(
         progress: called with (images done, all images); broken: see `CrowdData`.
 
     Raises:
-        CrowdFilesError: the folder holds a data set of other settings.
+        CrowdFilesError: the folder holds a data set of other settings, or other files.
     """
     marker, images = root / places[0], identity["images"]
     if marker.exists():
@@ -121,7 +122,10 @@ def write_crowds(
             found = "; ".join(differing)
             raise CrowdFilesError(f"{root} holds another data set ({found}); choose another folder or remove it")
         return CrowdData(root, False, images, facts["persons"], facts.get("broken", {}))
-    parts = []
+    begun, parts = root / _BEGUN, []
+    if not begun.exists() and root.is_dir() and any(not path.name.startswith(".") for path in root.iterdir()):
+        raise CrowdFilesError(f"{root} holds other files and no data set of this command; choose a new folder (-o)")
+    write_bytes_atomic(begun, b"")
     for number in range(images):
         parts.append(make(number))
         if progress is not None:
@@ -131,6 +135,7 @@ def write_crowds(
     for name, text in pages(facts).items():
         write_bytes_atomic(root / name, text.encode())
     write_json_atomic(marker, facts)
+    begun.unlink(missing_ok=True)
     return CrowdData(root, True, images, persons, broken or {})
 
 

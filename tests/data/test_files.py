@@ -55,6 +55,16 @@ def test_a_writer_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
     assert names(tmp_path) == ["x.bin"]
 
 
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match="pipe, socket or device"):
+            write_bytes_atomic(tmp_path / name, b"report")
+    assert names(tmp_path) == ["link", "pipe"]
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_the_leftover_of_a_killed_writer_is_recognised_by_its_name(tmp_path):
     with staged(tmp_path / "labels.parquet") as temporary:
         assert is_temporary(temporary.name)

@@ -29,7 +29,7 @@ from dto_pipeline.data.columns import build_table, ragged_column, read_numbers, 
 from dto_pipeline.data.files import json_bytes, sha256_file
 from dto_pipeline.data.image_index import WHOLE_NAME, index_images
 from dto_pipeline.data.label_files import check_one_body
-from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
+from dto_pipeline.data.manifest import Manifest, ManifestError, check_outputs, report_path
 from dto_pipeline.data.manifest_build.build_report import MergeReport
 from dto_pipeline.data.manifest_build.builder import PERSON_PROBLEMS, judge_cameras, judge_people, person_columns
 from dto_pipeline.data.manifest_build.writer import open_manifest_writer
@@ -88,8 +88,7 @@ def merge_predictions(
         LabelFileError, LabelsError: the predictions cannot be used as a whole, or are of another body model.
     """
     manifest, predictions, out = (as_location(place) for place in (manifest, predictions, out))
-    if out in (manifest, predictions) or (isinstance(out, Path) and out.resolve() == Path(manifest).resolve()):
-        raise ManifestError(f"{out} is an input of the merge; choose another name for the new manifest (-o)")
+    check_outputs(out, (outcomes_path(out), report_path(out)), (manifest, predictions))
     with ExitStack() as stack:
         source = Manifest.open(fetch(manifest, stack, ManifestError))
         try:
