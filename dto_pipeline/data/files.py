@@ -167,6 +167,8 @@ def sync(path: Path) -> None:
     try:
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
+    except FileNotFoundError:
+        raise
     except OSError as error:
         if not path.is_dir() or error.errno not in _NO_FOLDER_SYNC:
             advice = f"the file system cannot sync it ({error.strerror}), so it is not safe there; use another one"

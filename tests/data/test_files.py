@@ -104,6 +104,11 @@ def test_a_folder_that_cannot_be_synced_stops_nobody(tmp_path, monkeypatch, numb
     assert names(tmp_path) == ["x", "y"]
 
 
+def test_a_file_that_another_process_removed_meanwhile_is_no_fault_of_the_file_system(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No such file or directory"), replaced(tmp_path / "x") as temporary:
+        assert not temporary.exists()
+
+
 def test_a_file_or_folder_whose_sync_fails_is_named_with_the_cause(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", refusal(errno.EIO))
     with pytest.raises(OSError, match="cannot sync it"):
