@@ -167,7 +167,7 @@ def check_outputs(manifest: Location, companions: Iterable[Location], inputs: It
     """
     taken = {place.resolve() if isinstance(place, Path) else place for place in inputs if place is not None}
     for place in (manifest, *companions):
-        if (place.resolve() if isinstance(place, Path) else place) in taken:
+        if (place.resolve() if isinstance(place, Path) else place) in taken and exists(place):
             raise ManifestError(f"{place} would be replaced and is an input; choose another name for the manifest (-o)")
     if exists(manifest):
         with suppress(ManifestError), open_parquet(manifest, ManifestError) as file:
