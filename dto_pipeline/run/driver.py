@@ -253,7 +253,6 @@ class FileLedger:
         outcome = "repaired" if before else "adopted" if receipt.adopted else "done"
         if before:
             self.counts.mended += before.failed_images - receipt.failed_images
-            self.counts.repaired += receipt.generation != before.generation
             self._failed_images -= before.failed_images
         if self._failures.pop(shard, None) is not None:
             self._directory.store.remove(files.failure_name(shard))

@@ -180,8 +180,7 @@ class LaunchCounts:
     failed_attempts: int = 0
     workers_lost: int = 0
     out_of_memory: int = 0  # of them, those whose machine lacked memory
-    repaired: int = 0  # finished shards whose failed images were done again, with another result
-    mended: int = 0  # images that had failed in them and do not now
+    mended: int = 0  # images that had failed in finished shards and do not now
     failed_repairs: dict[int, str] = field(default_factory=dict)  # given up -> last error; the shard stays as it was
 
 
@@ -201,7 +200,6 @@ class RunSummary(LaunchCounts):
     image_status: dict[str, int]
     person_status: dict[str, int]
     failed_images: int  # images with their labels as given because they could not be processed
-    retries: int  # attempts beyond the first, of shards done now, those of earlier launches included
     wall_s: float  # of this launch
     images_per_s: float  # of this launch, workers' start-up included
     stage_seconds: dict[str, float]  # of shards done now, threads added up
@@ -287,7 +285,6 @@ def summarize(
         image_status=add_counts(receipt.image_status for receipt in receipts),
         person_status=add_counts(receipt.person_status for receipt in receipts),
         failed_images=sum(receipt.failed_images for receipt in receipts),
-        retries=sum(receipt.attempt - 1 for receipt in fresh),
         wall_s=wall_s,
         images_per_s=sum(receipt.images for receipt in fresh) / wall_s,
         stage_seconds=_sum_stages(fresh),
