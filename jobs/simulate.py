@@ -42,7 +42,7 @@ from dto_pipeline.run.loop import (
     drive,
 )
 from dto_pipeline.run.report import format_duration
-from dto_pipeline.tables import align
+from dto_pipeline.terminal import align
 
 NEAR_BEST = 0.02  # efficiency that a recommended shard size may cost against the best one
 GOOD_LUCK = 0.01  # sound shards given up by chance, on average, that a recommended size may bring
