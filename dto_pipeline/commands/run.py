@@ -6,7 +6,6 @@ import argparse
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 from dto_pipeline.commands.options import add_config_options, not_negative, positive, read_config
 from dto_pipeline.commands.output import lasting_place, print_report
@@ -87,7 +86,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--dry-run", action="store_true", help="print the plan and its cost; write nothing")
+    group.add_argument("--dry-run", action="store_true", help="print the plan and its time; write nothing")
     group.add_argument("--json", action="store_true", help="print plan or summary as JSON")
     group.add_argument("--quiet", action="store_true", help="no progress line")
     group.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="info: a line per shard")
@@ -141,12 +140,8 @@ def _words(text: str) -> tuple[str, ...]:
 @contextmanager
 def interrupt_on_sigterm() -> Iterator[None]:
     """Make SIGTERM an interrupt like Ctrl-C: Slurm, Kubernetes and spot nodes send it before they kill."""
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
