@@ -101,8 +101,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.run.driver import run_pipeline
-    from dto_pipeline.run.forecast import plan_pipeline
     from dto_pipeline.run.plan import Selection
+    from dto_pipeline.run.report import plan_pipeline
     from dto_pipeline.terminal import configure_logs
 
     configure_logs(arguments.log_level or ("info" if arguments.verbose else "warning"), arguments.log_json)
