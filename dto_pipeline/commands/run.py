@@ -83,7 +83,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--dry-run", action="store_true", help="print the plan and its cost; write nothing")
+    group.add_argument("--dry-run", action="store_true", help="print the plan and its time; write nothing")
     group.add_argument("--json", action="store_true", help="print plan or summary as JSON")
     group.add_argument("--quiet", action="store_true", help="no progress line")
     group.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="info: a line per shard")
@@ -98,8 +98,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.run.driver import run_pipeline
-    from dto_pipeline.run.forecast import plan_pipeline
     from dto_pipeline.run.plan import Selection
+    from dto_pipeline.run.report import plan_pipeline
     from dto_pipeline.terminal import configure_logs
 
     configure_logs(arguments.log_level or ("info" if arguments.verbose else "warning"), arguments.log_json)

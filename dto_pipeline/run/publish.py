@@ -25,18 +25,16 @@ from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels, write_label_shard
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import (
-    LABELS,
-    RECEIPTS,
     Receipt,
     RecordInvalid,
     label_name,
-    parse_name,
     parse_receipt,
     receipt_name,
     why_void,
 )
 from dto_pipeline.data.storage import absolute, sha256_of
-from dto_pipeline.run.folder import LabelTable, RunDirectory, count_statuses, open_run, scan_run, settle_records
+from dto_pipeline.run import folder as files
+from dto_pipeline.run.folder import LabelTable, RunDirectory, count_statuses
 from dto_pipeline.run.identity import RunIdentity, identify_run, label_settings, settle_config
 from dto_pipeline.run.lease import DriverLock, process_name
 from dto_pipeline.run.sanity import count_signs
@@ -80,16 +78,6 @@ def find_shard_files(
         elif label_bytes is not None or data is not None:
             found = ShardFiles(found.receipt, generation + 1, generation if data is None else None)
     raise AssertionError("generations without end")
-
-
-def list_generations(directory: RunDirectory) -> dict[int, int]:
-    """Shard -> its highest generation with a file, where that is not 0."""
-    names = (name for folder in (LABELS, RECEIPTS) for name in directory.store.entries(folder))
-    highest: dict[int, int] = {}
-    for shard, generation in filter(None, map(parse_name, names)):
-        if generation:
-            highest[shard] = max(generation, highest.get(shard, 0))
-    return highest
 
 
 def lacks_receipt_only(directory: RunDirectory, shard: int) -> bool:
@@ -251,12 +239,12 @@ def finish_run(
     """
     plain = identify_run(settle_config(config, manifest), manifest, absolute(manifest.path))
     identity = dataclasses.replace(plain, versions={**plain.versions, **facts})
-    identity = open_run(directory, identity, lock)
-    generations = list_generations(directory)
+    identity = files.open_run(directory, identity, lock)
+    generations = files.list_generations(directory)
     for shard in range(manifest.num_shards):
         found = find_shard_files(directory, identity, shard, highest=generations.get(shard, -1))
         if found.receipt is None:
             started, where = time.perf_counter(), (directory, identity, shard, found.free)
             table = publish_labels(*where, read_labels(shard), {"body_sha256": body_sha256})
             commit_receipt(*where, table, time.perf_counter() - started)
-    settle_records(directory, scan_run(directory, identity))
+    files.settle_records(directory, files.scan_run(directory, identity))
