@@ -54,8 +54,7 @@ class Merger:
         return Manifest.open(out), report
 
     def outcomes(self, name: str = "merged") -> list[dict]:
-        rows = pq.read_table(outcomes_path(self.folder / f"{name}.parquet")).to_pylist()
-        return sorted(rows, key=lambda row: row["prediction_row"])
+        return pq.read_table(outcomes_path(self.folder / f"{name}.parquet")).to_pylist()
 
 
 @pytest.fixture
