@@ -1,8 +1,8 @@
 """Other people's files as sets to train on: RelativeHuman's annotations, and released DTO-Humans.
 
 RelativeHuman's people are known in the picture only, in ordinal layers of depth: they teach boxes, joints and who is
-nearer; they are in memory (about 0.5 kB a person). Released bodies are copied once into a temporary file of plain
-arrays (see `sources.predictions`), which the processes of one machine map. Pixels, metres.
+nearer. Released bodies are copied once into a temporary file of plain arrays (see `sources.predictions`), from which
+other processes of the machine read them in seconds. Both are in memory, about 0.5 kB a person. Pixels, metres.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from dto_pipeline.data.image_index import WHOLE_NAME, index_images
 from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatten_table, initial_betas
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.data.npz import MappedNpz, safe_load_npz
+from dto_pipeline.data.npz import NpzFile, safe_load_npz
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.annots import BODY, CAMERA, first_people
@@ -135,7 +135,7 @@ def _file_kind(path: Path) -> FileKind:
         if schema in _SCHEMAS:
             return _SCHEMAS[schema]
     elif magic[:2] == b"PK":
-        names = list(MappedNpz(path).keys)
+        names = list(NpzFile(path).keys)
     else:
         raise UnknownFile(f"{path} begins with {magic!r}; expected a Parquet or an npz file")
     for mark, kind in _MARKS.items():

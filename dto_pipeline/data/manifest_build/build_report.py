@@ -147,9 +147,8 @@ class ManifestReport(_Counts):
         for summary in placement.images.summaries:
             if summary.problem:
                 self.add(TAR, summary.tar, f"{summary.problem}; {summary.usable} members can be read", used=True)
-        refused = placement.images.problems().select(["tar", "member", "problem"]).to_pydict()
-        for tar, member, problem in zip(*refused.values(), strict=True):
-            self.add(TAR_MEMBER, f"{tar}!{member}", problem)
+        for member, problem in placement.images.problems():
+            self.add(TAR_MEMBER, member, problem)
         for taken, other in placement.repeated:
             self.add(REPEATED_KEY, other, f"has the key of {taken}, which is taken")
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.bounds import ASIDE, BETAS, DISTANCE, POSE
 from dto_pipeline.data.columns import single_array
-from dto_pipeline.data.npz import MappedNpz
+from dto_pipeline.data.npz import NpzFile
 from dto_pipeline.data.parquet import READ_ERRORS, open_parquet
 from dto_pipeline.data.rle import measure_rles
 from dto_pipeline.errors import DtoError
@@ -91,7 +91,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class LabelSource:
-    """An open label file of N rows. Numbers of npz files are mapped from disk."""
+    """An open label file of N rows, in memory."""
 
     files: list[Path]  # read by this source; their sha256 go into the manifest
     image_names: np.ndarray  # (N,) str or object: the image of each row, relative to the images folder
@@ -105,7 +105,7 @@ class LabelSource:
 
 
 def pick(column: np.ndarray | None, index: np.ndarray, tail: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
-    """(n, *tail) rows of a mapped column in memory, NaN where there is none; what overflows becomes infinite."""
+    """(n, *tail) rows of a column, NaN where there is none; what overflows becomes infinite."""
     if column is None:
         return np.full((index.size, *tail), np.nan, dtype)
     with np.errstate(over="ignore"):
@@ -120,7 +120,7 @@ def take_rows(
     boxes: np.ndarray | None = None,
     keypoints: np.ndarray | None = None,
 ) -> LabelRows:
-    """Rows of mapped columns in this project's names.
+    """Rows of columns in this project's names.
 
     A kid axis that is absent becomes 0, any other column NaN; `masks` None = none.
     """
@@ -150,7 +150,7 @@ def check_shape(path: Path, key: str, array: np.ndarray, rows: int | None, tails
         raise LabelFileError(f"{path}, key {key!r}: {array.dtype} {array.shape}; expected numbers {wanted}")
 
 
-def map_text(npz: MappedNpz, key: str, kinds: str, rows: int = 0) -> np.ndarray:
+def read_text(npz: NpzFile, key: str, kinds: str, rows: int = 0) -> np.ndarray:
     """(rows,) text of an npz, at least one row. Raises: LabelFileError, PickleRefused."""
     array = npz.array(key)
     if array.ndim != 1 or array.dtype.kind not in kinds or array.size == 0 or (rows and array.size != rows):
