@@ -149,12 +149,13 @@ def _solve(crowd: _Crowd, problem: CrowdProblem, config: CrowdConfig) -> CrowdPo
     rows = torch.arange(scenes, device=device).repeat_interleave(len(model))
     fits = _with_fault(problem.take(rows), crowd, rows, faults[fault].repeat(scenes, 1), config)
     fits = fits.replace(model=model.repeat(scenes))
-    mean, covariance = find_lines(_with_noise(fits, levels[len(levels) // 2].expand(len(rows))))
+    mean, covariance = find_lines(fits.replace(noise=fits.noise * levels[len(levels) // 2].square()))
 
     log_levels = _log_levels(crowd, config).repeat_interleave(len(model), 0).flatten()
     rows = torch.arange(len(rows), device=device).repeat_interleave(len(levels))
-    fits = _with_noise(fits.take(rows), levels.repeat(len(fits.model)))
-    fits = fits.replace(log_prior=fits.log_prior + log_levels)
+    level, fits = levels.repeat(len(fits.model)), fits.take(rows)
+    noise = fits.noise * level.square()[:, None, None]
+    fits = fits.replace(noise=noise, log_prior=fits.log_prior + log_levels)
     return _average(integrate_lines(fits, mean[rows], covariance[rows]), models, scenes)
 
 
@@ -209,10 +210,6 @@ def _with_fault(
         metric_scale=(problem.metric_scale + shift) / left[:, None],
         log_prior=problem.log_prior + log_prior - problem.measured.sum(1) * left.log(),
     )
-
-
-def _with_noise(problem: CrowdProblem, level: torch.Tensor) -> CrowdProblem:
-    return problem.replace(noise=problem.noise * level.square()[:, None, None])
 
 
 def _average(result: CrowdPosterior, models: torch.Tensor, scenes: int) -> CrowdPosterior:

@@ -86,19 +86,8 @@ class Segments:
         values = values.to(torch.float64)
         if self._ends is None:
             return values.new_zeros(self.count).index_add_(0, self.index, values)
-        return self._sum_as_integers(values, self._ends)
-
-    def mean(self, values: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
-        """(count,) float64 sums over `number` (count,) of values; 0 where there is none."""
-        return self.sum(values) / number.clamp(min=1)
-
-    def spread(self, of_segment: torch.Tensor) -> torch.Tensor:
-        """(n,) the entry of `of_segment` (count,) for each value."""
-        return of_segment.index_select(0, self.index)
-
-    def _sum_as_integers(self, values: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        """Each value in two whole numbers of 34 bits, relative to its segment's largest."""
-        largest = torch.segment_reduce(values.abs(), "max", offsets=ends, unsafe=True, initial=0)
+        # each value in two whole numbers of 34 bits, relative to its segment's largest
+        largest = torch.segment_reduce(values.abs(), "max", offsets=self._ends, unsafe=True, initial=0)
         unit = _power_above(largest)
         rest, total = values / self.spread(unit), torch.zeros_like(unit)
         for place in (1, 2):
@@ -107,6 +96,14 @@ class Segments:
             rest = rest - whole
             total = total + self.total(whole).to(torch.float64) * 2.0 ** (-_SUMMED_BITS * place)
         return total * unit
+
+    def mean(self, values: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+        """(count,) float64 sums over `number` (count,) of values; 0 where there is none."""
+        return self.sum(values) / number.clamp(min=1)
+
+    def spread(self, of_segment: torch.Tensor) -> torch.Tensor:
+        """(n,) the entry of `of_segment` (count,) for each value."""
+        return of_segment.index_select(0, self.index)
 
 
 class ExactMatrix(NamedTuple):

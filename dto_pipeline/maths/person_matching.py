@@ -53,26 +53,23 @@ class Queries:
 
 
 def view_bodies(joints: torch.Tensor, intrinsics: torch.Tensor) -> BodyViews:
-    """Project bodies. Args: joints (n, 45, 3) in the camera frame [m]; intrinsics (n, 3, 3) [px]."""
+    """Project bodies.
+
+    PCKh's size of the head comes from an annotated box; here it is the length from the neck to the head top, on the
+    line from the neck through the middle of the ears, were it parallel to the image.
+
+    Args: joints (n, 45, 3) in the camera frame [m]; intrinsics (n, 3, 3) [px].
+    """
     joints, intrinsics = joints.double(), intrinsics.double()
     in_front = (joints[..., 2] > _NEAREST)[..., None]
     points = torch.where(in_front, project(joints, intrinsics[:, None]), torch.nan)
     low = torch.where(in_front, points, torch.inf).amin(dim=1)
     high = torch.where(in_front, points, -torch.inf).amax(dim=1)
     box = torch.where(in_front.any(dim=1), torch.cat([low, high], dim=-1), torch.nan)
-    return BodyViews(points, head_sizes(joints, intrinsics), box)
-
-
-def head_sizes(joints: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
-    """(n,) length from neck to head top in the image, were it parallel to it [px].
-
-    PCKh's size comes from an annotated head box; here the head top lies on the line from the neck through the middle of
-    the ears. Args: joints (n, 45, 3) in the camera frame [m]; intrinsics (n, 3, 3) [px].
-    """
     neck = joints[:, _NECK]
     length = _HEAD_TOP * (joints[:, _EARS].mean(dim=1) - neck).norm(dim=-1)
     focal = (intrinsics[:, 0, 0] + intrinsics[:, 1, 1]) / 2
-    return focal * length / neck[:, 2].clamp(min=_NEAREST)
+    return BodyViews(points, focal * length / neck[:, 2].clamp(min=_NEAREST), box)
 
 
 def pair_people(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

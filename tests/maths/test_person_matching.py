@@ -15,7 +15,6 @@ from dto_pipeline.maths.person_matching import (
     assign_people,
     carry_to_camera,
     compare_people,
-    head_sizes,
     pair_people,
     suppress_duplicates,
     view_bodies,
@@ -58,7 +57,7 @@ def test_the_head_is_as_large_as_the_bodys_head_and_scales_with_distance(body):
     joints = stand(body, [(0, 0, 3.0), (0, 0, 6.0)])
     rest = body.vertices(torch.zeros(1, 72), torch.zeros(1, 11), torch.zeros(1, 3))[0]
     neck = body.joints(torch.zeros(1, 72), torch.zeros(1, 11), torch.zeros(1, 3))[0, 12]
-    near, far = head_sizes(joints.double(), CAMERA.expand(2, 3, 3))
+    near, far = view(joints).head
     assert near == pytest.approx(300 / 3.0 * (rest[:, 1].max() - neck[1]).item(), rel=0.05)
     assert near / far == pytest.approx(2, rel=0.02)
 
@@ -68,8 +67,7 @@ def test_a_head_seen_from_above_keeps_its_size(body):
     lying[0] = torch.pi / 2  # the body's axis points along the camera's
     joints = body.joints(lying[None], torch.zeros(1, 11), torch.tensor([[0.0, 0, 30]]))
     upright = stand(body, [(0, 0, 30.0)])
-    camera = CAMERA.expand(1, 3, 3)
-    assert head_sizes(joints.double(), camera).item() == pytest.approx(head_sizes(upright.double(), camera).item(), 0.1)
+    assert view(joints).head.item() == pytest.approx(view(upright).head.item(), 0.1)
 
 
 def test_joints_behind_the_camera_have_no_image_and_no_part_in_the_box(body):
