@@ -11,8 +11,8 @@ from dto_pipeline.config import PipelineConfig, RefineConfig
 from dto_pipeline.maths.camera import map_intrinsics
 from dto_pipeline.maths.crowd_solver import fit_crowds
 from dto_pipeline.maths.depth_evidence import measure_depth_evidence
-from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.heights import build_height_mixture, build_height_prior, classify_heights, summarise_mixture
+from dto_pipeline.maths.ordered import constant
 from dto_pipeline.maths.paper_solver import CODE, fit_groups
 from dto_pipeline.maths.refine import RestHeight, refine_people
 from dto_pipeline.models.body import BodyModel

@@ -15,7 +15,6 @@ from scipy.special import stdtrit
 
 from dto_pipeline.axes import FAR, MEAN, NEAR
 from dto_pipeline.config import METRES_PER_DEPTH, CrowdConfig
-from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.line_posterior import (
     AFFINE_DEPTH,
     AFFINE_DISPARITY,
@@ -26,7 +25,7 @@ from dto_pipeline.maths.line_posterior import (
     integrate_lines,
     line_coefficients,
 )
-from dto_pipeline.maths.ordered import fold_logsumexp, fold_softmax, fold_sum
+from dto_pipeline.maths.ordered import constant, fold_logsumexp, fold_softmax, fold_sum
 from dto_pipeline.maths.paper_solver import CODE
 from dto_pipeline.scene import DepthEvidence, GroupFits, HeightMixture, HeightPrior, Posterior
 from dto_pipeline.status import FitStatus, PersonStatus

@@ -15,8 +15,7 @@ import torch
 
 from dto_pipeline.axes import FAR, NEAR
 from dto_pipeline.config import METRES_PER_DEPTH, EvidenceConfig
-from dto_pipeline.maths.devices import works_at_once
-from dto_pipeline.maths.ordered import Segments
+from dto_pipeline.maths.ordered import Segments, works_at_once
 from dto_pipeline.scene import DepthEvidence, PersonMaps, SceneBatch
 
 _QUARTILES = (0.25, 0.75)

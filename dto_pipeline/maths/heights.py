@@ -12,8 +12,7 @@ import torch
 
 from dto_pipeline.axes import ADULT, ADULT_FEMALE, ADULT_MALE
 from dto_pipeline.config import CrowdConfig, PriorConfig
-from dto_pipeline.maths.devices import constant
-from dto_pipeline.maths.ordered import fold_sum
+from dto_pipeline.maths.ordered import constant, fold_sum
 from dto_pipeline.scene import HeightMixture, HeightPrior
 
 _CLASSES_KEPT = 5  # of eight: no age is uncertain between babies and teens

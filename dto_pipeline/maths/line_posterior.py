@@ -22,8 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from dto_pipeline.maths.devices import constant, works_at_once
-from dto_pipeline.maths.ordered import add_logarithms, fold_logsumexp, fold_softmax, fold_sum
+from dto_pipeline.maths.ordered import add_logarithms, constant, fold_logsumexp, fold_softmax, fold_sum, works_at_once
 from dto_pipeline.scene import Tensors
 
 AFFINE_DEPTH, AFFINE_DISPARITY = range(2)

@@ -4,21 +4,36 @@ Pure tensors, CPU and GPU. The reductions of torch and the matrix products of BL
 shape of the whole tensor, so that the last bit of a row can depend on the rows around it. Here every sum is a tree
 whose shape does not change by padding with zeros, and a matrix product is made of numbers so short that none of its
 sums is rounded, in any order.
+
+A CPU works a batch piece by piece, in its cache; a GPU works it at once and runs behind the program, and every number
+that the program reads back makes it wait; a batch may do so only in the places that `tests.waits` lists.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
 import torch
 
-from dto_pipeline.maths.devices import works_at_once
-
+_AS_ON_GPU = False  # set by tests: a CPU works as a GPU would, so that waits can be counted on any machine
 _MANTISSA_BITS = 53  # of float64: whole numbers up to 2^53 are exact
 _MATRIX_BITS = 24  # at most so many of them for the numbers of a matrix: those of float32
 _SUMMED_BITS = 34  # of a number that is added as a whole one: 2^28 of them fit into an int64
 _EXPONENT = 0x7FF0000000000000  # its place in the bits of a float64
+
+
+def works_at_once(device: torch.device) -> bool:
+    """Whether a device works a batch at once, without reading back what could be left out (a GPU)."""
+    return device.type != "cpu" or _AS_ON_GPU
+
+
+@functools.lru_cache(maxsize=256)
+def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Numbers on a device, copied there once, because a copy makes a GPU wait. Never change the result."""
+    with torch.inference_mode(False):  # or nothing that learns could use it
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def fold_sum(values: torch.Tensor, dim: int = -1) -> torch.Tensor:

@@ -12,8 +12,7 @@ import torch
 
 from dto_pipeline.axes import FAR, GROUND, MEAN, NEAR
 from dto_pipeline.config import RefineConfig, SolverConfig
-from dto_pipeline.maths.devices import works_at_once
-from dto_pipeline.maths.ordered import fold_sum
+from dto_pipeline.maths.ordered import fold_sum, works_at_once
 from dto_pipeline.scene import OUTCOMES, DepthEvidence, GroupFits, HeightPrior, MapProblem, MapSolution
 from dto_pipeline.status import FitStatus, PersonStatus
 

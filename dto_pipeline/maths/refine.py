@@ -13,8 +13,7 @@ import torch
 
 from dto_pipeline.axes import KID_AXIS, TEEN
 from dto_pipeline.config import CrowdConfig, RefineConfig
-from dto_pipeline.maths.devices import constant
-from dto_pipeline.maths.ordered import fold_sum
+from dto_pipeline.maths.ordered import constant, fold_sum
 from dto_pipeline.maths.paper_solver import CODE
 from dto_pipeline.scene import GroupFits, HeightPrior, RefinedPeople, SceneBatch
 from dto_pipeline.status import PersonStatus
