@@ -9,7 +9,6 @@ manifest lie a report and the outcome of every prediction. Metres in the camera 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections import Counter
 from contextlib import ExitStack
@@ -48,7 +47,7 @@ from dto_pipeline.data.sources.rows import (
 from dto_pipeline.data.storage import Location, as_location, base_name, beside, fetch, write_bytes, written
 from dto_pipeline.data.tars import carry_tar_index
 from dto_pipeline.maths import person_matching as matching
-from dto_pipeline.maths.person_matching import BodyViews, MatchRule
+from dto_pipeline.maths.person_matching import HEAD_FACTOR, MIN_CONFIDENCE, MIN_SHARE, BodyViews
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.reading import parse_json
 from dto_pipeline.schema import MANIFEST_PERSON, MANIFEST_SCHEMA, MERGE_SCHEMA, MERGE_SCHEMA_NAME
@@ -106,11 +105,12 @@ def merge_predictions(
             outcomes = merge.list_outcomes().replace_schema_metadata(footer)
             with written(outcomes_path(out)) as local, new_parquet(local, outcomes.schema) as file:
                 file.write_table(outcomes)  # gets its name before the manifest
+            rule = {"head_factor": HEAD_FACTOR, "min_share": MIN_SHARE, "min_confidence": MIN_CONFIDENCE}
             entry = {
                 "manifest": {**_describe(manifest, [Path(source.path)]), "fingerprint": source.fingerprint},
                 "predictions": _describe(predictions, people.files),
                 "body_sha256": body.sha256,
-                "options": {"min_score": min_score, "match": dataclasses.asdict(merge.rule)},
+                "options": {"min_score": min_score, "match": rule},
                 "outcomes": merge.report.outcomes,
             }
             writer.finish({"merged": [*earlier, entry]}, source.metadata)
@@ -162,7 +162,7 @@ class _Merge:
     """Merges predictions into shards, and keeps what became of each of the N predictions, by row."""
 
     def __init__(self, people: LabelSource, body: BodyModel, min_score: float) -> None:
-        self.report, self.rule = MergeReport(), MatchRule()
+        self.report = MergeReport()
         self._people, self._body, self._min_score = people, body, min_score
         self._index = index = index_images(people, WHOLE_NAME)
         self._image_of = {name: image for image, name in enumerate(index.image_name) if image not in index.problem}
@@ -266,21 +266,21 @@ class _Merge:
 
         Of a person predicted twice the one that is a released person comes first, then the given order.
         """
-        rule, image = self.rule, shard.image[chosen]
+        image = shard.image[chosen]
         points = torch.from_numpy(shard.keypoints[chosen]).double()
-        visible = points[..., 2] >= rule.min_confidence
+        visible = points[..., 2] >= MIN_CONFIDENCE
         queries = matching.Queries(views, points[..., :2], visible)
         references, source_row, released = self._view_released(shard, np.unique(image))
         here = torch.from_numpy(np.bincount(image, minlength=shard.table.num_rows))
-        share, distance = matching.compare_people(queries, references, matching.pair_people(here, released), rule)
-        partner = matching.assign_people(share, distance, here, released, rule)
+        share, distance = matching.compare_people(queries, references, matching.pair_people(here, released))
+        partner = matching.assign_people(share, distance, here, released)
         matched, owner = partner >= 0, torch.from_numpy(image)
         place = torch.argsort(torch.argsort(owner * 2 + ~matched, stable=True))
         first, second = matching.pair_people(here, here)
         open_pairs = ~matched[first] & (first != second)
         pairs = first[open_pairs], second[open_pairs]
-        share, _ = matching.compare_people(queries, views, pairs, rule)
-        original = matching.suppress_duplicates(share, pairs, place - (here.cumsum(0) - here)[owner], rule)
+        share, _ = matching.compare_people(queries, views, pairs)
+        original = matching.suppress_duplicates(share, pairs, place - (here.cumsum(0) - here)[owner])
         verdict = _select({_MATCHED: matched.numpy(), _DUPLICATE: (original >= 0).numpy()})
         return verdict, np.append(source_row, -1)[partner], original.numpy()
 
