@@ -64,7 +64,6 @@ class AnnyModel:
 
     model: Any
     shapes: Any
-    faces: torch.Tensor  # (F, 3) int64
 
     def bone(self, name: str) -> int:
         return int(self.model.bone_labels.index(name))
@@ -83,14 +82,12 @@ def load_anny() -> AnnyModel:
     except ImportError as error:
         raise AnnyMissing("bodies=anny needs the package anny: pip install 'dto-pipeline[anny]'") from error
     model = anny.Anny(local_changes="none", skinning_method="lbs").to(torch.float32)
-    return AnnyModel(model, SimpleShapeDistribution(model), torch.as_tensor(model.faces, dtype=torch.int64))
+    return AnnyModel(model, SimpleShapeDistribution(model))
 
 
 @torch.no_grad()
-def build_foreign(
-    crowd: Crowd, body: BodyModel, rng: np.random.Generator, sex: np.ndarray
-) -> tuple[Bodies, Labels, torch.Tensor]:
-    """True bodies of Anny in a planned crowd, their labels, and the (F, 3) faces of the true meshes.
+def build_foreign(crowd: Crowd, body: BodyModel, rng: np.random.Generator, sex: np.ndarray) -> tuple[Bodies, Labels]:
+    """True bodies of Anny in a planned crowd, and their labels.
 
     Heights follow age and `sex` ((P,), `people.MALE` or `FEMALE`) by the WHO's charts, not the plan. The true `transl`
     is what a label needs for its pelvis to stand where the true one does; pose and betas of the truth are NaN.
@@ -118,7 +115,7 @@ def build_foreign(
         vertices=vertices.astype(np.float32),
         joints=joints.astype(np.float32),
     )
-    return truth, labels, anny.faces
+    return truth, labels
 
 
 @lru_cache(maxsize=1)
@@ -134,7 +131,7 @@ def measure_anny() -> Template:
     origin = np.array([0.0, joints[0, 1], vertices[head, 2].mean()])
     joints[_NOSE] = vertices[head][vertices[head, 2].argmax()]
     vertices, joints = ((points - origin).astype(np.float32) for points in (vertices, joints))
-    return Template(vertices, anny.faces, joints)
+    return Template(vertices, torch.as_tensor(anny.model.faces, dtype=torch.int64), joints)
 
 
 def _sample_shapes(
