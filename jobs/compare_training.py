@@ -36,7 +36,7 @@ from dto_pipeline.lab.crowd import plan_crowd
 from dto_pipeline.lab.crowd_files import build_demo_data, read_truth
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.tables import markdown
+from dto_pipeline.terminal import markdown
 from dto_pipeline.train.augment import Draw, resize
 from dto_pipeline.train.checkpoint import begin_network, list_checkpoints, read_checkpoint, restore_network
 from dto_pipeline.train.config import AugmentConfig, DataConfig, TrainConfig

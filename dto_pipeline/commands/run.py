@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from dto_pipeline.commands.options import Paragraphs, add_config_options, not_negative, positive, read_config
+from dto_pipeline.commands.options import add_config_options, not_negative, positive, read_config
 from dto_pipeline.commands.output import lasting_place, print_report
 from dto_pipeline.config import with_body
 from dto_pipeline.errors import DtoError
@@ -36,12 +36,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "run",
         help="turn a manifest into label shards; resumes by itself",
-        description="Starts a run, or does what is left of it: shards with a valid receipt stay as they are, unless "
-        "their failed images are to be done again. Once there are labels, another config, manifest, body model or "
-        "network is refused with the difference named. Files may have moved: --images, --depth and --body name their "
+        description="Starts a run, or does what is left of it: shards with a valid receipt stay as they are, unless\n"
+        "their failed images are to be done again. Once there are labels, another config, manifest, body model or\n"
+        "network is refused with the difference named. Files may have moved: --images, --depth and --body name their\n"
         "new places.",
         epilog=_EPILOG.format(licences="\n".join(f"  {line}" for line in licence_lines())),
-        formatter_class=Paragraphs,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
     parser.add_argument(

@@ -43,7 +43,7 @@ from dto_pipeline.lab.solver_outcomes import (
 )
 from dto_pipeline.maths.crowd_solver import interval_halfwidth
 from dto_pipeline.models.body import BodyModel, load_body
-from dto_pipeline.tables import markdown
+from dto_pipeline.terminal import markdown
 
 TUNING_SEEDS = (1, 2, 11, 12, 31, 32)  # of the joint solver's numbers
 POOLED, OWN, RECORDED = "all difficulties", "our own", "recorded images"

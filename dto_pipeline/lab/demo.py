@@ -33,7 +33,7 @@ from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PersonStatus
-from dto_pipeline.tables import align
+from dto_pipeline.terminal import align
 from dto_pipeline.view.pages import People, draw_scene, save_png
 
 DEPTH_MEASURES = {

@@ -385,8 +385,8 @@ def keypoints_3d(truth: Bodies) -> np.ndarray:
 
     Bodies that are no SMPL mesh have joints in the places of regressed ones, NaN where they have none.
     """
-    with (files("dto_pipeline.assets") / "SMPL_to_J19.npy").open("rb") as stream:
-        regressor = np.load(stream, allow_pickle=False)
+    with (files("dto_pipeline.assets") / "extra.npz").open("rb") as stream:
+        regressor = np.load(stream, allow_pickle=False)["SMPL_to_J19"]
     if truth.vertices.shape[1] == regressor.shape[1]:
         regressed = regressor @ truth.vertices
     else:
