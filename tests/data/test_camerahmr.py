@@ -78,6 +78,13 @@ def test_rows_come_in_the_order_asked_for_and_fortran_order_does_not_matter(tmp_
     np.testing.assert_array_equal(rows.pose, arrays["pose_cam"][[2, 0]])
 
 
+def test_codes_that_are_no_characters_in_a_name_are_refused_with_their_row(tmp_path):
+    names = np.array(["a.jpg", "b.jpg"])
+    names.view(np.uint32)[6] = 0x110000
+    with pytest.raises(DtoError, match=r"imgname.*item 1 .*0x110000 is no character"):
+        open_camerahmr(write_labels_file(tmp_path, {**label_arrays(["a.jpg", "b.jpg"]), "imgname": names}))
+
+
 def test_image_names_may_be_bytes(tmp_path):
     arrays = label_arrays(NAMES) | {"imgname": np.array([b"a.jpg", b"\xff.jpg", "ä.jpg".encode()])}
     source = open_camerahmr(write_labels_file(tmp_path, arrays))
