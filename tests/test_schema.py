@@ -34,7 +34,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from dto_pipeline.data.exports.hugging_face import dataset_card
 from dto_pipeline.data.exports.compacted import person_rows
-from dto_pipeline.data.exports.job import Selection, SubsetPlan
+from dto_pipeline.data.exports.job import Selection, Subset
 from dto_pipeline.data.label_files import flatten_table
 from dto_pipeline.data.labels import build_label_table, read_labels, read_placed, write_label_shard
 from dto_pipeline.collate import keep_labels
@@ -57,7 +57,7 @@ flat = person_rows(read_labels(path))
 assert (flat["sway"].to_pylist(), flat["haze"].to_pylist()) == ([0.5, 0.25], [0.75, 0.75])
 assert flatten_table(read_labels(path)).people["sway"].tolist() == [0.5, 0.25]
 assert "| `persons[].sway` | float32 | m | how far the person leans |" in dataset_card(
-    [SubsetPlan("any", [])], Selection()
+    [Subset("any", [])], Selection()
 )
 assert "`sway`" in [column.row()[0] for column in module.PERSON_COLUMNS]  # what docs/labels.md is held against
 

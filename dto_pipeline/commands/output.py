@@ -40,7 +40,7 @@ def show_several(
         exit_code: of a report.
         as_json: print a list of ``to_json()`` instead, each with its name.
     """
-    from dto_pipeline.tables import align
+    from dto_pipeline.terminal import align
 
     rows, plain, codes = list[Mapping[str, str]](), list[dict[str, Any]](), list[int]()
     for number, name in enumerate(names):

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dto_pipeline.data.storage import Location, find_file
-from dto_pipeline.errors import NO_ROOM
 from dto_pipeline.reading import IrregularFile
 
 ROWS_PER_GROUP = 1024  # images
@@ -33,12 +32,6 @@ def writer_settings(schema: pa.Schema) -> dict[str, Any]:
         "write_page_index": True,
         "write_page_checksum": True,  # a damaged page is refused, not read as other numbers
     }
-
-
-def check_room(error: BaseException) -> None:
-    """Raise an error of a full disk again: the file that was being read is not damaged."""
-    if getattr(error, "errno", None) in NO_ROOM:
-        raise error
 
 
 def open_parquet(path: Location, error: type[Exception], again: bool = False) -> pq.ParquetFile:

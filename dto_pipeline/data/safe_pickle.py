@@ -7,6 +7,7 @@ themselves are refused.
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Callable
@@ -61,7 +62,7 @@ def safe_loads(
             that is not a number, boolean or string; an array of objects where not allowed.
         BrokenPickle: anything else that is wrong, or more than the limits allow.
     """
-    stream = Stream(data, 0, len(data), limits.max_bytes)
+    stream = Stream(io.BytesIO(data), len(data), limits.max_bytes)
     with stream.errors_named(where):
         value = InertUnpickler(stream, NUMPY_ONLY if allow is None else allow, limits, object_arrays).load()
         check_values(value, limits)

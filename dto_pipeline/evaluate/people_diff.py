@@ -22,7 +22,7 @@ from dto_pipeline.evaluate.bodies import in_chunks
 from dto_pipeline.evaluate.matching import join_images, pairs_within, take_greedily
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.status import PersonStatus
-from dto_pipeline.tables import align
+from dto_pipeline.terminal import align
 
 SAME_POSE = 1e-4  # largest difference of an angle of the same pose [rad]; float32 keeps 1e-6
 HALF_A_BODY = 0.85  # people nearer than this in the picture may be the same, at the nearer one's distance [m]

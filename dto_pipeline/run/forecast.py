@@ -1,6 +1,6 @@
-"""`dto run --dry-run`: what a launch would do and cost. Reads what a launch reads, writes nothing, takes no lease.
+"""`dto run --dry-run`: what a launch would do and how long it takes. Reads what a launch reads, writes nothing.
 
-Hours are those of workers at work, without start-up; bytes are those of label files.
+Hours are those of workers at work, without start-up.
 """
 
 from __future__ import annotations
@@ -13,22 +13,18 @@ from typing import Any
 
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.receipts import CountedLabels, Receipt
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunScan
 from dto_pipeline.run.identity import describe_run_difference, find_places, identify_run, settle_config
 from dto_pipeline.run.lease import read_holder
-from dto_pipeline.run.plan import EVERYTHING, Retry, Selection, find_refusals, scan_closely, survey_run
+from dto_pipeline.run.plan import EVERYTHING, Retry, Selection, find_refusals, survey_run
 from dto_pipeline.run.report import format_duration
-
-BYTES_PER_PERSON = 450  # of schema dto-labels/1: zstd hardly shrinks real poses
-BYTES_PER_FILE = 36_000  # schema, footer and page index of a label file: measured on a shard of three images
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Plan of a launch, with its cost."""
+    """Plan of a launch, with its time."""
 
     run_dir: str
     shards: int  # of the manifest; those below are parts of it
@@ -40,20 +36,11 @@ class Forecast:
     images: int  # to be done in selected shards and repairs
     persons: int  # in selected shards
     workers: int  # 0 = in this process
-    cpus_per_worker: float
-    gpus_per_worker: float  # -1 = one where there are GPUs
     worker_hours: float | None  # without start-up; None = not known
+    gpu_hours: float | None
     time_origin: str
-    label_bytes: int
-    bytes_origin: str
     driver: str  # the process that drives the run now; "" = none
     refusals: list[str]  # why a launch would be refused now
-
-    @property
-    def gpu_hours(self) -> float | None:
-        """None = not known."""
-        known = self.worker_hours is not None and self.gpus_per_worker >= 0
-        return (self.worker_hours or 0) * self.gpus_per_worker if known else None
 
     @property
     def exit_code(self) -> int:
@@ -61,10 +48,9 @@ class Forecast:
         return 2 if self.refusals else 0
 
     def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "gpu_hours": self.gpu_hours, "exit_code": self.exit_code}
+        return {**dataclasses.asdict(self), "exit_code": self.exit_code}
 
     def as_table(self) -> str:
-        gpus = "1 GPU where there is one" if self.gpus_per_worker < 0 else f"{self.gpus_per_worker:g} GPUs"
         hours = self.time_origin
         if self.worker_hours is not None:
             wall = format_duration(self.worker_hours * 3600 / max(1, self.workers))
@@ -76,11 +62,8 @@ class Forecast:
             f"work     {self.selected} shards selected, failed images of {self.repairs} finished shards",
             f"images   {self.images}",
             f"persons  {self.persons} (in selected shards)",
-            f"workers  {self.workers}, each with {self.cpus_per_worker:g} CPUs and {gpus}"
-            if self.workers
-            else "workers  none: in this process, without Ray",
+            f"workers  {self.workers or 'none: in this process, without Ray'}",
             f"time     {hours}",
-            f"disk     {self.label_bytes / 1e6:.1f} MB more ({self.bytes_origin})",
             f"driver   {self.driver} works on it; counted is what it has done so far" if self.driver else "",
             *(f"refused  {reason}" for reason in self.refusals),
         ]
@@ -114,55 +97,37 @@ def plan_pipeline(
     driver = "" if holder is None or holder.state == "gone" else f"{holder.describe()} ({holder.state})"
     if holder is not None and holder.state == "alive":
         refusals.append(f"locked: {holder.describe()} drives this run; wait for it")
-    scan = RunScan(CountedLabels(directory.root))
+    scan = RunScan(directory.root)
     if directory.is_run():
         try:
             recorded = files.read_identity(directory)
             differences = describe_run_difference(recorded, identity)
             if not differences or files.holds_labels(directory):  # else a launch replaces run.json
-                scan = scan_closely(directory, recorded)[0]
+                scan = files.scan_run(directory, recorded, footers=True)
                 refusals += [f"mismatch: {line}" for line in differences]
         except RunDirectoryError as error:
             refusals.append(str(error))
     plan = survey_run(directory, identity, manifest, scan, selection, retry)
-    fresh = [shard for shard in plan.work if shard not in plan.repairs]
-    images, persons = sum(plan.work.values()), sum(manifest.shard_sizes[shard].people for shard in fresh)
-    run = config.run
+    images, workers, gpus = sum(plan.work.values()), config.run.workers, config.run.gpus_per_worker
+    computed = [receipt for receipt in plan.done.values() if not receipt.adopted and receipt.images]
+    hours, time_origin = None, "unknown: no receipts yet; do a few shards first (--limit)"
+    if seconds := sum(receipt.wall_s for receipt in computed):
+        hours = images * seconds / sum(receipt.images for receipt in computed) / 3600
+        time_origin = f"from this run's {len(computed)} receipts"
     return Forecast(
         run_dir=str(directory.root),
         shards=identity.shards,
         done=len(plan.done),
-        pending=len(fresh) + len(plan.unselected),
+        pending=len(plan.fresh) + len(plan.unselected),
         failed=len(plan.failed),
-        selected=len(fresh),
+        selected=len(plan.fresh),
         repairs=len(plan.repairs),
         images=images,
-        persons=persons,
-        workers=min(run.workers, max(1, len(plan.work))),
-        cpus_per_worker=run.cpus_per_worker,
-        gpus_per_worker=run.gpus_per_worker,
-        **_estimate(list(plan.done.values()), images, persons, len(fresh)),
+        persons=sum(manifest.shard_sizes[shard].people for shard in plan.fresh),
+        workers=min(workers, max(1, len(plan.work))),
+        worker_hours=hours,
+        gpu_hours=hours * gpus if hours is not None and gpus >= 0 else None,  # -1: one where there are GPUs
+        time_origin=time_origin,
         driver=driver,
         refusals=refusals,
     )
-
-
-def _estimate(done: list[Receipt], images: int, persons: int, shards: int) -> dict[str, Any]:
-    """Time and disk space of the work, from receipts; each number with its origin."""
-    computed = [receipt for receipt in done if not receipt.adopted and receipt.images and receipt.wall_s > 0]
-    people = sum(receipt.persons for receipt in computed)
-    hours, time_origin = None, "unknown: no receipts yet; do a few shards first (--limit)"
-    if computed:
-        seconds = sum(receipt.wall_s for receipt in computed) / sum(receipt.images for receipt in computed)
-        hours, time_origin = images * seconds / 3600, f"from this run's {len(computed)} receipts"
-    size: float = persons * BYTES_PER_PERSON + shards * BYTES_PER_FILE
-    bytes_origin = f"{BYTES_PER_PERSON} bytes a person and {BYTES_PER_FILE} a file, by the schema"
-    if people:
-        each = sum(receipt.label_bytes for receipt in computed) / people
-        size, bytes_origin = persons * each, f"{each:.0f} bytes a person, files included, from this run's receipts"
-    return {
-        "worker_hours": hours,
-        "time_origin": time_origin,
-        "label_bytes": round(size),
-        "bytes_origin": bytes_origin,
-    }

@@ -119,23 +119,16 @@ def describe_run_difference(recorded: RunIdentity, wanted: RunIdentity) -> list[
     if ("joint" in before) != ("joint" in after):  # solver.mode differs; the forty options of one mode would hide it
         before.pop("joint", None)
         after.pop("joint", None)
-    lines = describe_difference(before, after)
-    old, new = _facts(recorded), _facts(wanted)
-    names = [*old, *(name for name in new if name not in old)]
-    lines += [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
+    lines = [*describe_difference(before, after), *describe_difference(_facts(recorded), _facts(wanted))]
     if not lines and recorded.config_hash != wanted.config_hash:
         lines = [f"config hash: {recorded.config_hash} -> {wanted.config_hash}"]
-    return lines
+    return [line.replace("content.", "content of the ", 1) for line in lines]
 
 
-def _facts(identity: RunIdentity) -> dict[str, Any]:
-    return {
-        "manifest.fingerprint": identity.manifest_fingerprint,
-        "manifest.shards": identity.shards,
-        "manifest.images": identity.images,
-        **{f"versions.{name}": identity.versions[name] for name in sorted(identity.versions)},
-        **{f"content of the {name}": identity.inputs[name] for name in sorted(identity.inputs)},
-    }
+def _facts(identity: RunIdentity) -> dict[str, dict[str, Any]]:
+    size = {"shards": identity.shards, "images": identity.images}
+    manifest = {"fingerprint": identity.manifest_fingerprint, **size}
+    return {"manifest": manifest, "versions": identity.versions, "content": identity.inputs}
 
 
 @dataclass(frozen=True)

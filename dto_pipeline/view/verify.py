@@ -17,46 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.data.invariants import (
-    MANIFEST_PEOPLE,
-    Check,
-    check_heights,
-    check_labels,
-    check_reprojection,
-    check_undo,
-    limits_of,
-)
+from dto_pipeline.data.invariants import MANIFEST_PEOPLE, RowChecks, Rule
 from dto_pipeline.data.label_files import LabelColumns, flatten_table
 from dto_pipeline.data.labels import LabelsError
-from dto_pipeline.data.manifest import Manifest, ManifestError
+from dto_pipeline.data.manifest import ManifestError
 from dto_pipeline.data.receipts import LABELS, parse_name, shard_name
 from dto_pipeline.data.storage import base_name
 from dto_pipeline.models.body import BodyModel, BodyModelError
-from dto_pipeline.run.folder import find_strays
+from dto_pipeline.run.folder import READABLE, SAME_COUNTS, SAME_HASH, check_label_file, find_strays
 from dto_pipeline.run.lease import read_holder
-from dto_pipeline.run.publish import READABLE, SAME_COUNTS, SAME_HASH, check_label_file
 from dto_pipeline.run.report import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
 
 RECEIPTS, FOOTER = "every receipt holds", "every footer is of this run"
 FOLDER, ROWS = "labels/ holds every shard once", "rows are the manifest's"
-_KEPT = 200  # offences remembered per rule; all are counted
-
-
-@dataclass
-class Rule:
-    """How often one rule was applied and broken over the whole run."""
-
-    name: str
-    checked: int = 0
-    broken: int = 0
-    offences: list[str] = field(default_factory=list)  # the first ones: where, found, expected
-    next_step: str = ""  # of a judgement
-
-    def offend(self, text: str) -> None:
-        self.broken += 1
-        if len(self.offences) < _KEPT:
-            self.offences.append(text)
 
 
 @dataclass
@@ -90,8 +64,9 @@ class Verdict:
             return EXIT_MISSING
         return EXIT_SELECTED if self.pending else EXIT_DONE
 
-    def rule(self, name: str) -> Rule:
-        return self.rules.setdefault(name, Rule(name))
+    def rule(self, name: str, next_step: str = "") -> Rule:
+        """A rule of the run, made if it is new; with a next step it is a judgement."""
+        return (self.judgements if next_step else self.rules).setdefault(name, Rule(name, next_step=next_step))
 
     def check(self, name: str, offence: str, shard: int | None = None) -> None:
         """Count one application of a rule; offence: "" = it holds; shard: its label file is damaged otherwise."""
@@ -181,7 +156,7 @@ def _check_receipts(run: RunFiles, verdict: Verdict) -> None:
         failure = scan.failures.get(shard)
         if failure is not None and failure.given_up:
             verdict.given_up[shard] = f"{failure.error}; `dto run --retry-failed` does it again"
-        elif shard in scan.labels.orphans:
+        elif shard in scan.orphans:
             verdict.pending[shard] = "its labels lie there without a receipt; `dto run` adopts them if they are whole"
         else:
             verdict.pending[shard] = "no receipt; `dto run` does it" + (f"; tried: {failure.error}" if failure else "")
@@ -193,20 +168,17 @@ def _check_folder(run: RunFiles, verdict: Verdict) -> None:
     if holder is not None and holder.state != "gone":
         verdict.unchecked.append(f"{FOLDER}: {holder.describe()} is at work on it")
         return
-    scan, strays = run.scan, find_strays(run.directory, run.identity)
-    names = {name for name in run.directory.store.entries(LABELS) if name[0] not in "._"} | {
-        *strays
-    }  # readers skip names with a dot or underscore
-    counting = {base_name(path) for path in scan.labels.files.values()}
+    offences = dict.fromkeys(
+        find_strays(run.directory, run.identity), "it is no label file of this run; move it elsewhere"
+    )
+    for name in map(base_name, run.scan.surplus):
+        if place := parse_name(name):
+            counting = base_name(run.label_file(place[0]))
+            offences[name] = f"{counting} counts, so its images are there twice; `dto run` removes it"
     verdict.rule(FOLDER)
-    for name in sorted(names):
-        place, offence = parse_name(name), ""
-        if name not in counting and (place is None or name in strays):
-            offence = f"{name}: it is no label file of this run; move it elsewhere"
-        elif name not in counting and place is not None and f"{LABELS}/{name}" in scan.labels.surplus:
-            other = base_name(scan.labels.files[place[0]])
-            offence = f"{name}: {other} counts, so its images are there twice; `dto run` removes it"
-        verdict.check(FOLDER, offence)
+    names = {name for name in run.directory.store.entries(LABELS) if name[0] not in "._"}  # readers skip the others
+    for name in sorted(names | offences.keys()):
+        verdict.check(FOLDER, f"{name}: {offences[name]}" if name in offences else "")
 
 
 def _check_file(run: RunFiles, shard: int, wanted: dict[str, str], verdict: Verdict) -> LabelColumns | None:
@@ -214,12 +186,10 @@ def _check_file(run: RunFiles, shard: int, wanted: dict[str, str], verdict: Verd
     name = base_name(run.label_file(shard))
     table, footer, wrong = check_label_file(run.directory, shard, run.scan.done[shard])
     for rule in (SAME_HASH, READABLE, *((SAME_COUNTS,) if table is not None else ())):
-        # `commands.verify` leaves a note for the next run
-        verdict.check(rule, f"{name}: {wrong[rule]}; `dto run` does the shard again" if rule in wrong else "", shard)
+        advice = "`dto run --recheck` does the shard again"
+        verdict.check(rule, f"{name}: {wrong[rule]}; {advice}" if rule in wrong else "", shard)
     if table is None:
         return None
-    if "body_sha256" in footer:
-        wanted.setdefault("body_sha256", footer["body_sha256"])  # run.json of 0.3.0 has none: the first file's
     other = [f"{key} {footer.get(key)}, expected {value}" for key, value in wanted.items() if footer.get(key) != value]
     advice = "delete its receipt, then `dto run` makes it again"
     verdict.check(FOOTER, f"{name}: {'; '.join(other)}; {advice}" if other else "")
@@ -230,42 +200,35 @@ def _check_file(run: RunFiles, shard: int, wanted: dict[str, str], verdict: Verd
 
 
 def _check_rows(run: RunFiles, shard: int, columns: LabelColumns, body: BodyModel | None, verdict: Verdict) -> None:
-    checks = check_labels(columns, limits_of(run.identity.config))
-    if body is not None:
-        checks += [check_heights(columns, body), check_reprojection(columns, body)]
+    rows = RowChecks(columns, shard_name(shard), verdict.rule)
     if run.manifest is not None:
-        checks += _check_manifest_rows(run.manifest, shard, columns, verdict.rule(ROWS))
-    starts, keys = columns.starts, columns.images["image_id"]
-    for check in checks:
-        group = verdict.judgements if check.next_step else verdict.rules
-        rule = group.setdefault(check.name, Rule(check.name, next_step=check.next_step))
-        rule.checked += int(check.applies.sum())
-        for index in np.flatnonzero(check.broken).tolist():
-            row = int(columns.owner[index]) if check.of_people else index
-            person = f", person {index - int(starts[row])}" if check.of_people else ""
-            found = check.found[index]
-            shown = f"{found:.4g}" if isinstance(found, float | np.floating) else str(found)
-            place = f"{shard_name(shard)} row {row}, {keys[row]}{person}"
-            rule.offend(f"{place}: {shown}; expected {check.expected}")
-
-
-def _check_manifest_rows(manifest: Manifest, shard: int, columns: LabelColumns, rule: Rule) -> list[Check]:
-    """Same images in the same order with the same number of people, then the undo checks."""
+        verdict.rule(ROWS)  # listed before the rules of the rows
+    rows.check_labels(run.identity.config)
+    if body is not None:
+        rows.check_heights(body)
+        rows.check_reprojection(body)
+    if run.manifest is None:
+        return
+    same = verdict.rule(ROWS)
     try:
-        given = flatten_table(manifest.read_shard(shard), MANIFEST_PEOPLE)
+        given = flatten_table(run.manifest.read_shard(shard), MANIFEST_PEOPLE)
     except ManifestError as error:
-        rule.offend(str(error))
-        return []
-    rule.checked += given.num_images
-    wanted, found, name = given.images["image_id"], columns.images["image_id"], shard_name(shard)
+        same.offend(str(error))
+        return
+    same.checked += given.num_images
+    offences = _compare_images(given, columns)
+    for text in offences:
+        same.offend(f"{shard_name(shard)}{text}")
+    if not offences:
+        rows.check_undo(given)
+
+
+def _compare_images(given: LabelColumns, columns: LabelColumns) -> list[str]:
+    """Offences where a label file has other images than its shard of the manifest, another order or other people."""
+    wanted, found = given.images["image_id"], columns.images["image_id"]
     if np.array_equal(wanted, found):
         different = np.flatnonzero(np.diff(given.starts) != np.diff(columns.starts))
-        for row in different:
-            rule.offend(f"{name} row {row}, {found[row]}: another number of people than the manifest")
-        return [] if different.size else check_undo(columns, given)
-    missing, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    offences = [f"image {image} is missing" for image in missing]
-    offences += [f"image {image} is not in the manifest" for image in extra]
-    for text in offences or ["the manifest's images in another order, or one of them twice"]:
-        rule.offend(f"{name}: {text}")
-    return []
+        return [f" row {row}, {found[row]}: another number of people than the manifest" for row in different]
+    offences = [f": image {image} is missing" for image in sorted(set(wanted) - set(found))]
+    offences += [f": image {image} is not in the manifest" for image in sorted(set(found) - set(wanted))]
+    return offences or [": the manifest's images in another order, or one of them twice"]

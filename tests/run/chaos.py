@@ -40,7 +40,7 @@ class ChaosRunner(ShardRunner):
         super().__init__(config, manifest, run_dir)
         self._pause_s, self._faults = pause_s, dict(faults or {})
 
-    def run(self, shard: int, attempt: int = 1) -> Receipt:
+    def run(self, shard: int, attempt: int = 1, following: int | None = None) -> Receipt:
         fault = self._faults.get(shard)
         if attempt > 1 and fault in ONCE:
             fault = None
@@ -52,7 +52,7 @@ class ChaosRunner(ShardRunner):
             os.kill(os.getpid(), signal.SIGSTOP)
         if fault == HANG:
             time.sleep(3600)
-        return super().run(shard, attempt)
+        return super().run(shard, attempt, following)
 
     def _publish(self, *args):
         time.sleep(self._pause_s)

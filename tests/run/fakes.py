@@ -13,7 +13,7 @@ from typing import Any
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run.lease import process_name
-from dto_pipeline.run.pool import (
+from dto_pipeline.run.loop import (
     Event,
     FailedAttempt,
     ShardDone,
@@ -125,7 +125,7 @@ class FakePool(WorkerPool):
             self._later(START_S, worker, WorkerReady(worker) if fate == "ready" else WorkerLost(worker, "no start"))
         return worker
 
-    def assign(self, worker: str, shard: int, attempt: int) -> None:
+    def assign(self, worker: str, shard: int, attempt: int, following: int | None = None) -> None:
         self._queues[worker].append((shard, attempt))
         if len(self._queues[worker]) == 1:
             self._begin(worker)
@@ -187,7 +187,7 @@ class QuickRunner:
     def warm_up(self):
         pass
 
-    def run(self, shard, attempt=1):
+    def run(self, shard, attempt=1, following=None):
         import ray  # not where a fake pool is enough
 
         gpus = ",".join(str(number) for number in ray.get_gpu_ids())

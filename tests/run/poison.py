@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.labels import read_labels
@@ -25,9 +26,9 @@ class PoisonRunner(ShardRunner):
         super().__init__(config, manifest, run_dir)
         self._poison = frozenset(poison)
 
-    def warm_up(self) -> None:
-        super().warm_up()
-        placer = self._warm_placer()
+    def warm_up(self):
+        loaded = super().warm_up()
+        placer: Any = loaded.placer
         place = placer.place
 
         def checked(rows, clock, *following):
@@ -36,10 +37,7 @@ class PoisonRunner(ShardRunner):
             return place(rows, clock, *following)
 
         placer.place = checked
-
-    def _warm_placer(self):
-        assert self._loaded is not None
-        return self._loaded.placer
+        return loaded
 
 
 def check_poisoned(directory: RunDirectory, undisturbed: dict[str, bytes]) -> None:

@@ -228,7 +228,7 @@ def test_a_launch_that_made_no_label_locks_nothing(tiny: TinyDataset, tmp_path: 
     )
 
     class Failing(ShardRunner):
-        def run(self, shard: int, attempt: int = 1) -> Receipt:
+        def run(self, shard: int, attempt: int = 1, following: int | None = None) -> Receipt:
             raise RuntimeError("nothing goes")
 
     run_dir = tmp_path / "run"

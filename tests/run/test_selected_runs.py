@@ -92,7 +92,7 @@ def test_receipts_become_hours_of_gpus(start, plan):
 
     assert forecast.worker_hours > 0
     assert forecast.gpu_hours == pytest.approx(forecast.worker_hours / 2)
-    assert "4, each with 1 CPUs and 0.5 GPUs" in forecast.as_table()
+    assert f"{forecast.gpu_hours:.2f} GPU-hours" in forecast.as_table()
 
 
 def test_a_dry_run_counts_what_is_left_and_takes_its_figures_from_receipts(start, plan, tmp_path):

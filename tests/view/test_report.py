@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import subprocess
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dto_pipeline.axes import HEIGHT_CLASSES
+from dto_pipeline.data.label_files import flatten_table
+from dto_pipeline.data.labels import read_label_metadata, read_labels
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.folder import RunDirectory
+from dto_pipeline.run.report import read_status
 from dto_pipeline.status import ImageStatus
-from dto_pipeline.view.report import Facts, Histogram, gather_facts, prior_curve, write_report
+from dto_pipeline.view.report import Histogram, count_labels, prior_curve, write_report
 from dto_pipeline.view.run_files import RunFiles, open_pixels, open_run_files
 from tests.tiny_dataset import TinyDataset
 
@@ -33,11 +37,6 @@ FLAGS = (
 def page(run: RunFiles, body: BodyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
     return write_report(run, body, open_pixels(run), out, worst=1, random=2)
-
-
-@pytest.fixture(scope="module")
-def facts(run: RunFiles) -> Facts:
-    return gather_facts(run)
 
 
 class Listing(HTMLParser):
@@ -60,24 +59,26 @@ class Listing(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_facts_count_every_image_and_person_once(facts: Facts, tiny: TinyDataset) -> None:
-    assert (facts.total["images"], facts.total["persons"]) == (tiny.images, tiny.persons)
-    sums = {name: histogram.counts[-1].sum() for name, histogram in facts.histograms.items()}
-    assert sums["crowd"] == tiny.images
-    assert sums["deviation"] == facts.total["optimized"]
-    assert sums["scale"] == facts.total["moved"] == facts.status.person_status["moved"]
-    assert facts.total["failed"] == len(facts.failures) == 3
-    assert sum(sums[name] for name in HEIGHT_CLASSES) >= sums["near"] + sums["far"] >= facts.total["moved"]
+def test_charts_and_tiles_count_every_image_and_person_once(page: Path, run: RunFiles, tiny: TinyDataset) -> None:
+    columns, status = flatten_table(read_labels(*map(run.label_file, run.shards))), read_status(run.directory.root)
+    sums = {chart.title: int(chart.counts[-1].sum()) for chart in count_labels(columns, run.identity.config)}
+    moved, optimized = status.person_status["moved"], status.image_status["optimized"]
+    assert sums["Persons per image"] == tiny.images
+    assert sums["Height deviation of optimised images"] == optimized
+    assert sums["Scale on distance and height, moved persons"] == moved
+    people, measured = (sum(n for title, n in sums.items() if word in title) for word in ("Height,", "Distance,"))
+    assert people >= measured >= moved
+    text = page.read_text()
+    for tile in (f"{optimized} images", f"{moved} persons", "<b>3</b><span>images failed</span>"):
+        assert tile in text
 
 
-def counted(values: Sequence[float], edges: Sequence[float], series: int = 1) -> Histogram:
-    histogram = Histogram("a <b>", "m", np.array(edges), series)
-    histogram.add(np.array(values))
-    return histogram
+def counted(values: Sequence[float], edges: Sequence[float], **further: Any) -> Histogram:
+    return Histogram("a <b>", "m", np.array(edges), (np.array(values),), **further)
 
 
 def test_a_histogram_counts_what_lies_beyond_in_its_outer_bins_and_leaves_out_what_is_no_number() -> None:
-    histogram = counted([-5.0, 0.0, 0.99, 1.0, 2.0, 99.0, np.nan], [0.0, 1.0, 2.0])
+    histogram = counted([-5.0, 0.0, 0.99, 1.0, 2.0, 99.0, np.nan, np.inf], [0.0, 1.0, 2.0])
     assert histogram.counts.tolist() == [[3, 3]]
 
 
@@ -90,9 +91,10 @@ def test_the_highest_bar_is_the_most_counted_bin() -> None:
 
 
 def test_the_same_chart_gives_the_same_text_with_all_its_parts_or_without_a_count() -> None:
-    full = counted([0.3, 1.0, 2.0], np.geomspace(0.25, 4, 9).tolist(), 2)
-    assert full.draw(1.0, (1.2, 0.1)) == full.draw(1.0, (1.2, 0.1))
-    ElementTree.fromstring(full.draw(1.0, (1.2, 0.1)))
+    full = counted([0.3, 1.0, 2.0], np.geomspace(0.25, 4, 9).tolist(), mark=1.0, prior=(1.2, 0.1))
+    full = dataclasses.replace(full, series=full.series * 2)
+    assert full.draw() == full.draw()
+    ElementTree.fromstring(full.draw())
     ElementTree.fromstring(counted([], [0, 1, 2]).draw())
 
 
@@ -116,14 +118,14 @@ def test_the_page_is_whole_and_asks_for_nothing_from_outside(page: Path) -> None
     assert all(value for tag, name, value in listing.attributes if (tag, name) == ("img", "alt"))
 
 
-def test_the_page_tells_statuses_with_advice_failures_and_models(page: Path, facts: Facts) -> None:
-    text = page.read_text()
+def test_the_page_tells_statuses_with_advice_failures_and_models(page: Path, run: RunFiles) -> None:
+    text, footer = page.read_text(), read_label_metadata(run.label_file(0))
     assert ImageStatus.IMAGE_MISSING.advice in text
     assert "tiny/000001.jpg" in text
-    assert facts.footer["body_sha256"] in text
+    assert footer["body_sha256"] in text
     assert "accept_below" in text
-    assert facts.footer["coordinates"] in text
-    assert facts.status.sanity.lines()[0] in text
+    assert footer["coordinates"] in text
+    assert read_status(run.directory.root).sanity.lines()[0] in text
     assert text.count('class="scene"') == 3
 
 

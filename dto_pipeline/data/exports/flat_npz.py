@@ -4,26 +4,26 @@
 source row, because loaders of this layout need these keys. People without a source row (merged in, or of a source in
 another layout) get the manifest's image name, centre and scale of their box, and keypoints of confidence 0. `shape` has
 eleven columns, the kid axis last. `z_sigma_m` and `height_sigma_m` are NaN where the solver gives none; `z_covariance`
-belongs to an image and has no place here. `data.sources.camerahmr` reads the file. Memory: one row group and the image
-names.
+belongs to an image and has no place here. `data.sources.camerahmr` reads the file.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain, starmap
 from pathlib import Path
 
 import numpy as np
 
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
-from dto_pipeline.data.exports.job import ExportError, ExportJob, SubsetPlan
+from dto_pipeline.data.exports.job import ExportError, ExportJob, Subset
 from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.label_files import IMAGE_FILE, LabelColumns, RunLabels, flatten_table
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.npz import MappedNpz, open_member
-from dto_pipeline.data.scratch import FlatColumn
+from dto_pipeline.data.npz import NpzFile, open_member
 from dto_pipeline.data.sources.rows import decode_names
 from dto_pipeline.data.storage import Location
 from dto_pipeline.data.tars import split_address
@@ -33,45 +33,41 @@ NO_BOX = "persons without a box: center and scale are NaN"
 NO_KEYPOINTS = "persons without keypoints: gtkps has confidence 0"
 _SHAPES = {"center": (2,), "scale": (), "gtkps": (44, 3)}  # of one person, where no release has another
 _COPIED = ("imgname", *_SHAPES)
+_F4 = np.dtype("<f4")
 _BOX_UNIT = 200.0  # `scale` is the box's size over this [px]
 _LABELS = {"pose_cam": "pose", "shape": "betas", "trans_cam": "transl"} | {
     name: name for name in ("z_sigma_m", "height_sigma_m")
 }  # key -> our column
-_PEOPLE = (*_LABELS.values(), "bbox_xyxy", "source_row")
-_NAMES_AT_ONCE = 1 << 13
+COLUMNS, PEOPLE = ("image_path", *CAMERA_COLUMNS), (*_LABELS.values(), "bbox_xyxy", "source_row")
 
-_Release = dict[str, np.ndarray]  # mapped arrays of a released file; empty = the run was made from none
+_Release = dict[str, np.ndarray]  # arrays of a released file; empty = the run was made from none
 
 
 def write_camerahmr(job: ExportJob) -> None:
-    """One npz per subset."""
-    columns = "image_path", *CAMERA_COLUMNS
+    """One npz per subset, an array after the other."""
     for subset in job.taken:
         releases = [_open_release(run, job.labels) for run in subset.runs]
-        shapes = {key: _shape_of_one(subset, key, releases) for key in _SHAPES}
-        names: list[str] = []
-        counts: list[int] = []
-        arrays: dict[str, FlatColumn] = {}
-        for run, release in zip(subset.runs, releases, strict=True):
-            for table in job.tables([run], columns, _PEOPLE, image_files=True):
-                labels = flatten_table(table, _PEOPLE)
-                names += _name_images(labels, release)
-                counts += np.diff(labels.starts).tolist()
-                own = {key: labels.people[name] for key, name in _LABELS.items()}
-                own["cam_int"] = labels.intrinsics[labels.owner]
-                for key, values in (_copy(job, labels, release, shapes) | own).items():
-                    kind = "<f8" if key == "cam_int" else "<f4"
-                    arrays.setdefault(key, FlatColumn(kind, values.shape[1:])).append(values)
-        path = f"{subset.subset}-dto.npz"
-        with zipfile.ZipFile(job.folder / path, "w") as archive:
-            text = np.dtype(f"<U{max(map(len, names))}")
-            with open_member(archive, "imgname", text, (subset.persons,), packed=True) as stream:
-                for start in range(0, len(names), _NAMES_AT_ONCE):
-                    part = slice(start, start + _NAMES_AT_ONCE)
-                    stream.write(np.repeat(np.array(names[part], text), counts[part]).tobytes())
-            for key, column in arrays.items():
-                with open_member(archive, key, column.dtype, (subset.persons, *column.tail)) as stream:
-                    stream.write(column.mapped().data)
+        pairs = zip(subset.tables, releases, strict=True)
+        crowds = [(flatten_table(table, PEOPLE), release) for tables, release in pairs for table in job.read(tables)]
+        names = [_name_images(labels, release) for labels, release in crowds]
+        text = np.dtype(f"<U{max(len(name) for some in names for name in some)}")
+        arrays: dict[str, tuple[np.dtype, Iterable[np.ndarray]]] = {
+            "imgname": (text, (np.array(s, text)[labels.owner] for s, (labels, _) in zip(names, crowds, strict=True)))
+        }
+        for key in _SHAPES:
+            arrays[key] = _F4, starmap(partial(_copy, job, key, _shape_of_one(subset, key, releases)), crowds)
+        for key, name in _LABELS.items():
+            arrays[key] = _F4, [labels.people[name] for labels, _ in crowds]
+        arrays["cam_int"] = np.dtype("<f8"), (labels.intrinsics[labels.owner] for labels, _ in crowds)
+        path = f"{subset.name}-dto.npz"
+        with zipfile.ZipFile(job.folder / path, "w") as archive, np.errstate(over="ignore"):
+            for key, (kind, values) in arrays.items():
+                parts = iter(values)
+                first = next(parts)
+                shape = (subset.persons, *first.shape[1:])
+                with open_member(archive, key, kind, shape, packed=kind is text) as stream:
+                    for part in chain([first], parts):
+                        stream.write(np.ascontiguousarray(part, kind).tobytes())
         job.add(path, subset.images, subset.persons)
 
 
@@ -99,7 +95,7 @@ def _open_release(run: RunLabels, named: Sequence[Location]) -> _Release:
             tried.append(f"{place}: another file (its sha256 is not {sha256[:16]})")
         else:
             try:
-                npz = MappedNpz(place)
+                npz = NpzFile(place)
                 return {key: npz.array(key) for key in _COPIED if key in npz.keys}
             except PickleRefused as error:
                 raise ExportError(str(error)) from error
@@ -117,11 +113,11 @@ def _places(manifest: Manifest, file: str) -> Iterator[Path]:
             yield from (folder / name for folder in place.absolute().parents for name in names)
 
 
-def _shape_of_one(subset: SubsetPlan, key: str, releases: list[_Release]) -> tuple[int, ...]:
+def _shape_of_one(subset: Subset, key: str, releases: list[_Release]) -> tuple[int, ...]:
     """The shape of one person's entry: a released scale may have two numbers, gtkps any number of keypoints."""
     shapes = {release[key].shape[1:] for release in releases if key in release} or {_SHAPES[key]}
     if len(shapes) > 1:
-        raise ExportError(f"subset {subset.subset}: {key} has the shapes {sorted(shapes)}; export its runs apart")
+        raise ExportError(f"subset {subset.name}: {key} has the shapes {sorted(shapes)}; export its runs apart")
     return shapes.pop()
 
 
@@ -138,22 +134,20 @@ def _name_images(labels: LabelColumns, release: _Release) -> list[str]:
     return names
 
 
-def _copy(
-    job: ExportJob, labels: LabelColumns, release: _Release, shapes: dict[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
-    """Entries of the release by source row; for people without one, what follows from their box."""
+def _copy(job: ExportJob, key: str, shape: tuple[int, ...], labels: LabelColumns, release: _Release) -> np.ndarray:
+    """(n, *shape) entries of the release by source row; for people without one, what follows from their box."""
     row, box = labels.people["source_row"], labels.people["bbox_xyxy"]
-    sides = box[:, 2:] - box[:, :2]
-    own = {"center": (box[:, :2] + box[:, 2:]) / 2, "scale": sides.max(axis=1) / _BOX_UNIT, "gtkps": np.zeros(len(row))}
-    copied = {}
-    for key, shape in shapes.items():
-        values = np.zeros((len(row), *shape), np.float32)
-        values[...] = own[key] if own[key].shape == values.shape else own[key].reshape(-1, *(1,) * len(shape))
-        known = (row >= 0) & (key in release)
-        if known.any():
-            values[known] = release[key][row[known]]
-        if key == "gtkps":
-            job.notes[NO_KEYPOINTS] += int((~known).sum())
-        copied[key] = values
-    job.notes[NO_BOX] += int((~np.isfinite(copied["center"]).all(axis=1)).sum())
-    return copied
+    values = np.zeros((len(row), *shape), np.float32)
+    if key == "center":
+        values[...] = (box[:, :2] + box[:, 2:]) / 2
+    elif key == "scale":
+        side = (box[:, 2:] - box[:, :2]).max(axis=1) / _BOX_UNIT
+        values[...] = side.reshape(-1, *(1,) * len(shape))
+    known = (row >= 0) & (key in release)
+    if known.any():
+        values[known] = release[key][row[known]]
+    if key == "gtkps":
+        job.notes[NO_KEYPOINTS] += int((~known).sum())
+    elif key == "center":
+        job.notes[NO_BOX] += int((~np.isfinite(values).all(axis=1)).sum())
+    return values

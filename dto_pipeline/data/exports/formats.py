@@ -5,31 +5,36 @@ To add a format: a writer that takes an `ExportJob`, a line in `FORMATS`, and it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import errno
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from dto_pipeline import __version__
+from dto_pipeline.data.exports import flat_npz, ma_hmr
 from dto_pipeline.data.exports.compacted import write_parquet, write_persons
-from dto_pipeline.data.exports.flat_npz import write_camerahmr
 from dto_pipeline.data.exports.hugging_face import write_hugging_face
 from dto_pipeline.data.exports.job import (
     EXPORT_FILE,
-    PERSONS_VALID,
+    SELECTION_COLUMNS,
+    SELECTION_PEOPLE,
     ExportError,
     ExportJob,
     Selection,
+    Subset,
     describe_making,
-    new_folder,
-    plan_subsets,
+    select_rows,
 )
-from dto_pipeline.data.exports.ma_hmr import write_ma_hmr
 from dto_pipeline.data.exports.webdataset import write_webdataset
-from dto_pipeline.data.files import json_bytes
+from dto_pipeline.data.files import json_bytes, staged, sweep_abandoned, sync
 from dto_pipeline.data.label_files import RunLabels
-from dto_pipeline.data.storage import as_location
+from dto_pipeline.data.storage import as_location, sha256_of
+from dto_pipeline.paths import SUBSET_NAME
 from dto_pipeline.schema import COORDINATES
 
 EXPORT_SCHEMA = "dto-export/1"
@@ -37,20 +42,23 @@ EXPORT_SCHEMA = "dto-export/1"
 
 @dataclass(frozen=True)
 class Format:
-    """One format: its writer and its default selection."""
+    """One format: its writer, its default selection and what it needs of the labels."""
 
     write: Callable[[ExportJob], None]
     selection: Selection
+    columns: tuple[str, ...] | None = None  # of images; None = all
+    people: tuple[str, ...] | None = None
+    image_files: bool = False  # the manifest's names of the images too
     takes_images: bool = False
 
 
-_TRAINING = Selection(accepted_only=True, min_persons=1, persons=PERSONS_VALID)
+_TRAINING = Selection(accepted_only=True, min_persons=1, persons="valid")
 
 FORMATS: dict[str, Format] = {
     "parquet": Format(write_parquet, Selection()),
     "persons": Format(write_persons, Selection(min_persons=1)),
-    "ma-hmr": Format(write_ma_hmr, _TRAINING),
-    "camerahmr": Format(write_camerahmr, _TRAINING),
+    "ma-hmr": Format(ma_hmr.write_ma_hmr, _TRAINING, ma_hmr.COLUMNS, ma_hmr.PEOPLE),
+    "camerahmr": Format(flat_npz.write_camerahmr, _TRAINING, flat_npz.COLUMNS, flat_npz.PEOPLE, image_files=True),
     "webdataset": Format(write_webdataset, _TRAINING, takes_images=True),
     "hf": Format(write_hugging_face, Selection()),
 }
@@ -95,8 +103,8 @@ def export_labels(
         if not mixed:
             _check_alike(runs)
         rows = sum(file.rows for run in runs for file in run.files)
-        with tqdm(total=rows, unit="image", desc="check", disable=not progress) as bar:
-            subsets = plan_subsets(runs, selection, bar.update)
+        with tqdm(total=rows, unit="image", desc="read", disable=not progress) as bar:
+            subsets = _load_subsets(runs, selection, chosen, images is not None, bar.update)
         rows = sum(subset.images for subset in subsets)
         with tqdm(total=rows, unit="image", desc="write", disable=not progress) as bar:
             job = ExportJob(out, folder, selection, subsets, bar.update, images, list(map(as_location, labels)))
@@ -107,10 +115,10 @@ def export_labels(
             "pipeline_version": __version__,
             "coordinates": COORDINATES,
             "selection": selection.describe(),
-            "subsets": {subset.subset: subset.describe() for subset in subsets},
+            "subsets": {subset.name: subset.describe() for subset in subsets},
             "notes": dict(job.notes),
             "failures": dict(job.failures),
-            "files": [vars(file) for file in job.files],
+            "files": job.files,
         }
         (folder / EXPORT_FILE).write_bytes(json_bytes(facts))
     return job
@@ -125,3 +133,74 @@ def _check_alike(runs: Sequence[RunLabels]) -> None:
         if differences:
             advice = "export them apart, or say --mixed"
             raise ExportError(f"{first.name} and {run.name} were not made alike ({'; '.join(differences)}); {advice}")
+
+
+def _load_subsets(
+    runs: Sequence[RunLabels], selection: Selection, chosen: Format, images: bool, advance: Callable[[int], object]
+) -> list[Subset]:
+    """The selected rows of some runs; `advance` is called with the number of images read.
+
+    Raises: ExportError: a label file is not the one its receipt describes, an image is in two runs of a subset, or
+    nothing is selected.
+    """
+    for run in runs:
+        if SUBSET_NAME.fullmatch(run.subset) is None:  # it names folders and files of the export
+            raise ExportError(f"run {run.name} is of subset {run.subset!r}; expected letters, digits, '.', '-' and '_'")
+    columns = chosen.columns and [*dict.fromkeys(["image_id", *chosen.columns, *SELECTION_COLUMNS])]
+    people = chosen.people and [*dict.fromkeys([*chosen.people, *SELECTION_PEOPLE])]
+    names = sorted({run.subset for run in runs})
+    subsets = [Subset(name, [run for run in runs if run.subset == name]) for name in names]
+    for subset in subsets:
+        run_of: dict[str, str] = {}
+        for run in subset.runs:
+            _check_files(run)
+            tables = []
+            for table in run.tables(columns, people, chosen.image_files or images):
+                for image in table["image_id"].to_pylist() if len(subset.runs) > 1 else ():
+                    if image in run_of:
+                        both = f"{run_of[image]} and in {run.name}"
+                        raise ExportError(f"image {image} is in {both}; export one of the two runs")
+                    run_of[image] = run.name
+                tables.append(select_rows(table, selection, subset.left_out))
+                advance(table.num_rows)
+            subset.add(tables)
+    if not any(subset.images for subset in subsets):
+        reasons: Counter[str] = sum((subset.left_out for subset in subsets), Counter())
+        found = ", ".join(f"{count} {reason}" for reason, count in reasons.items()) or "the runs are empty"
+        options = "--accepted-only, --max-error, --max-z-sigma, --min-persons or --persons"
+        raise ExportError(f"no image is left to export: {found}; loosen {options}")
+    return subsets
+
+
+def _check_files(run: RunLabels) -> None:
+    """Compare label files with their receipts. Raises: ExportError."""
+    for file in run.files:
+        if (found := sha256_of(file.path)) != file.sha256:
+            raise ExportError(
+                f"{file.path} has sha256 {found[:16]}..., its receipt says {file.sha256[:16]}...: the file was "
+                "changed or damaged; delete the shard's receipt and run again"
+            )
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder under a temporary name that is renamed to `out` when the block ends without an error.
+
+    Folders left by killed exports to the same place on this machine are removed first. Raises: ExportError: `out`
+    exists and is not an empty folder.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ExportError(f"{out} exists and is not an empty folder; remove it or choose another -o")
+    sweep_abandoned(out)
+    with staged(out) as folder:
+        folder.mkdir()
+        yield folder
+        for path in (*folder.rglob("*"), folder):
+            sync(path)
+        try:
+            os.rename(folder, out)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise ExportError(f"{out} appeared while the export was written; remove it or choose another -o") from error
+        sync(out.parent)

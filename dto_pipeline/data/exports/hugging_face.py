@@ -16,7 +16,7 @@ import yaml
 
 from dto_pipeline import __version__
 from dto_pipeline.data.exports.compacted import write_parquet
-from dto_pipeline.data.exports.job import ExportedFile, ExportJob, Selection, SubsetPlan, describe_making
+from dto_pipeline.data.exports.job import ExportJob, Selection, Subset, describe_making
 from dto_pipeline.schema import COORDINATES, IMAGE_COLUMNS, LABELS_SCHEMA_NAME, PERSON_COLUMNS, Column
 
 CARD, CROISSANT = "README.md", "croissant.json"
@@ -40,7 +40,7 @@ def write_hugging_face(job: ExportJob) -> None:
         job.add(name)
 
 
-def dataset_card(subsets: list[SubsetPlan], selection: Selection) -> str:
+def dataset_card(subsets: list[Subset], selection: Selection) -> str:
     """README.md of the folder: YAML for the hub, then text for people."""
     front_matter = {
         "pretty_name": TITLE,
@@ -48,14 +48,14 @@ def dataset_card(subsets: list[SubsetPlan], selection: Selection) -> str:
         "tags": ["3d", "human-mesh-recovery", "smpl", "crowds", "croissant"],
         "configs": [
             {
-                "config_name": subset.subset,
-                "data_files": [{"split": "train", "path": f"data/{subset.subset}/*.parquet"}],
+                "config_name": subset.name,
+                "data_files": [{"split": "train", "path": f"data/{subset.name}/*.parquet"}],
                 "default": subset is subsets[0],
             }
             for subset in subsets
         ],
     }
-    numbers = [(s.subset, s.images, s.optimized, s.accepted, s.persons, s.moved, _licence(s)) for s in subsets]
+    numbers = [(s.name, s.images, s.optimized, s.accepted, s.persons, s.moved, _licence(s)) for s in subsets]
     columns = [*(c.row() for c in IMAGE_COLUMNS), ("`persons`", "list of persons", "", _PEOPLE)]
     columns += [c.row("persons[].") for c in PERSON_COLUMNS]
     chosen = ", ".join(f"{key} = {value}" for key, value in selection.describe().items())
@@ -70,7 +70,7 @@ def dataset_card(subsets: list[SubsetPlan], selection: Selection) -> str:
 ```python
 from datasets import load_dataset
 
-labels = load_dataset("PATH_OR_HUB_NAME", "{subsets[0].subset}", split="train")
+labels = load_dataset("PATH_OR_HUB_NAME", "{subsets[0].name}", split="train")
 accepted = labels.filter(lambda row: row["is_accepted"])
 people = accepted[0]["persons"]          # a list, one entry per person, in source order
 ```
@@ -97,14 +97,14 @@ Written by dto_pipeline {__version__}; selection: {chosen}. Hashes, shortened:
 {_table("column, type, unit, meaning", columns)}"""
 
 
-def _makings(subset: SubsetPlan) -> Iterable[tuple[str, ...]]:
+def _makings(subset: Subset) -> Iterable[tuple[str, ...]]:
     """What made the labels of each run, as the card's table shows it."""
     for run in subset.runs:
         *made, config_hash = describe_making(run.footer).values()
-        yield subset.subset, *made, f"`{config_hash[:16]}`", f"`{run.manifest_fingerprint[:16]}`"
+        yield subset.name, *made, f"`{config_hash[:16]}`", f"`{run.manifest_fingerprint[:16]}`"
 
 
-def _licence(subset: SubsetPlan) -> str:
+def _licence(subset: Subset) -> str:
     found = dict.fromkeys(run.footer.get("licence") or "not stated in the dataset's description" for run in subset.runs)
     return "; ".join(found)
 
@@ -117,25 +117,25 @@ def _table(head: str, rows: Iterable[tuple[object, ...]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
-def croissant_metadata(subsets: list[SubsetPlan], files: list[ExportedFile]) -> dict[str, Any]:
+def croissant_metadata(subsets: list[Subset], files: list[dict[str, Any]]) -> dict[str, Any]:
     """The content of croissant.json."""
     distribution: list[dict[str, Any]] = [
         {
             "@type": "cr:FileObject",
-            "@id": file.path,
-            "name": file.path.rsplit("/", 1)[-1],
-            "contentUrl": file.path,
+            "@id": file["path"],
+            "name": file["path"].rsplit("/", 1)[-1],
+            "contentUrl": file["path"],
             "encodingFormat": _PARQUET,
-            "sha256": file.sha256,
+            "sha256": file["sha256"],
         }
         for file in files
     ]
     distribution += [
         {
             "@type": "cr:FileSet",
-            "@id": f"files-{subset.subset}",
+            "@id": f"files-{subset.name}",
             "encodingFormat": _PARQUET,
-            "includes": f"data/{subset.subset}/*.parquet",
+            "includes": f"data/{subset.name}/*.parquet",
         }
         for subset in subsets
     ]
@@ -154,9 +154,9 @@ def croissant_metadata(subsets: list[SubsetPlan], files: list[ExportedFile]) -> 
     }
 
 
-def _record_set(subset: SubsetPlan) -> dict[str, Any]:
+def _record_set(subset: Subset) -> dict[str, Any]:
     """One record per image; the list of people has its parts as sub-fields."""
-    name = subset.subset
+    name = subset.name
     persons = {
         "@type": "cr:Field",
         "@id": f"{name}/persons",

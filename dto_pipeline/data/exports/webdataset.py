@@ -3,7 +3,7 @@
 A sample is ``KEY.json`` with the columns of `dto-labels/1` and, where images are asked for, ``KEY.jpg`` with the bytes
 of the image file. KEY is ``<subset>/<image_path>`` without ``.jpg``; webdataset cuts names at the first dot, so KEY has
 none (`sample_key`). A sample whose image cannot be read, or is not the one that was labelled, is left out and counted.
-JSON floats have the fewest digits that give the same float32; NaN is null. Memory: one row group and one image.
+JSON floats have the fewest digits that give the same float32; NaN is null.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dto_pipeline.data.exports.job import ExportJob, SubsetPlan
+from dto_pipeline.data.exports.job import ExportJob, Subset
 from dto_pipeline.data.images import MAX_FILE_BYTES, ImageStore
 from dto_pipeline.data.label_files import IMAGE_FILE, flatten_table
 from dto_pipeline.data.storage import Location, as_location
@@ -37,10 +37,10 @@ Sample = tuple[str, int, list[tuple[str, bytes]]]  # key, persons, (extension, c
 def write_webdataset(job: ExportJob) -> None:
     """Tars of every subset."""
     for subset in job.taken:
-        (job.folder / subset.subset).mkdir()
+        (job.folder / subset.name).mkdir()
         samples = _samples(job, subset)
         for number, first in enumerate(samples):
-            name = f"{subset.subset}/{subset.subset}-{number:06d}.tar"
+            name = f"{subset.name}/{subset.name}-{number:06d}.tar"
             images = persons = 0
             with tarfile.open(job.folder / name, "w", format=tarfile.PAX_FORMAT) as tar:
                 for key, people, members in chain([first], islice(samples, SAMPLES - 1)):
@@ -63,13 +63,13 @@ def sample_key(image_id: str) -> str:
     return escaped if stem != image_id or "." in image_id.rsplit("/", 1)[-1] else escaped + "%"
 
 
-def _samples(job: ExportJob, subset: SubsetPlan) -> Iterator[Sample]:
-    for run in subset.runs:
+def _samples(job: ExportJob, subset: Subset) -> Iterator[Sample]:
+    for run, tables in zip(subset.runs, subset.tables, strict=True):
         if job.images is not None:
             manifest = run.open_manifest()
-            root = as_location(job.images[subset.subset] or manifest.images_root)
+            root = as_location(job.images[subset.name] or manifest.images_root)
             store = open_images(root, manifest.path)
-        for table in job.tables([run], image_files=job.images is not None):
+        for table in job.read(tables):
             for row in label_rows(table):
                 members = []
                 if job.images is not None:

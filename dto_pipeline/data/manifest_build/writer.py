@@ -34,11 +34,11 @@ class ManifestWriter:
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
         self._writer, self._sha = writer, hashlib.sha256()
-        self._sizes: list[ShardSize] = []
+        self.sizes: list[ShardSize] = []
 
     def add(self, shard: pa.Table) -> None:
         hash_table(shard, self._sha)
-        self._sizes.append(ShardSize(shard.num_rows, int(shard["num_persons"].to_numpy().sum())))
+        self.sizes.append(ShardSize(shard.num_rows, int(shard["num_persons"].to_numpy().sum())))
         self._writer.write_table(shard, row_group_size=shard.num_rows)
 
     @property
@@ -51,9 +51,9 @@ class ManifestWriter:
         Args:
             facts: JSON-ready, without counts and shards; texts: written as they are, e.g. another manifest's footer.
         """
-        images, people = (sum(size[i] for size in self._sizes) for i in range(2))
-        counts = {"images": images, "persons": people, "shards": len(self._sizes)}
-        values = {**facts, "counts": counts, "shards": self._sizes}
+        images, people = (sum(size[i] for size in self.sizes) for i in range(2))
+        counts = {"images": images, "persons": people, "shards": len(self.sizes)}
+        values = {**facts, "counts": counts, "shards": self.sizes}
         footer = {**texts, **{key: json.dumps(value, sort_keys=True) for key, value in values.items()}}
         footer.update(pipeline_version=__version__, fingerprint=self.fingerprint)
         self._writer.add_key_value_metadata(dict(sorted(footer.items())))

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from dto_pipeline.cli import main
-from dto_pipeline.data.exports.formats import FORMATS, Format, export_labels
-from dto_pipeline.data.exports.job import ExportError, Selection, new_folder
+from dto_pipeline.data.exports.formats import FORMATS, Format, export_labels, new_folder
+from dto_pipeline.data.exports.job import ExportError, Selection
 from dto_pipeline.run.folder import RunDirectoryError, read_run_labels
 
 
@@ -66,9 +66,9 @@ def test_a_writer_that_fails_leaves_nothing(name, runs, tmp_path, monkeypatch) -
 
 KILLED = """
 import os, signal, sys
-from dto_pipeline.data.exports import formats as module, job
+from dto_pipeline.data.exports import formats as module
 from dto_pipeline.run.folder import read_run_labels
-job.os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+module.os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 module.export_labels([read_run_labels(sys.argv[1])], "parquet", sys.argv[2], progress=False)
 """
 

@@ -61,10 +61,10 @@ def test_the_file_holds_the_labels_of_accepted_images_for_our_own_reader_too(run
 
 def test_both_insta_subsets_go_to_one_file_and_shared_images_count_once(runs, tmp_path) -> None:
     report = export_labels([runs["insta2"], runs["insta1"]], "ma-hmr", tmp_path / "out", progress=False)
-    assert [file.path for file in report.files] == ["INSTA_CHMR_SMPL_OPT.npz"]
+    assert [file["path"] for file in report.files] == ["INSTA_CHMR_SMPL_OPT.npz"]
     annots = load(tmp_path / "out" / "INSTA_CHMR_SMPL_OPT.npz")
     assert all(key.startswith("insta-train/") for key in annots)
-    assert report.files[0].images == len(annots) == 4
+    assert report.files[0]["images"] == len(annots) == 4
     assert sum(report.notes.values()) == 4
 
 

@@ -18,11 +18,11 @@ def statuses(table: pa.Table) -> list[list[str]]:
 
 
 def test_nothing_is_left_out_by_default(labels) -> None:
-    assert select_rows(labels["mpii"], Selection()) is labels["mpii"]
+    assert select_rows(labels["mpii"], Selection(), Counter()) is labels["mpii"]
 
 
 def test_accepted_only_takes_the_images_the_run_accepted(labels) -> None:
-    taken = select_rows(labels["mpii"], Selection(accepted_only=True))
+    taken = select_rows(labels["mpii"], Selection(accepted_only=True), Counter())
     expected = [row["image_id"] for row in labels["mpii"].to_pylist() if row["is_accepted"]]
     assert taken["image_id"].to_pylist() == expected
     assert 0 < len(expected) < labels["mpii"].num_rows
@@ -31,13 +31,13 @@ def test_accepted_only_takes_the_images_the_run_accepted(labels) -> None:
 def test_a_threshold_replaces_the_one_of_the_run(labels) -> None:
     deviation = labels["mpii"]["mean_height_deviation"].to_numpy()[labels["mpii"]["is_optimized"].to_numpy()]
     middle = float(np.median(deviation))
-    taken = select_rows(labels["mpii"], Selection(accepted_only=True, max_deviation=middle))
+    taken = select_rows(labels["mpii"], Selection(accepted_only=True, max_deviation=middle), Counter())
     assert taken.num_rows == int((deviation < middle).sum()) > 0
     assert taken["is_optimized"].to_numpy().all()
 
 
 def test_people_without_a_usable_label_are_left_out_and_their_images_stay(labels) -> None:
-    taken = select_rows(labels["mpii"], Selection(persons="valid"))
+    taken = select_rows(labels["mpii"], Selection(persons="valid"), Counter())
     assert taken["image_id"].equals(labels["mpii"]["image_id"])
     expected = [[word for word in people if word != "invalid_label"] for people in statuses(labels["mpii"])]
     assert statuses(taken) == expected
@@ -45,7 +45,7 @@ def test_people_without_a_usable_label_are_left_out_and_their_images_stay(labels
 
 
 def test_images_are_judged_by_the_people_that_remain(labels) -> None:
-    taken = select_rows(labels["mpii"], Selection(persons="moved", min_persons=3))
+    taken = select_rows(labels["mpii"], Selection(persons="moved", min_persons=3), Counter())
     moved = [people.count("moved") for people in statuses(labels["mpii"])]
     assert taken.num_rows == sum(count >= 3 for count in moved) > 0
     assert {word for people in statuses(taken) for word in people} == {"moved"}
@@ -79,7 +79,7 @@ def test_the_covariance_of_an_image_shrinks_with_its_people(labels) -> None:
     triangles = [None, *(matrix[np.tril_indices(len(matrix))] for matrix in matrices[1:])]
     column = table.schema.get_field_index("z_covariance")
     table = table.set_column(column, table.schema.field(column), [pa.array(triangles, pa.list_(pa.float32()))])
-    taken = select_rows(table, Selection(persons="moved", min_persons=1))
+    taken = select_rows(table, Selection(persons="moved", min_persons=1), Counter())
     expected = []
     for matrix, triangle, people in zip(matrices, triangles, statuses(labels["mpii"]), strict=True):
         moved = [i for i, word in enumerate(people) if word == "moved"]
@@ -92,6 +92,6 @@ def test_the_covariance_of_an_image_shrinks_with_its_people(labels) -> None:
 
 def test_a_projection_and_a_slice_select_the_same_people(labels) -> None:
     selection = Selection(accepted_only=True, persons="valid")
-    whole = select_rows(labels["mpii"], selection)
-    parts = [select_rows(labels["mpii"].slice(start, 2), selection) for start in range(0, 9, 2)]
+    whole = select_rows(labels["mpii"], selection, Counter())
+    parts = [select_rows(labels["mpii"].slice(start, 2), selection, Counter()) for start in range(0, 9, 2)]
     assert rows_sha256(pa.concat_tables(parts)) == rows_sha256(whole)

@@ -60,10 +60,10 @@ def test_webdataset_reads_every_sample_with_its_image(runs, labels, tiny, tmp_pa
 def test_all_labels_without_images_are_json_in_contiguous_tars(runs, labels, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(module, "SAMPLES", 4)
     report = export_labels([runs["mpii"]], "webdataset", tmp_path / "out", Selection(), progress=False)
-    assert [file.path for file in report.files] == [f"mpii/mpii-{k:06d}.tar" for k in range(3)]
+    assert [file["path"] for file in report.files] == [f"mpii/mpii-{k:06d}.tar" for k in range(3)]
     found = []
     for file in report.files:
-        with tarfile.open(tmp_path / "out" / file.path) as tar:
+        with tarfile.open(tmp_path / "out" / file["path"]) as tar:
             found += [json.load(tar.extractfile(entry)) for entry in tar]  # type: ignore[arg-type]
             assert {(entry.mtime, entry.uid, entry.uname, entry.mode) for entry in tar} == {(0, 0, "", 0o644)}
     assert all(map(close, found, plain(labels["mpii"].to_pylist())))
@@ -79,7 +79,7 @@ def test_a_missing_or_changed_image_leaves_its_sample_out_and_is_counted(runs, t
     assert report.failures == {module.MISSING: 1, module.CHANGED: 1}
     assert f"looked for in {images}" in report.as_table()
     assert report.exit_code == 1
-    assert sum(file.images for file in report.files) == 2
+    assert sum(file["images"] for file in report.files) == 2
     assert json.loads((tmp_path / "out/export.json").read_bytes())["failures"] == dict(report.failures)
 
 
