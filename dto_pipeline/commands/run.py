@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from dto_pipeline.commands.options import add_config_options, not_negative, positive, read_config
 from dto_pipeline.commands.output import lasting_place, print_report
@@ -124,9 +121,8 @@ def _run(arguments: argparse.Namespace) -> int:
         forecast = plan_pipeline(arguments.manifest, out, config, **start)
         print_report(forecast, arguments.json)
         return forecast.exit_code
-    with interrupt_on_sigterm():
-        more = {"recheck": arguments.recheck, "progress": not arguments.quiet}
-        summary = run_pipeline(arguments.manifest, out, config, **start, **more)
+    more = {"recheck": arguments.recheck, "progress": not arguments.quiet}
+    summary = run_pipeline(arguments.manifest, out, config, **start, **more)
     print_report(summary, arguments.json)
     if summary.failed_images and not arguments.retry_failed and not arguments.json:
         print(f"{summary.failed_images} images failed; their rows say why. Repair them, then use --retry-failed")
@@ -135,13 +131,3 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-@contextmanager
-def interrupt_on_sigterm() -> Iterator[None]:
-    """Make SIGTERM an interrupt like Ctrl-C: Slurm, Kubernetes and spot nodes send it before they kill."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

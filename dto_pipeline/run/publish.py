@@ -36,7 +36,7 @@ from dto_pipeline.data.storage import absolute, sha256_of
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.folder import LabelTable, RunDirectory, count_statuses
 from dto_pipeline.run.identity import RunIdentity, identify_run, label_settings, settle_config
-from dto_pipeline.run.lease import process_name
+from dto_pipeline.run.lease import DriverLock, process_name
 from dto_pipeline.run.sanity import count_signs
 
 _LOG = logging.getLogger(__name__)
@@ -218,6 +218,7 @@ def _or_none(ask: Callable[[str], Any], name: str) -> Any:
 
 def finish_run(
     directory: RunDirectory,
+    lock: DriverLock,
     manifest: Manifest,
     config: PipelineConfig,
     read_labels: Callable[[int], LabelTable],
@@ -227,26 +228,23 @@ def finish_run(
     """Make a folder the finished run of a manifest, so that all verbs read predictions like any run.
 
     Args:
+        lock: of the folder, held.
         manifest: its rows are those of the labels, shard by shard.
         config: options that readers need, above all the body model.
         read_labels: shard -> its label table.
         facts: versions of run.json that identify what made the labels.
         body_sha256: of the body model.
 
-    Raises:
-        RunMismatch: the folder belongs to another run.
-        RunLocked: another process works on it.
+    Raises: RunMismatch: the folder belongs to another run.
     """
     plain = identify_run(settle_config(config, manifest), manifest, absolute(manifest.path))
     identity = dataclasses.replace(plain, versions={**plain.versions, **facts})
-    directory.create_folders()
-    with directory.lock() as lock:
-        identity = files.open_run(directory, identity, lock)
-        generations = files.list_generations(directory)
-        for shard in range(manifest.num_shards):
-            found = find_shard_files(directory, identity, shard, highest=generations.get(shard, -1))
-            if found.receipt is None:
-                started, where = time.perf_counter(), (directory, identity, shard, found.free)
-                table = publish_labels(*where, read_labels(shard), {"body_sha256": body_sha256})
-                commit_receipt(*where, table, time.perf_counter() - started)
-        files.settle_records(directory, files.scan_run(directory, identity))
+    identity = files.open_run(directory, identity, lock)
+    generations = files.list_generations(directory)
+    for shard in range(manifest.num_shards):
+        found = find_shard_files(directory, identity, shard, highest=generations.get(shard, -1))
+        if found.receipt is None:
+            started, where = time.perf_counter(), (directory, identity, shard, found.free)
+            table = publish_labels(*where, read_labels(shard), {"body_sha256": body_sha256})
+            commit_receipt(*where, table, time.perf_counter() - started)
+    files.settle_records(directory, files.scan_run(directory, identity))

@@ -16,12 +16,10 @@ from pathlib import Path
 from posixpath import splitext
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.image_index import ImageIndex
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.parquet import writer_settings
+from dto_pipeline.data.parquet import new_parquet
 from dto_pipeline.data.storage import (
     STORAGE_ERRORS,
     Location,
@@ -105,10 +103,7 @@ class ManifestReport(_Counts):
         self.found.append((kind, image, label_row, reason, used))
 
     def write_findings(self, manifest: Location) -> None:
-        with (
-            written(findings_path(manifest)) as local,
-            pq.ParquetWriter(local, FINDINGS_SCHEMA, **writer_settings(FINDINGS_SCHEMA)) as writer,
-        ):
+        with written(findings_path(manifest)) as local, new_parquet(local, FINDINGS_SCHEMA) as writer:
             if self.found:
                 columns = dict(zip(FINDINGS_SCHEMA.names, zip(*self.found, strict=True), strict=True))
                 writer.write_table(build_table(FINDINGS_SCHEMA, columns), row_group_size=_ROWS_PER_GROUP)

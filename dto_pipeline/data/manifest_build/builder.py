@@ -27,7 +27,7 @@ from dto_pipeline.data.duplicates import LabelledPeople, find_duplicates
 from dto_pipeline.data.files import json_bytes, sha256_file, sweep_abandoned
 from dto_pipeline.data.image_index import ImageIndex, index_images
 from dto_pipeline.data.images import ImageFolder, ImageHeader, ImageStore
-from dto_pipeline.data.manifest import report_path
+from dto_pipeline.data.manifest import check_outputs, report_path
 from dto_pipeline.data.manifest_build.build_report import (
     MASKS,
     PERSON,
@@ -106,6 +106,8 @@ def build_manifest(
             cannot be used.
     """
     out = as_location(out)
+    read = map(dataset.place, ("labels", "predictions", "sidecar"))
+    check_outputs(out, (findings_path(out), report_path(out)), read)
     sweep_abandoned(out if isinstance(out, Path) else None)
     report = ManifestReport(dataset=dataset.name, findings_file=base_name(findings_path(out)))
     with ExitStack() as stack:

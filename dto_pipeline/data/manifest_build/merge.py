@@ -29,11 +29,11 @@ from dto_pipeline.data.columns import build_table, ragged_column, read_numbers, 
 from dto_pipeline.data.files import json_bytes, sha256_file
 from dto_pipeline.data.image_index import WHOLE_NAME, index_images
 from dto_pipeline.data.label_files import check_one_body
-from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
+from dto_pipeline.data.manifest import Manifest, ManifestError, check_outputs, report_path
 from dto_pipeline.data.manifest_build.build_report import MergeReport
 from dto_pipeline.data.manifest_build.builder import PERSON_PROBLEMS, judge_cameras, judge_people, person_columns
 from dto_pipeline.data.manifest_build.writer import open_manifest_writer
-from dto_pipeline.data.parquet import writer_settings
+from dto_pipeline.data.parquet import new_parquet
 from dto_pipeline.data.people import FileKind, recognise
 from dto_pipeline.data.sources.dto_labels import open_dto_labels
 from dto_pipeline.data.sources.predictions import NUM_KEYPOINTS, open_predictions
@@ -88,8 +88,7 @@ def merge_predictions(
         LabelFileError, LabelsError: the predictions cannot be used as a whole, or are of another body model.
     """
     manifest, predictions, out = (as_location(place) for place in (manifest, predictions, out))
-    if out in (manifest, predictions) or (isinstance(out, Path) and out.resolve() == Path(manifest).resolve()):
-        raise ManifestError(f"{out} is an input of the merge; choose another name for the new manifest (-o)")
+    check_outputs(out, (outcomes_path(out), report_path(out)), (manifest, predictions))
     with ExitStack() as stack:
         source = Manifest.open(fetch(manifest, stack, ManifestError))
         try:
@@ -103,7 +102,7 @@ def merge_predictions(
         with (  # the outcomes get their name first, the manifest last
             open_manifest_writer(out) as writer,
             written(outcomes_path(out)) as local,
-            pq.ParquetWriter(local, MERGE_SCHEMA, **writer_settings(MERGE_SCHEMA)) as outcomes,
+            new_parquet(local, MERGE_SCHEMA) as outcomes,
         ):
             for shard in tqdm(range(source.num_shards), unit="shard", desc=source.subset, disable=not progress):
                 table, rows = merge.merge_shard(source.read_shard(shard))
