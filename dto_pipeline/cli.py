@@ -14,7 +14,6 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import argcomplete
@@ -80,15 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextmanager
 def interrupt_on_sigterm() -> Iterator[None]:
     """Make SIGTERM an interrupt like Ctrl-C: Slurm, Kubernetes and spot nodes send it before they kill."""
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _complain(verb: str, text: str) -> None:
