@@ -4,9 +4,8 @@ A failure is an input that could not be used: an image with an error status, an 
 a person with an invalid label. Decisions of the method about sound inputs (alone in a group, too tall, too small ...)
 never count, nor does an empty mask: hidden people have one.
 
-Workers count the signs of a shard when they write its receipt, so that summing up opens no label file; receipts of
-version 0.3.0 have none. A warning asks for a check. A contradiction means that the result is unusable: `dto run`
-ends with exit code 1. Shares are parts of 1.
+Workers count the signs of a shard when they write its receipt, so that summing up opens no label file. A warning asks
+for a check. A contradiction means that the result is unusable: `dto run` ends with exit code 1. Shares are parts of 1.
 """
 
 from __future__ import annotations
@@ -200,12 +199,10 @@ def _figure(text: str, share: bool = True) -> Any:
 
 @dataclass(frozen=True)
 class Sanity:
-    """The figures of a run; None = not known."""
+    """The figures of a run; None = not known, as most are of runs of version 0.3.0."""
 
     body: str  # used by the run
     depth: str
-    shards: int  # whose receipts have signs
-    shards_silent: int  # receipts of version 0.3.0, which have none
     accepted_images: float | None = _figure("accepted images")
     accepted_people: float | None = _figure("people in accepted images")
     too_small: float | None = _figure("people too small")  # of people who were to be placed; likewise the next two
@@ -231,11 +228,9 @@ class Sanity:
 
     def lines(self) -> list[str]:
         """Text for a terminal."""
-        silent = self.shards_silent
-        figures = [*self.figures(), *([("shards of version 0.3.0, not counted", f"{silent}")] if silent else [])]
         return [
             f"used     body {self.body}; depth {self.depth}",
-            *(f"sanity   {value:>7}  {name}" for name, value in figures if self.shards),
+            *(f"sanity   {value:>7}  {name}" for name, value in self.figures()),
             *(f"WRONG    {text}" for text in self.contradictions),
             *(f"look     {text}" for text in self.warnings),
         ]
@@ -244,8 +239,7 @@ class Sanity:
 def judge_run(identity: RunIdentity, receipts: Sequence[Receipt]) -> Sanity:
     """The figures of the shards that are done, with warnings and contradictions."""
     path = identity.config["body"]["model_path"]
-    counted = [receipt for receipt in receipts if receipt.signs]
-    signs = Counter(add_counts(receipt.signs for receipt in counted))
+    signs = Counter(add_counts(receipt.signs for receipt in receipts))
     images = Counter(add_counts(receipt.image_status for receipt in receipts))
     people = Counter(add_counts(receipt.person_status for receipt in receipts))
     placing = people.total() - sum(people[word] for word in _NOT_PLACED)
@@ -254,10 +248,8 @@ def judge_run(identity: RunIdentity, receipts: Sequence[Receipt]) -> Sanity:
     found = Sanity(
         body=f"{STAND_IN_BODY} (the stand-in, not SMPL)" if path in ("", STAND_IN_BODY) else str(path),
         depth=_describe_depth(identity),
-        shards=len(counted),
-        shards_silent=len(receipts) - len(counted),
-        accepted_images=_share(signs["accepted images"], sum(receipt.images for receipt in counted)),
-        accepted_people=_share(signs["people of accepted images"], sum(receipt.persons for receipt in counted)),
+        accepted_images=_share(signs["accepted images"], images.total() if signs else 0),
+        accepted_people=_share(signs["people of accepted images"], people.total() if signs else 0),
         too_small=_share(people[PersonStatus.TOO_SMALL], placing),
         too_tall=_share(people[PersonStatus.TOO_TALL], placing),
         alone=_share(people[PersonStatus.ALONE_IN_GROUP], placing),
