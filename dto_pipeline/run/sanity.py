@@ -75,45 +75,40 @@ class FailureBudget:
         """
         self.examples: dict[str, Receipt] = {}  # cause -> the first shard with a row of it
         self._share, self._shard_images, self._repairs = share, images, frozenset(repairs)
-        self._images = self._people = 0  # processed
-        self._image_causes: Counter[str] = Counter()  # ImageStatus word, or the error of a shard -> images
-        self._people_causes: Counter[str] = Counter()  # PersonStatus word -> people
+        self._seen = Counter[str]()  # images and people that were processed
+        self._lost = {"images": Counter[str](), "people": Counter[str]()}  # status word, or error of a shard -> count
         self._row_limit = max(FAILED_IN_A_ROW, 2 * workers)
-        self._row: set[int] = set()  # shards that failed since one was finished
-        self._last_error = ""
+        self._row: dict[int, str] = {}  # shards that failed since one was finished -> error
 
     def shard_done(self, receipt: Receipt) -> None:
         self._row.clear()
         if receipt.shard in self._repairs:
             return
-        self._images += receipt.images
-        self._people += receipt.persons
-        images, people = receipt.image_status, receipt.person_status
-        lost = {str(word): images[word] for word in UNUSABLE_IMAGES if images.get(word)}
-        invalid = {str(word): people[word] for word in (PersonStatus.INVALID_LABEL,) if people.get(word)}
-        self._image_causes.update(lost)
-        self._people_causes.update(invalid)
-        self.examples = {**dict.fromkeys([*lost, *invalid], receipt), **self.examples}
+        self._seen.update(images=receipt.images, people=receipt.persons)
+        for what, counts in (("images", receipt.image_status), ("people", receipt.person_status)):
+            failed = Counter({word: count for word, count in counts.items() if word in _ADVICE})
+            self._lost[what].update(failed)
+            self.examples = {**dict.fromkeys(failed, receipt), **self.examples}
 
     def attempt_failed(self, shard: int, given_up: bool, error: str) -> None:
         """A shard used up an attempt. Its images are lost once it is given up."""
-        self._row.add(shard)
-        self._last_error = error
+        self._row.pop(shard, None)
+        self._row[shard] = error
         if given_up and shard not in self._repairs:
             images = self._shard_images.get(shard, 0)
-            self._images += images
-            self._image_causes[error] += images
+            self._seen["images"] += images
+            self._lost["images"][error] += images
 
     @property
     def causes(self) -> list[tuple[str, int]]:
         """Causes with their counts, the most frequent first."""
-        return (self._image_causes + self._people_causes).most_common()
+        return (self._lost["images"] + self._lost["people"]).most_common()
 
     def complaint(self) -> str:
         """Why the launch should stop, with counts and the next step; "" = the launch continues."""
         if self._share < 1 and len(self._row) >= self._row_limit:
             row = f"{len(self._row)} shards failed one after the other and none was finished"
-            return f"stopped: {row}; the last error: {self._last_error}; {_NEXT}"
+            return f"stopped: {row}; the last error: {[*self._row.values()][-1]}; {_NEXT}"
         lost = self.verdict(JUDGED_FROM)
         return lost and f"stopped, because in this launch {lost}"
 
@@ -122,10 +117,10 @@ class FailureBudget:
 
         `least`: smaller numbers of images or people count as this number.
         """
-        parts = ((self._image_causes, self._images, "images"), (self._people_causes, self._people, "people"))
-        if self._share >= 1 or not any(lost.total() > self._share * max(whole, least) for lost, whole, _ in parts):
+        parts = [(lost.total(), self._seen[what], what) for what, lost in self._lost.items()]
+        if self._share >= 1 or not any(lost > self._share * max(seen, least) for lost, seen, _ in parts):
             return ""
-        counts = " and ".join(f"{lost.total()} of {whole} {what}" for lost, whole, what in parts if lost)
+        counts = " and ".join(f"{lost} of {seen} {what}" for lost, seen, what in parts if lost)
         lines = [f"  {cause:<16} {count:>9}  {_ADVICE.get(cause, '')}".rstrip() for cause, count in self.causes]
         first = f"{counts} could not be used, more than {self._share:.3g} of all (run.max_failed_images)"
         return "\n".join([first, *lines, _NEXT])
