@@ -295,7 +295,6 @@ def _conclude(crowd: _Crowd, found: CrowdPosterior, config: CrowdConfig) -> Grou
         z=crowd.z,
         new_z=new_z,
         outcome=outcome,
-        rejected_order=torch.full_like(outcome, -1),
         num_optimized=member.sum(-1),
         is_optimized=people >= _TWO,
         deviation=off,
