@@ -25,8 +25,7 @@ _TWO = 2  # people a line passes through whatever the depths say
 def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig, refine: RefineConfig) -> GroupFits:
     """Solve the near and the far group of every scene and decide the outcome of each person.
 
-    Args:
-        evidence, prior: of B scenes, P people; a scene with fewer than two people must have nobody usable.
+    Args: evidence, prior: of B scenes, P people; a scene with fewer than two people must have nobody usable.
     """
     fits = solve_map(_build_fits(evidence, prior), solver, evidence.unit.repeat_interleave(len(_FITS)))
     member = torch.stack([evidence.usable & (evidence.group == group) for group in (NEAR, FAR)], 1)  # (B, 2, P)

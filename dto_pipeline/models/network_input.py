@@ -65,8 +65,7 @@ def resize_to_network(images: torch.Tensor, size: tuple[int, int]) -> torch.Tens
         images: (B, H, W, 3) uint8 RGB, on the device to work on.
         size: (h, w) of `network_size` [px].
 
-    Returns:
-        (B, 3, h, w) float32, normalised by ImageNet's mean and deviation.
+    Returns: (B, 3, h, w) float32, normalised by ImageNet's mean and deviation.
     """
     pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255
     if tuple(pixels.shape[2:]) != tuple(size):
