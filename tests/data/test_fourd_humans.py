@@ -170,9 +170,9 @@ class Crowd:
         self.keypoints = np.stack(points).astype(np.float32)
         self.boxes = np.concatenate([self.centre - self.side[:, None] / 2, self.centre + self.side[:, None] / 2], 1)
         info = [{} if number is None else {"detection_npz_idx": number} for number in numbers]
-        columns = (self.keypoints, self.centre, self.side / 200, info)
+        shown = (self.keypoints, self.centre, self.side / 200, info)
         keys = ("keypoints_2d", "center", "scale", "extra_info")
-        people = [dict(zip(keys, values, strict=True)) for values in zip(*columns, strict=True)]
+        people = [dict(zip(keys, values, strict=True)) for values in zip(*shown, strict=True)]
         self.people = parse_people(pickle.dumps(people), "x")
 
     def choose(self, rows=(0, 1, 2), keypoints=True, boxes=True):
