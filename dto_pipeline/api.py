@@ -50,6 +50,7 @@ __all__ = [
 ]
 LabelTable = Any  # a pyarrow.Table; only data/ imports pyarrow
 Source = str | Path | Iterable[str | Path]
+_LOAD_ONCE = lru_cache(maxsize=2)(load_body)
 
 
 class SceneInputError(DtoError, ValueError):
@@ -167,18 +168,13 @@ def optimize_scene(
     if scene.num_people == 0:
         return keep_labels(scene)
     if not isinstance(body, BodyModel):
-        body = _load_body_once(str(body) or config.body.model_path, config.body.kid_axis)
+        body = _LOAD_ONCE(str(body) or config.body.model_path, config.body.kid_axis)
     if not body.has_kid_axis:
         refuse_kid_axis([scene])
     plain = replace(config, depth=DepthConfig(), masks=MaskConfig(), attributes=AttributeConfig())
     Perception(plain, body).perceive([scene], StageClock())
     optimized = SceneOptimizer(body, config)(collate_scenes([scene], body.faces.device))
     return split_batch([scene], optimized, config)[0]
-
-
-@lru_cache(maxsize=2)
-def _load_body_once(path: str, kid_axis: bool) -> BodyModel:
-    return load_body(path, kid_axis)
 
 
 def _label_files(source: Source) -> list[Location]:

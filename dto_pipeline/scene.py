@@ -18,6 +18,7 @@ import torch
 from dto_pipeline.status import ImageStatus, PersonStatus
 
 _T = TypeVar("_T", bound="Tensors")
+OUTCOMES = tuple(PersonStatus)  # by the code of `GroupFits.outcome`
 
 
 @dataclass(frozen=True)
@@ -225,21 +226,6 @@ class RefinedPeople(Tensors):
     beta_index: torch.Tensor  # (B, P) int64: the coefficient that was changed (0 or KID_AXIS), -1 = none
     height: torch.Tensor  # (B, P) float64 [m] after
     fits: GroupFits
-
-
-# outcome codes of GroupFits, as statuses
-OUTCOMES: tuple[PersonStatus, ...] = (
-    PersonStatus.NOT_RUN,
-    PersonStatus.MOVED,
-    PersonStatus.TOO_TALL,
-    PersonStatus.ALONE_IN_GROUP,
-    PersonStatus.TOO_SMALL,
-    PersonStatus.NO_FIT,
-    PersonStatus.BEHIND_CAMERA,
-    PersonStatus.PLACED_BY_PRIOR,
-    PersonStatus.INVALID_LABEL,
-    PersonStatus.IMPLAUSIBLE,
-)
 
 
 @dataclass(frozen=True)

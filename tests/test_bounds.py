@@ -119,7 +119,7 @@ def test_a_fit_that_makes_what_cannot_be_is_set_aside_and_costs_the_image(
 ) -> None:
     """With a world that ends at 3.9 m: the third person, labelled at 3.6 m, really stands at 4 m."""
     before = place(reorder(crowd, [0, 1, 2]), body, MODES[mode])
-    monkeypatch.setattr("dto_pipeline.plausible.DISTANCE", dataclasses.replace(DISTANCE, high=3.9))
+    monkeypatch.setattr("dto_pipeline.maths.refine.DISTANCE", dataclasses.replace(DISTANCE, high=3.9))
     placed = place(crowd, body, MODES[mode])
     assert placed.person_status[2:] == [PersonStatus.IMPLAUSIBLE, PersonStatus.INVALID_LABEL]
     assert np.array_equal(placed.transl[2], crowd.transl[2])

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dto_pipeline.data.sources.rows import LabelFileError, LabelSource
+from dto_pipeline.data.sources.rows import LabelSource
 from dto_pipeline.paths import UnsafePath, check_relative
 
 WHOLE_NAME = 1 << 20  # as `key_parts`: all parts of a name make its key
-_LAST_CHARACTER = 0x10FFFF  # of Unicode
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,7 @@ class ImageIndex:
 
 
 def index_images(source: LabelSource, key_parts: int) -> ImageIndex:
-    """Group the rows of a label file by image; `key_parts`: how many last parts of the image's name make its key.
-
-    Raises: LabelFileError: image names that are no text.
-    """
+    """Group the rows of a label file by image; `key_parts`: how many last parts of the image's name make its key."""
     image_of: dict[str, int] = {}
     spelled: dict[str, int] = {}  # as written in the label file
     problem: dict[int, str] = {}
@@ -82,13 +78,7 @@ def _name_runs(source: LabelSource) -> tuple[np.ndarray, list[str]]:
     """First row and name of each run of neighbouring rows with one name."""
     names = source.image_names
     starts = np.flatnonzero(np.concatenate((np.ones(min(names.size, 1), bool), names[1:] != names[:-1])))
-    texts = names[starts]
-    if texts.dtype.kind == "U" and texts.dtype.itemsize:  # numpy makes broken text of what is no character
-        codes = texts.view(f"{texts.dtype.str[0]}u4").reshape(texts.size, -1).max(axis=1)
-        if (wrong := codes > _LAST_CHARACTER).any():
-            row, code = starts[wrong][0], codes[wrong][0]
-            raise LabelFileError(f"{source.files[0]}, row {row}: image name: 0x{code:x} is no character")
-    return starts, texts.tolist()
+    return starts, names[starts].tolist()
 
 
 def _keys(files: list[str], key_parts: int, problem: dict[int, str]) -> list[str]:

@@ -132,6 +132,8 @@ class Stream:
                 raise BrokenPickle(f"{self.size - self.at} bytes follow the end of the pickle")
         except PickleRefused as error:
             raise type(error)(f"{where}: byte {self.at}: {error}") from error
+        except DtoError:  # of who is given the values
+            raise
         except _MALFORMED as error:
             found = f"{type(error).__name__}: {ascii(str(error))[1:-1]}"[:_SHOWN]
             raise BrokenPickle(f"{where}: malformed at byte {self.at} ({found}); fetch the file again") from error

@@ -27,11 +27,13 @@ from dto_pipeline.data.inert_pickle import (
     BrokenPickle,
     InertUnpickler,
     Limits,
+    PickleRefused,
     Stream,
     UnsafePickle,
     shown,
 )
 from dto_pipeline.data.safe_pickle import NUMPY_ONLY, checked_values, safe_loads
+from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import IrregularFile, open_regular
 
 ITEM_LIMITS = Limits()
@@ -154,6 +156,8 @@ class NpzFile:
                 if stream.read(1):
                     raise BrokenPickle("holds more bytes than its header expects; download it again")
         except (OSError, ValueError, *BROKEN) as error:
+            if isinstance(error, DtoError) and not isinstance(error, PickleRefused):  # of who is given the items
+                raise
             kind = UnsafePickle if isinstance(error, UnsafePickle) else BrokenPickle
             raise kind(f"{self.path}, array {key!r}: {error}") from error
 

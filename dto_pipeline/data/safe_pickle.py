@@ -77,8 +77,11 @@ def checked_values(flat: np.ndarray) -> np.ndarray:
     """
     if flat.dtype.kind == "b" and flat.view(np.uint8).max(initial=0) > 1:
         raise BrokenPickle("a boolean array with other values than 0 and 1")
-    if flat.dtype.kind == "U" and flat.view(f"{flat.dtype.str[0]}u4").max(initial=0) > _LAST_CHARACTER:
-        raise BrokenPickle("a text array with impossible characters")
+    if flat.dtype.kind == "U":
+        codes = flat.view(f"{flat.dtype.str[0]}u4")
+        if codes.max(initial=0) > _LAST_CHARACTER:  # numpy makes broken text of it
+            at = int(codes.argmax())
+            raise BrokenPickle(f"item {at // (codes.size // flat.size)} of a text: 0x{codes[at]:x} is no character")
     return flat if flat.dtype.isnative else flat.astype(flat.dtype.newbyteorder("="))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from dto_pipeline.evaluate.matching import match_bodies
-from dto_pipeline.evaluate.mesh_evaluation import agora_errors, threedpw_errors
+from dto_pipeline.evaluate.mesh_evaluation import PROTOCOLS, agora_errors, threedpw_errors
 from dto_pipeline.lab.golden import Case, read_arrays, sizes
 from dto_pipeline.lab.golden_mahmr_network import (
     Check,
@@ -153,9 +153,9 @@ def _read_eval_cases(recorded: Mapping[str, Any], arrays: Arrays, *_: object) ->
 
 
 def _check_evaluated(own: Arrays, image: Mapping[str, Any], case: Case) -> None:
-    pairs, false, errors = _evaluate(own)
+    pairs, errors = _evaluate(own)
     case.equal("matched", pairs.tolist(), [list(pair) for pair in image["matched"]])
-    case.equal("false_positives", false, image["false_positives"])
+    case.equal("false_positives", len(own["pred_j2d"]) - len(pairs), image["false_positives"])
     if not case.failures:
         names = [f"{key} of pair {row}" for row in range(len(pairs)) for key in errors]
         wanted = np.array([recorded[key] for recorded in image["errors"] for key in errors])
@@ -163,35 +163,30 @@ def _check_evaluated(own: Arrays, image: Mapping[str, Any], case: Case) -> None:
         case.near("errors", found, wanted, EVAL_TOLERANCE, sizes(wanted, 1.0), names)
 
 
-def _evaluate(own: Arrays) -> tuple[np.ndarray, int, dict[str, np.ndarray]]:
-    """Matched pairs of an image, how many predictions are false, and the errors of each pair by name."""
+def _evaluate(own: Arrays) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+    """Matched pairs of an image, and the errors of each pair by name."""
     pairs = match_bodies(own["pred_j2d"], own["gt_j2d"], published=True)
     first, second = pairs.T
     joints = own["pred_h36m"][first], own["gt_h36m"][second]
     vertices = own["pred_verts"][first], own["gt_verts"][second]
     bodies = own["pred_smpl24"][first], own["gt_smpl24"][second]
-    errors = threedpw_errors(*joints, *vertices)
-    return (
-        pairs,
-        len(own["pred_j2d"]) - len(pairs),
-        errors | agora_errors(*bodies, *(mesh[:, ::_VERTEX_STEP] for mesh in vertices)),
-    )
+    errors = agora_errors(*bodies, *(mesh[:, ::_VERTEX_STEP] for mesh in vertices))
+    return pairs, threedpw_errors(*joints, *vertices) | errors
 
 
 def _check_totals(images: Sequence[Arrays], expected: Mapping[str, Any], case: Case) -> None:
+    """The measures of both protocols over all images, rounded as published."""
     evaluated = [_evaluate(own) for own in images]
-    true, matched = sum(len(own["gt_j2d"]) for own in images), sum(len(pairs) for pairs, _, _ in evaluated)
-    missed, false = true - matched, sum(false for _, false, _ in evaluated)
-    means = {key: float(np.concatenate([one[key] for _, _, one in evaluated]).mean()) for key in evaluated[0][2]}
-    f1 = round(matched / max(1, matched + (false + missed) / 2), 2)
-    found: dict[str, Any] = {
-        **{key.upper(): round(value, 1) for key, value in means.items()},
-        "precision": round(matched / max(1, matched + false), 2),
-        "recall": round(matched / max(1, true), 2),
-        "f1": f1,
-        "counts": {"count": true, "miss": missed, "fp": false},
-    }
-    found |= {"NMJE": round(means["agora_mpjpe"] / f1, 1), "NMVE": round(means["agora_mve"] / f1, 1)} if f1 else {}
+    sums = {key: np.sum([errors[key].sum() for _, errors in evaluated]) for key in evaluated[0][1]}
+    matched = sum(len(pairs) for pairs, _ in evaluated)
+    predicted, true = (sum(len(own[f"{side}_j2d"]) for own in images) for side in ("pred", "gt"))
+    sums |= {name: np.float64(count) for name, count in (("matched", matched), ("found", predicted), ("true", true))}
+    found: dict[str, Any] = {"counts": {"count": true, "miss": true - matched, "fp": predicted - matched}}
+    for protocol in ("3dpw", "agora"):
+        for one in PROTOCOLS[protocol]:
+            name = one.key.upper() if one.unit else one.key
+            name = f"AGORA_{name}" if protocol == "agora" and name in ("MPJPE", "MVE") else name
+            found[name] = round(float(one.of(sums)), one.digits)
     for key, wanted in expected.items():
         case.equal(key, found.get(key), wanted)
 

@@ -15,7 +15,6 @@ from scipy.special import stdtrit
 
 from dto_pipeline.axes import FAR, MEAN, NEAR
 from dto_pipeline.config import METRES_PER_DEPTH, CrowdConfig
-from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.line_posterior import (
     AFFINE_DEPTH,
     AFFINE_DISPARITY,
@@ -26,7 +25,7 @@ from dto_pipeline.maths.line_posterior import (
     integrate_lines,
     line_coefficients,
 )
-from dto_pipeline.maths.ordered import fold_logsumexp, fold_softmax, fold_sum
+from dto_pipeline.maths.ordered import constant, fold_logsumexp, fold_softmax, fold_sum
 from dto_pipeline.maths.paper_solver import CODE
 from dto_pipeline.scene import DepthEvidence, GroupFits, HeightMixture, HeightPrior, Posterior
 from dto_pipeline.status import FitStatus, PersonStatus
@@ -149,12 +148,13 @@ def _solve(crowd: _Crowd, problem: CrowdProblem, config: CrowdConfig) -> CrowdPo
     rows = torch.arange(scenes, device=device).repeat_interleave(len(model))
     fits = _with_fault(problem.take(rows), crowd, rows, faults[fault].repeat(scenes, 1), config)
     fits = fits.replace(model=model.repeat(scenes))
-    mean, covariance = find_lines(_with_noise(fits, levels[len(levels) // 2].expand(len(rows))))
+    mean, covariance = find_lines(fits.replace(noise=fits.noise * levels[len(levels) // 2].square()))
 
     log_levels = _log_levels(crowd, config).repeat_interleave(len(model), 0).flatten()
     rows = torch.arange(len(rows), device=device).repeat_interleave(len(levels))
-    fits = _with_noise(fits.take(rows), levels.repeat(len(fits.model)))
-    fits = fits.replace(log_prior=fits.log_prior + log_levels)
+    level, fits = levels.repeat(len(fits.model)), fits.take(rows)
+    noise = fits.noise * level.square()[:, None, None]
+    fits = fits.replace(noise=noise, log_prior=fits.log_prior + log_levels)
     return _average(integrate_lines(fits, mean[rows], covariance[rows]), models, scenes)
 
 
@@ -209,10 +209,6 @@ def _with_fault(
         metric_scale=(problem.metric_scale + shift) / left[:, None],
         log_prior=problem.log_prior + log_prior - problem.measured.sum(1) * left.log(),
     )
-
-
-def _with_noise(problem: CrowdProblem, level: torch.Tensor) -> CrowdProblem:
-    return problem.replace(noise=problem.noise * level.square()[:, None, None])
 
 
 def _average(result: CrowdPosterior, models: torch.Tensor, scenes: int) -> CrowdPosterior:

@@ -12,8 +12,7 @@ import torch
 
 from dto_pipeline.axes import FAR, GROUND, MEAN, NEAR
 from dto_pipeline.config import RefineConfig, SolverConfig
-from dto_pipeline.maths.devices import works_at_once
-from dto_pipeline.maths.ordered import fold_sum
+from dto_pipeline.maths.ordered import fold_sum, works_at_once
 from dto_pipeline.scene import OUTCOMES, DepthEvidence, GroupFits, HeightPrior, MapProblem, MapSolution
 from dto_pipeline.status import FitStatus, PersonStatus
 
@@ -158,7 +157,7 @@ def solve_map(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | fl
     )
     for _ in range(config.max_rounds):
         # saves rounds on a CPU; fits that do not go on keep their result anyway
-        if not works_at_once(found.alpha.device) and not _goes_on(found).any():
+        if not works_at_once(found.alpha.device) and not (found.status == int(FitStatus.ROUNDS_EXHAUSTED)).any():
             break
         found = _round(problem, found, config)
     off = (new_heights(problem, found.alpha, found.beta) - problem.prior_mean).abs() / problem.prior_sigma
@@ -179,11 +178,6 @@ def lower_bound(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | 
     return torch.where(total > 0, mean, config.default_alpha_min * unit)
 
 
-def _goes_on(found: MapSolution) -> torch.Tensor:
-    """(N,) bool: somebody was set aside, so that the line has to be fitted again."""
-    return found.status == int(FitStatus.ROUNDS_EXHAUSTED)
-
-
 def _round(problem: MapProblem, found: MapSolution, config: SolverConfig) -> MapSolution:
     """Fit those that go on; end the fits that are fine or hopeless, set one person aside in the others."""
     alpha, beta, plane, bound = _fit(problem, found.active, found.alpha_min)
@@ -192,7 +186,7 @@ def _round(problem: MapProblem, found: MapSolution, config: SolverConfig) -> Map
     height = new_heights(problem, alpha, beta)
     tall = found.active & (height > config.max_height)
     free_pair = ~bound & (count == _TWO)
-    goes_on = _goes_on(found)
+    goes_on = found.status == int(FitStatus.ROUNDS_EXHAUSTED)  # somebody was set aside: fitted again
     over = goes_on & tall.any(1) & ~free_pair & finite
     hopeless = over & (count <= _TWO)
     rejecting = over & ~hopeless

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from dto_pipeline.maths.devices import constant
+from dto_pipeline.maths.ordered import constant
 
 PATCH = 14  # sides are multiples of it [px]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

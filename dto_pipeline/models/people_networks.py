@@ -49,7 +49,11 @@ class InstanceNetwork:
         self.config = config
         reference = reference_of("masks", config)
         self.network, self.identity = load_pretrained(AutoModelForUniversalSegmentation, reference, self.device)
-        self._person = person_classes(self.network.config.id2label)
+        names: dict[int, str] = self.network.config.id2label
+        self._person = [int(n) for n, name in names.items() if name.strip().lower() in ("person", "people", "human")]
+        if not self._person:
+            some = ", ".join(list(names.values())[:8])
+            raise ModelError(f"masks.model knows no class 'person' (it knows {some} ...); choose one trained on COCO")
 
     def find(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[Instances]:
         """People in images.
@@ -87,15 +91,6 @@ class InstanceNetwork:
             return Instances(np.zeros((0, *size), bool), np.zeros(0, np.float32))
         maps = functional.interpolate(logits[kept][:, None], size, mode="bilinear", align_corners=False)[:, 0]
         return Instances((maps > 0).cpu().numpy(), score[kept].cpu().numpy())
-
-
-def person_classes(names: dict[int, str]) -> list[int]:
-    """Classes that mean a person. Raises: ModelError: there is none."""
-    found = [int(index) for index, name in names.items() if name.strip().lower() in ("person", "people", "human")]
-    if not found:
-        some = ", ".join(list(names.values())[:8])
-        raise ModelError(f"masks.model knows no class 'person' (it knows {some} ...); choose one trained on COCO")
-    return found
 
 
 def read_class_names(names: dict[int, str]) -> np.ndarray:

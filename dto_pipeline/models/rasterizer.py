@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from dto_pipeline.maths.camera import project
-from dto_pipeline.maths.devices import works_at_once
+from dto_pipeline.maths.ordered import works_at_once
 
 NEAREST_Z = 1e-3  # triangles with a vertex nearer than this are not drawn [m]
 _PAIRS_AT_ONCE = 1 << 22  # (triangle, pixel) candidates tested at once: bounds memory to about 0.5 GB

@@ -287,6 +287,16 @@ def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = Fal
     return scan.without(_check_footers(scan)) if footers else scan
 
 
+def list_generations(directory: RunDirectory) -> dict[int, int]:
+    """Shard -> its highest generation with a file, where that is not 0."""
+    names = (name for folder in (LABELS, RECEIPTS) for name in directory.store.entries(folder))
+    highest: dict[int, int] = {}
+    for shard, generation in filter(None, map(parse_name, names)):
+        if generation:
+            highest[shard] = max(generation, highest.get(shard, 0))
+    return highest
+
+
 def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Sequence[str | Path] = ()) -> RunLabels:
     """The label files of a run, for exports and training.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dto_pipeline.maths.devices import constant
+from dto_pipeline.maths.ordered import constant
 from dto_pipeline.maths.rotation import matrix_from_6d, matrix_to_axis_angle
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.network_input import IMAGENET_MEAN, IMAGENET_STD

@@ -218,7 +218,9 @@ def test_rows_that_repeat_a_person_take_the_same_mask():
 
 def test_people_who_name_no_mask_find_one_by_their_keypoints_that_nobody_names():
     assert Crowd(numbers=(3, 0, None)).choose() == ([3, 0, 1], "")
-    assert Crowd(numbers=(None, None, None)).choose()[0] == match_masks(Crowd.masks, Crowd().keypoints).tolist()
+    nameless, by_joints = Crowd(numbers=(None, None, None)), match_masks(Crowd.masks, Crowd().keypoints).tolist()
+    assert nameless.choose()[0] == by_joints
+    assert nameless.choose(keypoints=False)[0] == by_joints  # those of the people in the sample
 
 
 def test_a_number_beyond_the_masks_is_told_and_costs_that_person_only():

@@ -176,20 +176,6 @@ def test_masks_in_tars_go_to_people_by_keypoints_and_sidecar_masks_come_first(tm
     assert (report.masks_given, report.persons) == (3, 4)
 
 
-def test_labels_without_keypoints_borrow_those_of_the_people_in_the_tar(tmp_path):
-    names = ["0.jpg", "0.jpg"]
-    boxes = {"center": np.array([[8, 12], [24, 12]], np.float32), "scale": np.array([0.05, 0.05], np.float32)}
-    people = [
-        {"keypoints_2d": points, "center": centre.astype(float), "scale": 0.05}
-        for points, centre in zip(keypoints_at(WIDTH - 3, 3), boxes["center"][::-1], strict=True)
-    ]
-    files = {"0.jpg": picture(), "0.detection.npz": npz(masks=halves()), "0.data.pyd": pickle.dumps(people)}
-    write_tar(tmp_path / "tars/t.tar", files)
-    manifest, _ = build(tmp_path, names, boxes, key_parts=1, masks="detection")
-    persons = all_rows(manifest)[0]["persons"]
-    np.testing.assert_array_equal([decode_rle(p["mask_rle"], HEIGHT, WIDTH) for p in persons], halves())
-
-
 @pytest.mark.parametrize(
     ("member", "why"),
     [

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 
 from dto_pipeline.data.inert_pickle import BrokenPickle, UnsafePickle, check_values
 from dto_pipeline.data.npz import ITEM_LIMITS, read_items
+from dto_pipeline.data.sources.annots import open_ma_hmr
+from dto_pipeline.data.sources.rows import LabelFileError
 from tests.released_files import released_annots
 
 PROTOCOLS = (2, 3, 4, 5)
@@ -136,6 +138,12 @@ def test_arrays_of_another_kind_are_named(values: np.ndarray, tmp_path: Path) ->
     np.savez(tmp_path / "a.npz", annots=values)
     with pytest.raises(BrokenPickle, match=r"expected one object"):
         read(tmp_path / "a.npz")
+
+
+def test_an_image_listed_twice_far_apart_is_refused_in_the_words_of_its_reader(tmp_path: Path) -> None:
+    raw = dumped(released_annots(1500, 1)).replace(b"001400.jpg", b"000003.jpg")
+    with pytest.raises(LabelFileError, match=r"a\.npz: image 000003\.jpg is listed twice; expected every image once$"):
+        open_ma_hmr(npz(tmp_path / "a.npz", raw))
 
 
 def test_a_key_set_twice_is_refused(tmp_path: Path) -> None:
