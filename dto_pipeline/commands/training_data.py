@@ -59,8 +59,7 @@ def _open(labels: str, images: str) -> LabelSet:
     try:
         if RunDirectory(place).is_run():
             return open_run_set(read_run_labels(labels, partial=True), images)
-        kind = recognise(place) if isinstance(place, Path) else FileKind.DTO_LABELS  # the one kind read from URIs
-        if kind is FileKind.DTO_LABELS:
+        if (kind := recognise(place)) is FileKind.DTO_LABELS:
             return open_file_set(labels, images)
         if kind in (FileKind.MA_HMR, FileKind.RELATIVE_HUMAN):
             return open_people_set(place, kind, images)
