@@ -8,10 +8,13 @@ was asked, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import resource
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import argcomplete
@@ -45,13 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Our tensors are small: several threads cost more than they gain (ten times the wall time on a busy two-core
     # machine). Set before PyTorch loads; workers follow run.torch_threads.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    _open_streams()
     parser = build_parser()
     argcomplete.autocomplete(parser)
     arguments = parser.parse_args(argv)
     configure_logs("info" if arguments.verbose else "warning", replace=False)
     try:
         _check_limits(arguments.verb)
-        with printable_stdout(sys.stdout):
+        with printable_stdout(sys.stdout), interrupt_on_sigterm():
             return int(arguments.run(arguments))
     except DtoError as error:
         _complain(arguments.verb, str(error))
@@ -72,6 +76,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain(arguments.verb, "interrupted; finished work is kept")
         return 130
+
+
+def _open_streams() -> None:
+    """Replace standard streams that the caller closed (``>&-``): the next file opened would take their place."""
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives
+
+
+@contextmanager
+def interrupt_on_sigterm() -> Iterator[None]:
+    """Make SIGTERM an interrupt like Ctrl-C: Slurm, Kubernetes and spot nodes send it before they kill."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _complain(verb: str, text: str) -> None:
@@ -104,6 +125,8 @@ def _describe(error: OSError) -> str | None:
         return _NO_MEMORY
     if str(error.strerror).startswith("No usable temporary directory"):
         return f"{error.strerror}; set TMPDIR to a folder that can be written"
+    if error.errno == errno.ENOENT and not place:  # of os.getcwd
+        return "the current folder was removed; change to another one and start again"
     return f"{place}{error.strerror}" if place else None
 
 

@@ -149,10 +149,17 @@ def predict_run(
     from dto_pipeline.run.publish import finish_run
     from dto_pipeline.train import predict
 
-    predict.predict_shards(trained, pictures, out, min_confidence, **options)
-    manifest = predict.write_manifest(pictures, out)
-    facts = {"checkpoint": trained.sha256, "min_confidence": str(min_confidence)}
-    part = lambda shard: read_labels(predict.part_file(out, shard))  # noqa: E731
-    finish_run(RunDirectory(out), manifest, PipelineConfig(body=trained.body_config), part, facts, trained.body.sha256)
-    shutil.rmtree(out / predict.PARTS)  # without them the prediction is finished
+    directory, parts = RunDirectory(out), out / predict.PARTS
+    directory.create_folders()
+    with directory.lock() as lock:
+        if directory.is_run() and not predict.part_file(out, 0).exists():
+            shutil.rmtree(parts, ignore_errors=True)
+            raise DtoError(f"{out} was finished by another process meanwhile; choose another folder (-o)")
+        predict.predict_shards(trained, pictures, out, min_confidence, **options)
+        manifest = predict.write_manifest(pictures, out)
+        facts = {"checkpoint": trained.sha256, "min_confidence": str(min_confidence)}
+        config = PipelineConfig(body=trained.body_config)
+        part = lambda shard: read_labels(predict.part_file(out, shard))  # noqa: E731
+        finish_run(directory, lock, manifest, config, part, facts, trained.body.sha256)
+        shutil.rmtree(parts)  # without them the prediction is finished
     return manifest

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dto_pipeline.errors import NO_ROOM, DtoError
-from dto_pipeline.reading import open_regular
+from dto_pipeline.reading import IrregularFile, open_regular
 
 # Errors of mounts without hard links: FAT, CIFS, VirtualBox, FUSE of all kinds, unions of folders, Android.
 _NO_LINKS = {
@@ -58,6 +58,8 @@ def naming_full_disk(place: str | Path) -> Iterator[None]:
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
     """A temporary name in the folder of `path` (made if missing); a file left under that name is removed."""
+    if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/null would become a file
+        raise IrregularFile(errno.EINVAL, "it is a pipe, socket or device; name a regular file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name(path.name))
     try:
@@ -165,6 +167,8 @@ def sync(path: Path) -> None:
     try:
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
+    except FileNotFoundError:
+        raise
     except OSError as error:
         if not path.is_dir() or error.errno not in _NO_FOLDER_SYNC:
             advice = f"the file system cannot sync it ({error.strerror}), so it is not safe there; use another one"

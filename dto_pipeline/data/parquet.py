@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -32,6 +34,13 @@ def writer_settings(schema: pa.Schema) -> dict[str, Any]:
         "write_page_index": True,
         "write_page_checksum": True,  # a damaged page is refused, not read as other numbers
     }
+
+
+@contextmanager
+def new_parquet(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """A writer of a local file; pyarrow gets no name, as it takes ``a:b/c`` for a URI and knows names in UTF-8 only."""
+    with path.open("wb") as stream, pq.ParquetWriter(stream, schema, **writer_settings(schema)) as writer:
+        yield writer
 
 
 def open_parquet(path: Location, error: type[Exception], again: bool = False) -> pq.ParquetFile:

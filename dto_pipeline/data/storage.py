@@ -65,7 +65,7 @@ class LocalStore:
     def open(self, name: str) -> pa.NativeFile:
         """A file for random access; raises FileNotFoundError."""
         check_regular(self.root / name)
-        return pa.OSFile(str(self.root / name))
+        return pa.OSFile(os.fsencode(self.root / name))  # pyarrow takes text in UTF-8 only
 
     def version_of(self, name: str) -> tuple[int, object]:
         """Size and time of change of a file; raises FileNotFoundError."""

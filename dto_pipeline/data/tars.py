@@ -19,13 +19,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.image_index import ImageIndex
 from dto_pipeline.data.images import TAR_MARK, ImageCorrupt, ImageFolder, ImageMissing, ImageStore
-from dto_pipeline.data.parquet import READ_ERRORS, check_file, footer_text, open_parquet, writer_settings
+from dto_pipeline.data.parquet import READ_ERRORS, check_file, footer_text, new_parquet, open_parquet
 from dto_pipeline.data.storage import (
     STORAGE_ERRORS,
     Location,
@@ -113,10 +112,7 @@ def build_tar_index(root: Location, out: Location, progress: bool = False) -> li
             sizes = {summary.tar: summary.size for summary in known}
             if [*sizes] == tars and [*pool.map(open_store(root).size, tars)] == [*sizes.values()]:
                 return known
-        with (
-            written(out) as temporary,
-            pq.ParquetWriter(temporary, TAR_INDEX_SCHEMA, **writer_settings(TAR_INDEX_SCHEMA)) as writer,
-        ):
+        with written(out) as temporary, new_parquet(temporary, TAR_INDEX_SCHEMA) as writer:
             listings = pool.map(lambda tar: _list_members(root, tar), tars)
             for tar, listing in tqdm(zip(tars, listings, strict=True), "tars", len(tars), disable=not progress):
                 if listing.members:

@@ -83,6 +83,7 @@ _KEPT_OF_TRUNCATED = 0.4  # of the bytes
 _WRONG_SIZE = 1.5  # camera of an image this many times as large
 BENCH_SEED, BENCH_SIZE, BENCH_PEOPLE = 2025, (640, 480), 5  # of the benches' pictures: one size [px], like crowds
 _SHARD_IMAGES = 32
+_BEGUN = ".unfinished"  # file in a folder whose data set is not complete
 _JPEG_QUALITY = 93
 
 Progress = Callable[[int, int], None]  # called with (images done, all images)
@@ -200,7 +201,10 @@ def _write_crowds(
         if isinstance(found, str):
             raise CrowdFilesError(f"{root} holds another data set ({found}); choose another folder or remove it")
         return found
-    parts = []
+    begun, parts = root / _BEGUN, []
+    if not begun.exists() and root.is_dir() and any(not path.name.startswith(".") for path in root.iterdir()):
+        raise CrowdFilesError(f"{root} holds other files and no data set of this command; choose a new folder (-o)")
+    write_bytes_atomic(begun, b"")
     for number in range(images):
         parts.append(make(number))
         if progress is not None:
@@ -209,6 +213,7 @@ def _write_crowds(
     for name, text in pages(persons).items():
         write_bytes_atomic(root / name, text.encode())
     write_json_atomic(marker, {**identity, "persons": persons, **({} if broken is None else {"broken": broken})})
+    begun.unlink(missing_ok=True)
     return CrowdData(root, True, images, persons, broken or {})
 
 

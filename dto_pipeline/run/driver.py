@@ -18,16 +18,14 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dto_pipeline.config import PipelineConfig, RunConfig
-from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.data.storage import absolute, as_location
 from dto_pipeline.errors import DeviceLost, one_line
-from dto_pipeline.models.networks import DEMO_MODEL
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import count_death
 from dto_pipeline.run.folder import Failure, RunDirectory, RunDirectoryError, RunScan
-from dto_pipeline.run.identity import RunIdentity, find_places, identify_run, settle_config
+from dto_pipeline.run.identity import RunIdentity, find_places, identify_run, settle_config, warn_of_demo_network
 from dto_pipeline.run.lease import DriverLock, RunLockLost, process_name
 from dto_pipeline.run.loop import (
     Event,
@@ -49,17 +47,7 @@ from dto_pipeline.run.report import LaunchCounts, RunSummary, find_example, summ
 from dto_pipeline.run.sanity import FailureBudget
 
 _LOG = logging.getLogger(__name__)
-_LOGGED = (
-    "shard",
-    "worker",
-    "attempt",
-    "images",
-    "persons",
-    "failed_images",
-    "wall_s",
-    "image_status",
-    "stage_seconds",
-)
+_LOGGED = ("worker", "attempt", "images", "persons", "failed_images", "wall_s", "image_status", "stage_seconds")
 _LINE_S, _LOG_FILE_S = 0.5, 30.0  # least time between two progress lines: on a terminal, and in a file
 SAY_WAITING_S = 60.0  # how often the log says that no worker is ready
 
@@ -114,7 +102,7 @@ def run_pipeline(
     with directory.lock(config.run) as lock:
         identity = identify_run(config, manifest, absolute(manifest.path))
         plan = plan_run(directory, identity, manifest, selection, retry, recheck, lock)
-        _warn_of_demo_network(config, manifest)
+        warn_of_demo_network(config, manifest)
         counts, scan = LaunchCounts(), None
         if plan.work:
             if runner is None:
@@ -131,16 +119,6 @@ def run_pipeline(
             scan = _clean_up(directory, identity, lock)
         wall_s = time.monotonic() - started
         return summarize(directory, plan, scan, counts, wall_s, config.run.max_failed_images)
-
-
-def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
-    synthetic = str(manifest.dataset.get("licence", "")).startswith(SYNTHETIC)
-    if config.depth.source == "model" and config.depth.model == DEMO_MODEL and not synthetic:
-        _LOG.warning(
-            "depth.model=demo was trained on synthetic crowds only: on other pictures its maps, and the labels, mean "
-            "nothing; take a published network (docs/seeing.md) for %s",
-            manifest.subset,
-        )
 
 
 def _clean_up(directory: RunDirectory, identity: RunIdentity, lock: DriverLock) -> RunScan:
@@ -253,7 +231,6 @@ class FileLedger:
         outcome = "repaired" if before else "adopted" if receipt.adopted else "done"
         if before:
             self.counts.mended += before.failed_images - receipt.failed_images
-            self.counts.repaired += receipt.generation != before.generation
             self._failed_images -= before.failed_images
         if self._failures.pop(shard, None) is not None:
             self._directory.store.remove(files.failure_name(shard))
@@ -261,7 +238,7 @@ class FileLedger:
         self._images += self._plan.work.get(shard, receipt.images)
         speed = receipt.images / receipt.wall_s if receipt.wall_s > 0 else 0.0
         statuses = ", ".join(f"{count} {word}" for word, count in receipt.image_status.items())
-        facts = {name: getattr(receipt, name) for name in _LOGGED}
+        facts = {"shard": shard, **{name: getattr(receipt, name) for name in _LOGGED}}
         _LOG.info(
             "shard %d %s in %.1f s by %s, attempt %d: %d images (%s), %d persons, %.1f images/s",
             *(shard, outcome, receipt.wall_s, receipt.worker, receipt.attempt, receipt.images, statuses),

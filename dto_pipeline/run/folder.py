@@ -127,10 +127,7 @@ class RunDirectory(Generic[Place]):
 
     def is_run(self) -> bool:
         """True if the folder holds a run.json."""
-        try:
-            return self.store.size("run.json") > 0
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+        return self.store.exists("run.json")
 
     def create_folders(self) -> None:
         """Raises: RunDirectoryError if the folder cannot be made, or its file system cannot create files safely."""
@@ -285,6 +282,16 @@ def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = Fal
             scan.unreadable[shard] = str(error)
             scan.records[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
     return scan.without(_check_footers(scan)) if footers else scan
+
+
+def list_generations(directory: RunDirectory) -> dict[int, int]:
+    """Shard -> its highest generation with a file, where that is not 0."""
+    names = (name for folder in (LABELS, RECEIPTS) for name in directory.store.entries(folder))
+    highest: dict[int, int] = {}
+    for shard, generation in filter(None, map(parse_name, names)):
+        if generation:
+            highest[shard] = max(generation, highest.get(shard, 0))
+    return highest
 
 
 def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Sequence[str | Path] = ()) -> RunLabels:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import Any
 from dto_pipeline import __version__
 from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, config_from_dict, require_body, with_body
 from dto_pipeline.config_tree import describe_difference
+from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import Location, absolute, as_location, folder_exists, local_copy
 from dto_pipeline.models.networks import (
@@ -44,6 +46,7 @@ _PLACES = {
 _ALWAYS = ("source", "unit")
 # options that count only without a network; all others count only with one
 _WITHOUT_NETWORK: dict[str, tuple[str, ...]] = {"depth": ("kind", "scale"), "masks": (), "attributes": ()}
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,17 @@ def find_missing(config: PipelineConfig, manifest: Manifest, places: Places, her
     except BodyModelError as error:
         missing.append(f"body.model_path: {error}; --body names another place")
     return missing
+
+
+def warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
+    """Log that the demo's depth network is of no use on photographs."""
+    synthetic = str(manifest.dataset.get("licence", "")).startswith(SYNTHETIC)
+    if config.depth.source == "model" and config.depth.model == DEMO_MODEL and not synthetic:
+        _LOG.warning(
+            "depth.model=demo was trained on synthetic crowds only: on other pictures its maps, and the labels, mean "
+            "nothing; take a published network (docs/seeing.md) for %s",
+            manifest.subset,
+        )
 
 
 def identify_inputs(config: PipelineConfig) -> dict[str, str]:

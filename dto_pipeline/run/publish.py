@@ -25,20 +25,18 @@ from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels, write_label_shard
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import (
-    LABELS,
-    RECEIPTS,
     Receipt,
     RecordInvalid,
     label_name,
-    parse_name,
     parse_receipt,
     receipt_name,
     why_void,
 )
 from dto_pipeline.data.storage import absolute, sha256_of
-from dto_pipeline.run.folder import LabelTable, RunDirectory, count_statuses, open_run, scan_run, settle_records
+from dto_pipeline.run import folder as files
+from dto_pipeline.run.folder import LabelTable, RunDirectory, count_statuses
 from dto_pipeline.run.identity import RunIdentity, identify_run, label_settings, settle_config
-from dto_pipeline.run.lease import process_name
+from dto_pipeline.run.lease import DriverLock, process_name
 from dto_pipeline.run.sanity import count_signs
 
 _LOG = logging.getLogger(__name__)
@@ -80,16 +78,6 @@ def find_shard_files(
         elif label_bytes is not None or data is not None:
             found = ShardFiles(found.receipt, generation + 1, generation if data is None else None)
     raise AssertionError("generations without end")
-
-
-def list_generations(directory: RunDirectory) -> dict[int, int]:
-    """Shard -> its highest generation with a file, where that is not 0."""
-    names = (name for folder in (LABELS, RECEIPTS) for name in directory.store.entries(folder))
-    highest: dict[int, int] = {}
-    for shard, generation in filter(None, map(parse_name, names)):
-        if generation:
-            highest[shard] = max(generation, highest.get(shard, 0))
-    return highest
 
 
 def lacks_receipt_only(directory: RunDirectory, shard: int) -> bool:
@@ -230,6 +218,7 @@ def _or_none(ask: Callable[[str], Any], name: str) -> Any:
 
 def finish_run(
     directory: RunDirectory,
+    lock: DriverLock,
     manifest: Manifest,
     config: PipelineConfig,
     read_labels: Callable[[int], LabelTable],
@@ -239,26 +228,23 @@ def finish_run(
     """Make a folder the finished run of a manifest, so that all verbs read predictions like any run.
 
     Args:
+        lock: of the folder, held.
         manifest: its rows are those of the labels, shard by shard.
         config: options that readers need, above all the body model.
         read_labels: shard -> its label table.
         facts: versions of run.json that identify what made the labels.
         body_sha256: of the body model.
 
-    Raises:
-        RunMismatch: the folder belongs to another run.
-        RunLocked: another process works on it.
+    Raises: RunMismatch: the folder belongs to another run.
     """
     plain = identify_run(settle_config(config, manifest), manifest, absolute(manifest.path))
     identity = dataclasses.replace(plain, versions={**plain.versions, **facts})
-    directory.create_folders()
-    with directory.lock() as lock:
-        identity = open_run(directory, identity, lock)
-        generations = list_generations(directory)
-        for shard in range(manifest.num_shards):
-            found = find_shard_files(directory, identity, shard, highest=generations.get(shard, -1))
-            if found.receipt is None:
-                started, where = time.perf_counter(), (directory, identity, shard, found.free)
-                table = publish_labels(*where, read_labels(shard), {"body_sha256": body_sha256})
-                commit_receipt(*where, table, time.perf_counter() - started)
-        settle_records(directory, scan_run(directory, identity))
+    identity = files.open_run(directory, identity, lock)
+    generations = files.list_generations(directory)
+    for shard in range(manifest.num_shards):
+        found = find_shard_files(directory, identity, shard, highest=generations.get(shard, -1))
+        if found.receipt is None:
+            started, where = time.perf_counter(), (directory, identity, shard, found.free)
+            table = publish_labels(*where, read_labels(shard), {"body_sha256": body_sha256})
+            commit_receipt(*where, table, time.perf_counter() - started)
+    files.settle_records(directory, files.scan_run(directory, identity))

@@ -25,8 +25,9 @@ from dto_pipeline.data.tars import open_images
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.seeing import Perception
 from dto_pipeline.optimizer import SceneOptimizer
+from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import clear_note, find_earlier_deaths, work_one_by_one
-from dto_pipeline.run.folder import LabelTable, RunDirectory, RunDirectoryError, RunMismatch, read_identity
+from dto_pipeline.run.folder import LabelTable, RunDirectory, RunDirectoryError, RunMismatch
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference, find_missing, find_places, identify_run
 from dto_pipeline.run.lease import process_name
 from dto_pipeline.run.placing import ManifestRows, ScenePlacer
@@ -34,7 +35,6 @@ from dto_pipeline.run.publish import (
     commit_receipt,
     find_orphan,
     find_shard_files,
-    list_generations,
     publish_labels,
 )
 from dto_pipeline.timing import StageClock
@@ -48,7 +48,7 @@ class _Loaded:
     manifest: Manifest
     placer: ScenePlacer
     facts: dict[str, str]  # about the inputs, for the footer: the same on every machine, so no paths
-    generations: dict[int, int]  # of shards that were done more than once, see `publish.list_generations`
+    generations: dict[int, int]  # of shards that were done more than once, see `folder.list_generations`
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class ShardRunner:
 
     def _load(self) -> _Loaded:
         manifest = Manifest.open(self.manifest_path)
-        identity = read_identity(self.directory)
+        identity = files.read_identity(self.directory)
         places = find_places(self.config, manifest, self._images_root, self._depth_root)
         if missing := find_missing(self.config, manifest, places):
             raise RunDirectoryError(f"the worker {process_name()} cannot do this run: {missing[0]}")
@@ -204,7 +204,7 @@ class ShardRunner:
             name: text for name, text in manifest.metadata.items() if name in ("dataset", "label_files")
         }
         facts |= {"licence": str(manifest.dataset.get("licence", "")), "body_sha256": body.sha256, **perception.facts}
-        return _Loaded(identity, manifest, placer, facts, list_generations(self.directory))
+        return _Loaded(identity, manifest, placer, facts, files.list_generations(self.directory))
 
 
 def choose_device(name: str) -> torch.device:

@@ -53,6 +53,16 @@ def test_a_writer_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
     assert names(tmp_path) == ["x.bin"]
 
 
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match="pipe, socket or device"):
+            write_bytes_atomic(tmp_path / name, b"report")
+    assert names(tmp_path) == ["link", "pipe"]
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_the_leftover_of_a_killed_writer_is_recognised_by_its_name(tmp_path):
     with staged(tmp_path / "labels.parquet") as temporary:
         assert is_temporary(temporary.name)
@@ -92,6 +102,11 @@ def test_a_folder_that_cannot_be_synced_stops_nobody(tmp_path, monkeypatch, numb
     write_bytes_atomic(tmp_path / "x", b"1")
     assert write_new(tmp_path / "y", b"2")
     assert names(tmp_path) == ["x", "y"]
+
+
+def test_a_file_that_another_process_removed_meanwhile_is_no_fault_of_the_file_system(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No such file or directory"), replaced(tmp_path / "x") as temporary:
+        assert not temporary.exists()
 
 
 def test_a_file_or_folder_whose_sync_fails_is_named_with_the_cause(tmp_path, monkeypatch):

@@ -90,7 +90,7 @@ def test_shards_are_row_groups_of_the_size_asked_for(root):
         manifest.read_shard(2)
 
 
-def test_the_footer_tells_where_everything_came_from(root):
+def test_the_footer_says_where_everything_came_from(root):
     manifest, _ = build_small(root, NAMES, licence="ask first")
     assert manifest.subset == "small"
     assert manifest.images_root == root / "images"
@@ -206,13 +206,7 @@ def test_people_that_cannot_be_used_are_counted_by_reason(root):
     spoiled["trans_cam"][3] = 1e300
     manifest, report = build_small(root, NAMES, spoiled)
     problem = {p["source_row"]: p["problem"] for row in all_rows(manifest) for p in row["persons"]}
-    assert [problem[row].split()[0] if problem[row] else None for row in range(5)] == [
-        "pose",
-        "betas",
-        "transl",
-        "transl",
-        None,
-    ]
+    assert [str(problem[row]).split()[0] for row in range(5)] == ["pose", "betas", "transl", "transl", "None"]
     assert sum(report.person_problems.values()) == 4
 
 
@@ -314,3 +308,17 @@ def test_a_column_that_may_not_be_null_is_named(root):
     pq.write_table(table.cast(strict), root / "strict.parquet", row_group_size=1 << 20)
     with pytest.raises(ManifestError, match="column 'subset' is string not null; expected string"):
         Manifest.open(root / "strict.parquet")
+
+
+@pytest.mark.parametrize("out", ["labels/small-release.npz", "images/c.jpg", "labels/people.parquet", "x.parquet"])
+def test_a_manifest_replaces_manifests_only_and_nothing_that_it_is_made_of(out, root):
+    build_small(root, NAMES)
+    write_sidecar(root / "labels/people.parquet", np.arange(len(NAMES)))
+    shutil.copy(root / "labels/people.parquet", root / "x.findings.parquet")
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+    with pytest.raises(ManifestError, match=r"choose another name for the manifest \(-o\)"):
+        build_manifest(small_dataset(root, sidecar="x.findings.parquet"), root / out, progress=False)
+
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+    build_manifest(small_dataset(root), root / "small.parquet", progress=False)

@@ -53,6 +53,24 @@ def test_equal_settings_give_identical_bytes_and_another_seed_other_ones(body: B
     assert set(first) >= {"labels/release.npz", "labels/sidecar.parquet", "dataset.yaml", "README.md", "synth.json"}
 
 
+def test_other_files_are_not_overwritten_and_an_interrupted_data_set_is_written_again(
+    body: BodyModel, tmp_path: Path
+) -> None:
+    def interrupt(done: int, images: int) -> None:
+        raise KeyboardInterrupt
+
+    kind = choose_difficulty("easy")
+    with pytest.raises(KeyboardInterrupt):
+        write_synth(tmp_path / "new", kind, 1, 5, body, interrupt)
+    assert write_synth(tmp_path / "new", kind, 1, 5, body).created
+    write_synth(tmp_path / "whole", kind, 1, 5, body)
+    assert digests(tmp_path / "new") == digests(tmp_path / "whole")
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(CrowdFilesError, match="holds other files"):
+        write_synth(tmp_path, kind, 1, 5, body)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
 def test_a_whole_data_set_is_recognised_and_another_one_refused(body: BodyModel, tmp_path: Path) -> None:
     kind = choose_difficulty("easy")
     made = write_synth(tmp_path, kind, 1, 5, body)

@@ -29,10 +29,10 @@ from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
 from dto_pipeline.models.networks import locate_body, sha256_once
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity, read_run_labels
-from dto_pipeline.run.forecast import plan_pipeline
 from dto_pipeline.run.identity import hash_settings, identify_run
 from dto_pipeline.run.plan import Selection
 from dto_pipeline.run.publish import find_orphan
+from dto_pipeline.run.report import plan_pipeline
 from dto_pipeline.run.worker import ShardRunner
 from dto_pipeline.train.config import DataConfig
 from dto_pipeline.view.run_files import load_run_body, open_run_files

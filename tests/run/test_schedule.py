@@ -129,9 +129,8 @@ def test_progress_inside_a_shard_counts_for_the_worker_that_has_it_only():
     class Speaks(FakePool):
         def wait(self, timeout_s):
             events = super().wait(timeout_s)
-            busy = [(worker, queue[0][0]) for worker, queue in self._queues.items() if queue]
-            said = [ShardProgress(worker, shard, 5) for worker, shard in busy]
-            return [*events, *said, *(ShardProgress(worker, shard + 1, 70) for worker, shard in busy)]
+            said = [ShardProgress(worker, shard, 5) for worker, shard in self.busy.items()]
+            return [*events, *said, *(ShardProgress(worker, shard + 1, 70) for worker, shard in self.busy.items())]
 
     ledger = FakeLedger()
     drive(_schedule(range(2), workers=2), Speaks(), ledger)

@@ -10,9 +10,9 @@ from dto_pipeline.config import load_config
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError
-from dto_pipeline.run.forecast import plan_pipeline
 from dto_pipeline.run.lease import new_record
 from dto_pipeline.run.plan import Selection, SelectionError
+from dto_pipeline.run.report import plan_pipeline
 from tests.run.chaos import RAISE, ChaosRunner, label_bytes, tiny_config
 
 SHARDS = 6

@@ -21,7 +21,7 @@ from dto_pipeline import __version__
 from dto_pipeline.data.columns import build_table, hash_table, ragged_column, single_array, struct_column
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.manifest import ShardSize
-from dto_pipeline.data.parquet import writer_settings
+from dto_pipeline.data.parquet import new_parquet
 from dto_pipeline.data.storage import Location, absolute, written
 from dto_pipeline.schema import COORDINATES, LABEL_PERSON, MANIFEST_PERSON, MANIFEST_SCHEMA, MANIFEST_SCHEMA_NAME
 from dto_pipeline.status import ImageStatus, PersonStatus
@@ -61,10 +61,7 @@ class ManifestWriter:
 
 @contextmanager
 def open_manifest_writer(out: Location) -> Iterator[ManifestWriter]:
-    with (
-        written(out) as local,
-        pq.ParquetWriter(local, MANIFEST_SCHEMA, **writer_settings(MANIFEST_SCHEMA)) as writer,
-    ):
+    with written(out) as local, new_parquet(local, MANIFEST_SCHEMA) as writer:
         yield ManifestWriter(writer)
 
 
