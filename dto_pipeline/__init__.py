@@ -16,14 +16,7 @@ Conventions:
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dto_pipeline.api import PipelineConfig as PipelineConfig
-    from dto_pipeline.api import interval_halfwidth as interval_halfwidth
-    from dto_pipeline.api import load_body as load_body
-    from dto_pipeline.api import load_config as load_config
-    from dto_pipeline.api import optimize_scene as optimize_scene
-    from dto_pipeline.api import read_scenes as read_scenes
-    from dto_pipeline.api import read_table as read_table
-    from dto_pipeline.api import torch_dataset as torch_dataset
+    from dto_pipeline.api import *  # noqa: F403
 
 __version__ = "0.4.0"
 

@@ -48,7 +48,6 @@ __all__ = [
     "read_table",
     "torch_dataset",
 ]
-
 LabelTable = Any  # a pyarrow.Table; only data/ imports pyarrow
 Source = str | Path | Iterable[str | Path]
 
@@ -201,13 +200,11 @@ def _build_scene(
     betas = np.pad(betas, ((0, 0), (0, NUM_BETAS - betas.shape[1])))
     transl = _array("transl", transl, (people, 3))
     problems = [ROW_PROBLEMS[code] for code in find_row_problems(pose, betas, transl)]
-    _expect(
-        disparity.ndim == 2 and disparity.size,
-        f"disparity has shape {disparity.shape}; expected (H, W) of the photograph",
-    )
+    shape = disparity.shape
+    _expect(disparity.ndim == 2 and disparity.size, f"disparity has shape {shape}; expected (H, W) of the photograph")
     right = np.isfinite(disparity).all() and disparity.min() >= 0 and disparity.max() > 0
     _expect(right, "disparity (or metres) must be finite, 0 or more and somewhere above; of disparity larger is nearer")
-    height, width = disparity.shape
+    height, width = shape
     scene = Scene(
         image_id="memory/scene",
         subset="memory",
@@ -227,8 +224,8 @@ def _build_scene(
         disparity=disparity,
         origin={"masks": "memory", "attributes": "memory"},
     )
-    usable = np.array([problem is None for problem in scene.person_problem], bool)
-    rows = (pose, betas, transl, scene.bbox_xyxy, scene.det_score, np.zeros(people, bool), usable, np.array([people]))
+    crowds, one_image = np.zeros(people, bool), np.array([people])
+    rows = (pose, betas, transl, scene.bbox_xyxy, scene.det_score, crowds, scene.usable, one_image)
     mark_repeats(scene, find_duplicates(LabelledPeople(*rows)))
     return scene
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import struct
 import zipfile
 import zlib
@@ -16,6 +17,7 @@ import numpy as np
 
 Check = Callable[[str, tuple[int, ...], np.dtype], None]  # key, shape and type; raises ValueError where they are wrong
 _CHUNK = 1 << 20  # bytes read at once
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in the text of an error
 BROKEN = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, OverflowError),
     *(RecursionError, SyntaxError, TypeError, KeyError, TokenError, MemoryError),
@@ -23,7 +25,7 @@ BROKEN = (
 
 
 def read_npy(source: BinaryIO, check: Check) -> np.ndarray:
-    """The array of an npy file (key ""), read, not mapped: some mounts refuse to map files.
+    """The array of an npy file (key ""), read, not mapped: some mounts refuse it (GlusterFS, other FUSE).
 
     Raises:
         ValueError: a damaged file, or the error of `check`. OSError: it cannot be read.
@@ -71,8 +73,11 @@ def read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0), (3, 0)):
         raise ValueError(f"it is a npy of format {version}; expected 1.0, 2.0 or 3.0")
-    one = version == (1, 0)
-    return np.lib.format.read_array_header_1_0(stream) if one else np.lib.format.read_array_header_2_0(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    try:
+        return read(stream)
+    except ValueError as error:  # its text may end up in labels, which are equal on every machine
+        raise ValueError(_ADDRESS.sub("", str(error))) from error
 
 
 def read_flat(stream: IO[bytes], size: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -81,14 +86,13 @@ def read_flat(stream: IO[bytes], size: int, shape: tuple[int, ...], dtype: np.dt
     Raises:
         ValueError: there are fewer than the header says.
     """
-    needed = math.prod(shape) * dtype.itemsize
-    if needed > size or min(shape, default=0) < 0 or dtype.itemsize == 0:
-        raise ValueError(f"an array {shape} of {dtype.str} needs {needed} bytes, it has {size}")
-    flat = np.empty(math.prod(shape), dtype)
-    buffer, filled = flat.view(np.uint8).data, 0
-    while filled < len(buffer) and (piece := stream.read(min(_CHUNK, len(buffer) - filled))):
-        buffer[filled : filled + len(piece)] = piece
-        filled += len(piece)
-    if filled < needed:
-        raise ValueError(f"it holds {filled}, fewer than the {needed} bytes of an array {shape} of {dtype.str}")
-    return flat
+    expected, filled = math.prod(shape) * dtype.itemsize, size
+    if expected <= size and min(shape, default=0) >= 0 and dtype.itemsize:
+        flat, filled = np.empty(math.prod(shape), dtype), 0
+        buffer = flat.view(np.uint8).data
+        while filled < expected and (piece := stream.read(min(_CHUNK, expected - filled))):
+            buffer[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        if filled == expected:
+            return flat
+    raise ValueError(f"it holds {filled} bytes; its header {shape} {dtype.str} expects {expected}")

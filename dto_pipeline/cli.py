@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import argcomplete
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure_logs("info" if arguments.verbose else "warning", replace=False)
     try:
         _check_limits(arguments.verb)
-        with printable_stdout(sys.stdout):
+        with printable_stdout(sys.stdout), interrupt_on_sigterm():
             return int(arguments.run(arguments))
     except DtoError as error:
         _complain(arguments.verb, str(error))
@@ -72,6 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain(arguments.verb, "interrupted; finished work is kept")
         return 130
+
+
+@contextmanager
+def interrupt_on_sigterm() -> Iterator[None]:
+    """Make SIGTERM an interrupt like Ctrl-C: Slurm, Kubernetes and spot nodes send it before they kill."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _complain(verb: str, text: str) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 
-from dto_pipeline.acceptance import Acceptance, read_acceptance
 from dto_pipeline.axes import BABY, TEEN
-from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras, name_beyond
+from dto_pipeline.bounds import CAMERA_BEYOND, Acceptance, implausible_cameras, name_beyond, read_acceptance
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.maths.camera import map_size
 from dto_pipeline.maths.line_posterior import DEPTH_MODELS
@@ -35,6 +33,7 @@ from dto_pipeline.status import ImageStatus, PersonStatus
 
 _MEAN_OF_NORMAL = math.sqrt(2 / math.pi)  # of |x|, in standard deviations
 _UNMEASURED = (PersonStatus.TOO_SMALL, PersonStatus.PLACED_BY_PRIOR)
+_SMALL_AT_FIRST = 1  # code of `DepthEvidence.cut`
 __all__ = ["collate_scenes", "keep_labels", "map_size", "split_batch"]
 
 
@@ -44,7 +43,7 @@ def collate_scenes(scenes: Sequence[Scene], device: torch.device | str = "cpu") 
     height, width = (max(getattr(scene, side) for scene in scenes) for side in ("height", "width"))
     map_sizes = np.array([scene.masks.shape[1:] for scene in scenes])  # type: ignore[union-attr]
     map_height, map_width = map_sizes.max(0)
-    usable = [_usable(scene) for scene in scenes]
+    usable = [scene.usable for scene in scenes]
 
     def pad(values: Sequence[Any], shape: tuple[int, ...], dtype: type) -> torch.Tensor:
         out: np.ndarray = np.zeros((len(scenes), *shape), dtype)
@@ -96,8 +95,8 @@ def split_batch(scenes: Sequence[Scene], optimized: OptimizedScenes, config: Pip
     results = _Results(optimized.evidence, optimized.prior, optimized.people, seen).to("cpu", non_blocking=True)
     if seen.is_cuda:
         torch.cuda.current_stream(seen.device).synchronize()
+    placed = [_place(scene, results.take(index), config) for index, scene in enumerate(scenes)]
     rule = read_acceptance(config.to_dict())
-    placed = [_place(scene, index, results, config) for index, scene in enumerate(scenes)]
     for one in placed:
         one.is_accepted = _is_accepted(one, rule)
     return placed
@@ -107,12 +106,8 @@ def keep_labels(scene: Scene) -> PlacedScene:
     """A scene that was not optimised, with its labels as given and a status for the image and every person."""
     people = scene.num_people
     status, message = scene.problem or (ImageStatus.NO_PEOPLE if people == 0 else ImageStatus.TOO_FEW_PEOPLE, None)
-    words, texts = _person_problems(scene, [PersonStatus.NOT_RUN] * people)
-    return PlacedScene(scene, status, message, words, texts, scene.betas, scene.transl)
-
-
-def _usable(scene: Scene) -> np.ndarray:
-    return np.array([problem is None for problem in scene.person_problem], bool)
+    words = [problem or (PersonStatus.NOT_RUN, None) for problem in scene.person_problem]
+    return PlacedScene(scene, status, message, [w for w, _ in words], [m for _, m in words], scene.betas, scene.transl)
 
 
 def _upload(values: np.ndarray, device: torch.device | str) -> torch.Tensor:
@@ -134,11 +129,12 @@ def _pad_on_device(scenes: Sequence[Scene], shape: tuple[int, int], device: torc
     return batch
 
 
-def _place(scene: Scene, index: int, results: _Results, config: PipelineConfig) -> PlacedScene:
+def _place(scene: Scene, results: _Results, config: PipelineConfig) -> PlacedScene:
+    """The scene with its own `results`, (P, ...) each and padded."""
     people, fits, prior, evidence = results.people, results.people.fits, results.prior, results.evidence
-    count = scene.num_people
-    outcomes = [OUTCOMES[code] for code in fits.outcome[index, :count].tolist()]
-    usable = _usable(scene) & np.array([word is not PersonStatus.INVALID_LABEL for word in outcomes], bool)
+    count, is_optimized = scene.num_people, bool(fits.is_optimized)
+    outcomes = [OUTCOMES[code] for code in fits.outcome[:count].tolist()]
+    usable = scene.usable & np.array([word is not PersonStatus.INVALID_LABEL for word in outcomes], bool)
     found: dict[str, torch.Tensor] = {
         "scale": people.scale,
         "beta_index": people.beta_index,
@@ -156,33 +152,35 @@ def _place(scene: Scene, index: int, results: _Results, config: PipelineConfig) 
         "depth_group": evidence.group,
     }
     if fits.posterior is not None:
-        found["z_sigma_m"] = fits.posterior.z_covariance.diagonal(dim1=1, dim2=2).sqrt()
+        found["z_sigma_m"] = fits.posterior.z_covariance.diagonal().sqrt()
         found["height_sigma_m"] = fits.posterior.height_sigma
     columns: dict[str, Any] = {}
     for name, values in found.items():
         dtype, missing = PERSON_RESULTS[name]
-        columns[name] = np.where(usable, values[index, :count].numpy(), missing).astype(dtype)
+        columns[name] = np.where(usable, values[:count].numpy(), missing).astype(dtype)
     betas, transl = (
-        np.where(usable[:, None], new[index, :count].numpy(), old).astype(np.float32)
+        np.where(usable[:, None], new[:count].numpy(), old).astype(np.float32)
         for new, old in ((people.betas, scene.betas), (people.transl, scene.transl))
     )
-    status = _image_status(usable, bool(fits.is_optimized[index]), PersonStatus.PLACED_BY_PRIOR in outcomes)
-    words, texts = _person_problems(scene, outcomes, _explain_unmeasured(scene, index, results, config))
+    words = [
+        problem or (outcome, _explain(scene, person, outcome, results, config))
+        for person, (problem, outcome) in enumerate(zip(scene.person_problem, outcomes, strict=True))
+    ]
     placed = PlacedScene(
         scene,
-        status,
+        _image_status(usable, is_optimized, PersonStatus.PLACED_BY_PRIOR in outcomes),
         None,
-        words,
-        texts,
+        [word for word, _ in words],
+        [message for _, message in words],
         betas,
         transl,
         **columns,
-        is_optimized=bool(fits.is_optimized[index]),
-        deviation=float(fits.deviation[index]),
-        alpha=(float(fits.alpha[index, 0]), float(fits.alpha[index, 1])),
-        beta=(float(fits.beta[index, 0]), float(fits.beta[index, 1])),
-        used_ground=bool(fits.used_ground[index]),
-        **_certainty(fits, index, usable),
+        is_optimized=is_optimized,
+        deviation=float(fits.deviation),
+        alpha=tuple(fits.alpha.tolist()),
+        beta=tuple(fits.beta.tolist()),
+        used_ground=bool(fits.used_ground),
+        **_certainty(fits, usable),
     )
     if scene.same_as is not None:
         _move_repeats(placed, scene.same_as)
@@ -218,19 +216,19 @@ def _move_repeats(placed: PlacedScene, same_as: np.ndarray) -> None:
     placed.scale[copies], placed.beta_index[copies] = placed.scale[own], placed.beta_index[own]
 
 
-def _certainty(fits: GroupFits, index: int, usable: np.ndarray) -> dict[str, Any]:
+def _certainty(fits: GroupFits, usable: np.ndarray) -> dict[str, Any]:
     """Fields of an image that only the joint solver fills."""
     found, count = fits.posterior, len(usable)
     if found is None:
         return {}
-    covariance = np.where(usable[:, None] & usable, found.z_covariance[index, :count, :count].numpy(), np.nan)
-    sigma, model = np.sqrt(covariance.diagonal()), int(found.depth_model[index])
+    covariance = np.where(usable[:, None] & usable, found.z_covariance[:count, :count].numpy(), np.nan)
+    sigma, model = np.sqrt(covariance.diagonal()), int(found.depth_model)
     placed = np.isfinite(sigma)
     return {
         "expected_error": float(_MEAN_OF_NORMAL * sigma[placed].mean()) if placed.any() else None,
         "z_covariance": covariance[np.tril_indices(count)].astype(np.float32),
         "depth_model": DEPTH_MODELS[model] if model >= 0 else None,
-        "disparity_line": tuple(found.disparity_line[index].tolist()),
+        "disparity_line": tuple(found.disparity_line.tolist()),
     }
 
 
@@ -244,51 +242,27 @@ def _image_status(usable: np.ndarray, is_optimized: bool, by_prior: bool) -> Ima
     return ImageStatus.OPTIMIZED if is_optimized else ImageStatus.NOT_OPTIMIZED
 
 
-def _person_problems(
-    scene: Scene, statuses: list[PersonStatus], reasons: Mapping[int, str] = MappingProxyType({})
-) -> tuple[list[PersonStatus], list[str | None]]:
-    """Statuses and messages of people: a problem of the label, else the optimiser's word and its reason."""
-    found: list[tuple[PersonStatus, str | None]] = []
-    for person, (problem, status) in enumerate(zip(scene.person_problem, statuses, strict=True)):
-        message = reasons.get(person) if status in _UNMEASURED else None
-        if status is PersonStatus.INVALID_LABEL and problem is None:
-            message = _name_beyond(scene, person)
-        found.append(problem or (status, message))
-    return [status for status, _ in found], [message for _, message in found]
-
-
-def _name_beyond(scene: Scene, person: int) -> str:
-    """Why the optimiser left out a person that the reader of labels accepted."""
-    if implausible_cameras(scene.intrinsics, scene.width, scene.height):
-        return CAMERA_BEYOND
-    return name_beyond(scene.pose[person], scene.betas[person], scene.transl[person])
-
-
-def _explain_unmeasured(scene: Scene, index: int, results: _Results, config: PipelineConfig) -> dict[int, str]:
-    """Person -> why it could not be measured in the depth map, where that is so (`DepthEvidence.cut`)."""
+def _explain(scene: Scene, person: int, outcome: PersonStatus, results: _Results, config: PipelineConfig) -> str | None:
+    """Why the optimiser left out a person that the reader of labels accepted, or could not measure its depth."""
+    cut = int(results.evidence.cut[person])
+    if outcome is PersonStatus.INVALID_LABEL:
+        if implausible_cameras(scene.intrinsics, scene.width, scene.height):
+            return CAMERA_BEYOND
+        return name_beyond(scene.pose[person], scene.betas[person], scene.transl[person])
+    if outcome not in _UNMEASURED or cut <= 0:
+        return None
     options = config.joint if config.solver.mode == "joint" else config.evidence
     least = scene.height * scene.width / options.min_pixels_grid**2
-    found, reasons = results.evidence, {}
-    cut = found.cut[index, : scene.num_people]
-    for person in cut.gt(0).nonzero().flatten().tolist():
-        pixels, inside, *_ = found.pixels[index, person].tolist()
-        vertices = int(results.visible_vertices[index, person])
-        low, high = found.bounds[index, person].tolist()
-        at_first, near = bool(cut[person] == 1), f"{config.evidence.max_residual:g} m"
-        texts = (
-            (at_first and pixels < least, f"{pixels} pixels are seen, fewer than {least:.0f}"),
-            (at_first, f"{vertices} vertices are seen, fewer than {options.min_visible_vertices}"),
-            (inside >= least, f"no pixel lies within {near} of the line through its depths"),
-            (
-                low == high,
-                f"its depth is flat: the middle half of its {pixels} pixels is {low:.4g}, and none lies strictly "
-                "inside",
-            ),
-            (
-                True,
-                f"{inside} of {pixels} pixels lie strictly inside the bounds of its depth, {low:.4g} to {high:.4g}, "
-                f"fewer than {least:.0f}",
-            ),
-        )
-        reasons[person] = next(text for holds, text in texts if holds)
-    return reasons
+    pixels, inside, *_ = results.evidence.pixels[person].tolist()
+    low, high = results.evidence.bounds[person].tolist()
+    if cut == _SMALL_AT_FIRST:
+        if pixels < least:
+            return f"{pixels} pixels are seen, fewer than {least:.0f}"
+        vertices = int(results.visible_vertices[person])
+        return f"{vertices} vertices are seen, fewer than {options.min_visible_vertices}"
+    if inside >= least:
+        return f"no pixel lies within {config.evidence.max_residual:g} m of the line through its depths"
+    if low == high:
+        return f"its depth is flat: the middle half of its {pixels} pixels is {low:.4g}, and none lies strictly inside"
+    found = f"{inside} of {pixels} pixels lie strictly inside the bounds of its depth, {low:.4g} to {high:.4g}"
+    return f"{found}, fewer than {least:.0f}"

@@ -82,12 +82,19 @@ def read_tree(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[st
     return tree
 
 
-def build_sections(config: type, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of `tree` as the types of the fields of `config`, dataclasses inside it too.
+def build_sections(cls: type, options: Any, prefix: str = "") -> dict[str, Any]:
+    """The entries of `options` as the types of the fields of a dataclass, those of dataclasses inside it too.
 
-    Raises: ConfigError: a section, key or value that cannot be used, named.
+    `prefix` names where they stand, "" = sections of a config. Raises: ConfigError: a section, key or value that cannot
+    be used, named.
     """
-    return _build("", config, tree)
+    where = f"config section {prefix[:-1]!r}" if prefix else "a config"
+    expect(isinstance(options, Mapping), f"{where} must hold key: value pairs, found {shorten(options)}")
+    hints = typing.get_type_hints(cls)
+    for key in options:
+        unknown = f"key {prefix}{key}; keys" if prefix else f"config section {key!r}; sections"
+        expect(key in hints, f"unknown {unknown} are {sorted(hints)}")
+    return {key: _coerce(f"{prefix}{key}", hints[key], value) for key, value in options.items()}
 
 
 def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -101,21 +108,10 @@ def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[
     return lines
 
 
-def _build(prefix: str, cls: type, options: Any) -> dict[str, Any]:
-    """Arguments of a dataclass from `options`; `prefix` names where they stand, "" = sections of a config."""
-    where = f"config section {prefix[:-1]!r}" if prefix else "a config"
-    expect(isinstance(options, Mapping), f"{where} must hold key: value pairs, found {shorten(options)}")
-    hints = typing.get_type_hints(cls)
-    for key in options:
-        unknown = f"key {prefix}{key}; keys" if prefix else f"config section {key!r}; sections"
-        expect(key in hints, f"unknown {unknown} are {sorted(hints)}")
-    return {key: _coerce(f"{prefix}{key}", hints[key], value) for key, value in options.items()}
-
-
 def _coerce(name: str, hint: Any, value: Any) -> Any:
-    """Turn a YAML value into the annotated type; an int may stand for a float."""
+    """A YAML value as the annotated type; an int may stand for a float."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return hint(**_build(f"{name}.", hint, value))
+        return hint(**build_sections(hint, value, f"{name}."))
     if typing.get_origin(hint) is tuple:
         expect(isinstance(value, list | tuple), f"{name} must be a list, found {value!r}")
         args = typing.get_args(hint)
@@ -128,10 +124,10 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
             with suppress(ConfigError):
                 return _coerce(name, one, value)
         raise ConfigError(f"{name} must be {' or '.join(one.__name__ for one in hints)}, found {shorten(value)}")
-    if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
-        return float(value)  # 1e-4 is a number to everybody but YAML 1.1
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if hint is float and (whole or (isinstance(value, str) and _EXPONENT.fullmatch(value))):
+        with suppress(OverflowError):  # 1e-4 is a number to everybody but YAML 1.1
+            return float(value)
     right = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
     expect(right, f"{name} must be {hint.__name__}, found {shorten(value)}")
     expect(value == value, f"{name} must be a number, found {value!r}")

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import stat
+from collections import Counter
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,20 @@ def parse_json(data: bytes | str) -> Any:
         raise ValueError("it is nested too deep") from error
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """Of two equal keys PyYAML keeps the last without a word; here that is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+        for name in (name for name, count in keys.items() if count > 1):
+            raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} comes twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def parse_yaml(data: bytes | str) -> Any:
-    """The value of YAML, plain types only; raises ValueError for everything that is wrong."""
+    """The value of YAML, plain types only; raises ValueError for everything that is wrong, also equal keys."""
     try:
-        return yaml.safe_load(data.decode() if isinstance(data, bytes) else data)
+        return yaml.load(data.decode() if isinstance(data, bytes) else data, _PlainLoader)
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not text in UTF-8 (byte {error.start})") from error
     except RecursionError as error:

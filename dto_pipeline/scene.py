@@ -24,30 +24,28 @@ _T = TypeVar("_T", bound="Tensors")
 class Tensors:
     """A frozen dataclass whose tensor fields move together."""
 
-    def each(self: _T, change: Callable[[Any], Any]) -> _T:
-        """The same container with every tensor, and every container in it, changed by a function."""
-        changed = {
-            name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor | Tensors)
-        }
+    def each(self: _T, change: Callable[..., torch.Tensor], *others: _T) -> _T:
+        """A copy with every tensor, also of containers in it, changed by a function of it and those of `others`."""
+        changed: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            more = [getattr(other, name) for other in others]
+            if isinstance(value, Tensors):
+                changed[name] = value.each(change, *more)
+            elif isinstance(value, torch.Tensor):
+                changed[name] = change(value, *more)
         return dataclasses.replace(self, **changed)
 
     def to(self: _T, device: torch.device | str, non_blocking: bool = False) -> _T:
         """The same container with every tensor on `device`; `non_blocking`: the copies may still be under way."""
         return self.each(lambda value: value.to(device, non_blocking=non_blocking))
 
-    def take(self: _T, rows: torch.Tensor) -> _T:
-        """The entries `rows` (n,) of the first axis of every tensor."""
-        return self.each(lambda value: value.take(rows) if isinstance(value, Tensors) else value[rows])
+    def take(self: _T, rows: torch.Tensor | int) -> _T:
+        """The entries `rows` (n,) of the first axis of every tensor, or one entry without that axis."""
+        return self.each(lambda value: value[rows])
 
     def put(self: _T, rows: torch.Tensor, other: _T) -> _T:
         """A copy whose entries `rows` (n,) of the first axis are those of `other`, in order."""
-        changed: dict[str, Any] = {}
-        for name, value in vars(self).items():
-            if isinstance(value, torch.Tensor):
-                changed[name] = value.index_copy(0, rows, getattr(other, name))
-            elif isinstance(value, Tensors):
-                changed[name] = value.put(rows, getattr(other, name))
-        return dataclasses.replace(self, **changed)
+        return self.each(lambda value, new: value.index_copy(0, rows, new), other)
 
     def replace(self: _T, **changes: torch.Tensor | Tensors | None) -> _T:
         """A copy with some fields changed."""
@@ -87,6 +85,11 @@ class Scene:
     @property
     def num_people(self) -> int:
         return int(self.transl.shape[0])
+
+    @property
+    def usable(self) -> np.ndarray:
+        """(P,) bool: labels that can be used."""
+        return np.array([problem is None for problem in self.person_problem], bool)
 
 
 @dataclass(frozen=True)

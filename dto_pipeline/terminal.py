@@ -1,4 +1,4 @@
-"""Safe output of text from files, and logs: control characters and direction marks are shown as escapes.
+"""Safe output of text from files, tables, and logs: control characters and direction marks are shown as escapes.
 
 Names in label files, tars and folders are not trusted: U+009B begins a command of the terminal, U+202E shows
 ``gpj.exe`` as ``exe.jpg``. Everything that the command line prints, logs or writes into a page passes here. Logs are
@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +32,17 @@ def printable(text: str) -> str:
         return sign if sign in "\n\t" else f"\\x{ord(sign):02x}" if ord(sign) < 256 else f"\\u{ord(sign):04x}"
 
     return _UNPRINTABLE.sub(escape, text)
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table in markdown."""
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
 class PrintableFormatter(logging.Formatter):

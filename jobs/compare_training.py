@@ -33,10 +33,10 @@ from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
 from dto_pipeline.data.images import read_image
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.lab.crowd import plan_crowd
-from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data, read_truth
+from dto_pipeline.lab.crowd_files import build_demo_data, read_truth
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.tables import markdown
+from dto_pipeline.terminal import markdown
 from dto_pipeline.train.augment import Draw, resize
 from dto_pipeline.train.checkpoint import begin_network, list_checkpoints, read_checkpoint, restore_network
 from dto_pipeline.train.config import AugmentConfig, DataConfig, TrainConfig
@@ -88,7 +88,7 @@ def draw_crowds(out: Path, seed: int, images: int, body: BodyModel) -> Path:
     def show(done: int, count: int) -> None:
         print(f"\r{folder}: {done} of {count} crowds", end="\n" if done == count else "", flush=True)
 
-    build_demo_data(folder, body, DemoSettings(images, seed, SCALE, spoilt=False), show)
+    build_demo_data(folder, body, images, seed, SCALE, spoilt=False, progress=show)
     return folder
 
 

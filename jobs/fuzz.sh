@@ -5,7 +5,7 @@
 #   bash jobs/fuzz.sh 60                  a minute
 #   bash jobs/fuzz.sh 600 SEED [TARGET ...]   the inputs of an earlier call again
 #
-# Expected: a line for each of some twenty targets and "0 of 21 targets failed", exit code 0. Otherwise the input that a
+# Expected: a line for each of some twenty targets and "0 of 22 targets failed", exit code 0. Otherwise the input that a
 # reader crashed, hung or choked on lies in fuzz-failures/, and the exit code is 1.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"

@@ -20,15 +20,16 @@ from dto_pipeline.config import PipelineConfig, load_config
 from dto_pipeline.data.images import ImageFolder, read_image
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.scenes import SceneLoader
-from dto_pipeline.lab.crowd_files import PersonRows, encode_picture
-from dto_pipeline.lab.demo_data import (
+from dto_pipeline.lab.crowd_files import (
     BENCH_SEED,
-    DemoScene,
+    PersonRows,
     bench_numbers,
+    encode_picture,
     image_name,
     write_plain_data,
     write_scene,
 )
+from dto_pipeline.lab.known_scenes import CrowdScene
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.optimizer import SceneOptimizer
@@ -79,6 +80,17 @@ def build_network(place: Place) -> DepthAnythingForDepthEstimation:
     """Depth Anything V2 Large with random weights, its last bias raised so that the output is above zero."""
     if place.small:
         return build_tiny_network(64, 4)
+    with place.device:  # drawn there: a third of a billion numbers
+        network = build_large_network()
+    with torch.no_grad():
+        for bias in network.head.conv3.parameters():
+            if bias.ndim == 1:
+                bias.fill_(0.5)
+    return network
+
+
+def build_large_network() -> DepthAnythingForDepthEstimation:
+    """Depth Anything V2 Large, untrained."""
     backbone: dict[str, Any] = {
         "image_size": 518, "patch_size": 14, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
         "out_indices": [5, 12, 18, 24], "reshape_hidden_states": False, "use_mask_token": False,
@@ -87,13 +99,7 @@ def build_network(place: Place) -> DepthAnythingForDepthEstimation:
         backbone_config=Dinov2Config(**backbone), reassemble_hidden_size=1024,
         neck_hidden_sizes=[256, 512, 1024, 1024], fusion_hidden_size=256, head_hidden_size=32,
     )  # fmt: skip
-    with place.device:  # drawn there: a third of a billion numbers
-        network = DepthAnythingForDepthEstimation(config)
-    with torch.no_grad():
-        for bias in network.head.conv3.parameters():
-            if bias.ndim == 1:
-                bias.fill_(0.5)
-    return network
+    return DepthAnythingForDepthEstimation(config)
 
 
 def draw_pictures(place: Place) -> tuple[int, int, int]:
@@ -126,13 +132,13 @@ def draw_pictures(place: Place) -> tuple[int, int, int]:
 def _draw(job: tuple[Path, int, int, bool]) -> PersonRows:
     root, number, new, small = job
     torch.set_num_threads(1)
-    return write_scene(root, DemoScene(BENCH_SEED, number, load_body("demo"), 0.5 if small else 1.0), new)
+    return write_scene(root, CrowdScene(BENCH_SEED, number, load_body("demo"), scale=0.5 if small else 1.0), new)
 
 
 def _draw_tall(job: tuple[Path, int, bool]) -> None:
     folder, number, small = job
     torch.set_num_threads(1)
-    scene = DemoScene(BENCH_SEED, number, load_body("demo"), 0.6 if small else LARGE_SCALE)
+    scene = CrowdScene(BENCH_SEED, number, load_body("demo"), scale=0.6 if small else LARGE_SCALE)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{number}.jpg").write_bytes(encode_picture(scene.picture))
 

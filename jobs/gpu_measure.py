@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 
 import dto_pipeline.optimizer
-from dto_pipeline.lab.bench_depth import Meter
+from dto_pipeline.lab.bench import Meter
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.scene import OptimizedScenes, SceneBatch
 from tests.waits import waits_of
@@ -70,8 +70,8 @@ def time_parts(optimizer: SceneOptimizer, batch: SceneBatch, device: torch.devic
             stack.enter_context(patch.object(type(optimizer.body), "vertices", lambda _, *a, v=vertices: v(*a)))
             meters["whole"](optimizer)(batch)
         for name, meter in meters.items():
-            if meter.used:
-                found[name].append(1000 * meter.seconds)
+            if seconds := meter.seconds:  # 0: this function was not called
+                found[name].append(1000 * seconds)
     return {name: statistics.median(values[1:] or values) for name, values in found.items()}
 
 

@@ -39,8 +39,8 @@ from gpu_measure import (
     wait_for,
 )
 
-from dto_pipeline.lab.bench_depth import depth_flops, place_shard
-from dto_pipeline.lab.demo_data import BENCH_PEOPLE
+from dto_pipeline.lab.bench import depth_flops, place_shard
+from dto_pipeline.lab.crowd_files import BENCH_PEOPLE
 from dto_pipeline.lab.golden_labels import check_image_cases
 from dto_pipeline.maths.ordered import Segments
 from dto_pipeline.models.body import load_body

@@ -28,19 +28,21 @@ from dto_pipeline.config import RunConfig
 from dto_pipeline.data.files import write_json_atomic
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
-from dto_pipeline.run.loop import RunAborted, Schedule, drive
-from dto_pipeline.run.pool import (
+from dto_pipeline.run.loop import (
     Event,
     FailedAttempt,
+    RunAborted,
+    Schedule,
     ShardDone,
     WorkerCounts,
     WorkerLost,
     WorkerPlaced,
     WorkerPool,
     WorkerReady,
+    drive,
 )
 from dto_pipeline.run.report import format_duration
-from dto_pipeline.tables import align
+from dto_pipeline.terminal import align
 
 NEAR_BEST = 0.02  # efficiency that a recommended shard size may cost against the best one
 GOOD_LUCK = 0.01  # sound shards given up by chance, on average, that a recommended size may bring
@@ -168,7 +170,7 @@ class VirtualPool(WorkerPool):
         return name
 
     @_metered
-    def assign(self, worker: str, shard: int, attempt: int) -> None:
+    def assign(self, worker: str, shard: int, attempt: int, following: int | None = None) -> None:
         self._workers[worker].shards.append((shard, attempt))
         if len(self._workers[worker].shards) == 1:
             self._begin(worker)

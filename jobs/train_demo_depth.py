@@ -36,7 +36,7 @@ from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.lab.crowd import plan_crowd
 from dto_pipeline.lab.crowd_files import encode_picture
 from dto_pipeline.lab.demo import DEPTH_MEASURES, measure_network
-from dto_pipeline.lab.demo_data import DemoScene
+from dto_pipeline.lab.known_scenes import CrowdScene
 from dto_pipeline.models.body import load_body
 from dto_pipeline.models.depth import METRES_PER_DEPTH
 from dto_pipeline.models.depth_anything import DepthNetwork
@@ -89,7 +89,7 @@ def load_training_scenes(cache: Path, seed: int, numbers: range) -> list[Trainin
     for number in numbers:
         jpeg, *maps = (cache / f"{seed}-{number:05d}{suffix}" for suffix in (".jpg", ".inverse.npy", ".person.npy"))
         if not all(path.exists() for path in (jpeg, *maps)):
-            picture = DemoScene(seed, number, body).picture
+            picture = CrowdScene(seed, number, body).picture
             write_bytes_atomic(jpeg, encode_picture(picture))
             np.save(maps[0], (1 / picture.z).astype(np.float16), allow_pickle=False)
             np.save(maps[1], picture.person.astype(np.int8), allow_pickle=False)

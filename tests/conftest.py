@@ -45,7 +45,7 @@ LONG = {
     *(f"lab/test_{name}.py" for name in ("bench", "dataset", "golden", "golden_mahmr", "synth")),
     "jobs/test_train_demo_depth.py",
     *(f"run/test_{name}.py" for name in ("batching", "before_workers", "budget", "damaged_records", "driver")),
-    *(f"run/test_{name}.py" for name in ("durability", "identity", "mended", "places", "publishing", "ray_start")),
+    *(f"run/test_{name}.py" for name in ("durability", "identity", "mended", "publishing", "ray_start")),
     *(f"run/test_{name}.py" for name in ("deaths", "remote_runs", "repairs", "seeing_ahead", "selected_runs")),
     *(f"train/test_{name}.py" for name in ("dataset", "loop", "model", "predict", "released", "train_verb")),
     *(f"view/test_{name}.py" for name in ("pages", "run_files", "report")),

@@ -185,7 +185,7 @@ def _hostile_arrays() -> list[Stream]:
         "contents-not-bytes": (array(THREE, F8, b"]"), "not bytes"),
         "text-beyond-latin1": (array(b"K\x01\x85", dtype(text("i1"), "|"), text("\u20ac")), "malformed"),
         "impossible-boolean": (array(b"K\x01\x85", dtype(text("b1"), "|"), buffer(b"\x07")), "boolean"),
-        "impossible-character": (array(b"K\x01\x85", dtype(text("U1")), buffer(b"\xff" * 4)), "characters"),
+        "impossible-character": (array(b"K\x01\x85", dtype(text("U1")), buffer(b"\xff" * 4)), "no character"),
         "no-dtype": (array(THREE, text("f8"), raw), "dtype"),
         "no-contents": (
             name("numpy.core.multiarray", "_reconstruct") + name("numpy", "ndarray") + b"\x85R",

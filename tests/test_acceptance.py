@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dto_pipeline.acceptance import Acceptance, read_acceptance
+from dto_pipeline.bounds import Acceptance, read_acceptance
 from dto_pipeline.config import load_config
 
 PAPER = read_acceptance(load_config(None, ["solver.mode=paper"]).to_dict())

@@ -41,7 +41,6 @@ ALSO = {
         "run.folder",
         "run.identity",
         "run.lease",
-        "run.publish",
         "run.report",
     },
 }

@@ -56,6 +56,7 @@ def test_differences_are_named_option_by_option() -> None:
         ("evidence.far_scale=.inf", "evidence.far_scale is inf"),
         ("joint.depth_sigma=-0.02", "joint.depth_sigma is -0.02; expected a finite number of at least 0"),
         ("prior.mean=[.8, 1.1, 1.5, 1.6, .inf, 1.7]", "prior.mean is"),
+        ("solver.max_height=" + "9" * 400, "solver.max_height must be float, found 999"),
         ("run.gpus_per_worker=-2", "run.gpus_per_worker is -2.0; expected a finite number of at least -1"),
     ],
 )

@@ -77,11 +77,17 @@ def test_json_that_is_damaged_in_any_way_is_a_value_error(data):
         "? [1]\n: 2",
         "1" * 10_000,
         "\x00",
+        "solver: {mode: joint}\nsolver: {max_height: 2.2}",
+        "run: {workers: 1, workers: 2}",
     ],
 )
 def test_yaml_that_is_damaged_in_any_way_is_a_value_error(data):
     with pytest.raises(ValueError, match=r"\w"):
         parse_yaml(data)
+
+
+def test_a_key_of_yaml_that_overrides_a_merged_one_is_no_second_one():
+    assert parse_yaml("a: &a {x: 1, y: 1}\nb: {<<: *a, x: 2}")["b"] == {"x": 2, "y": 1}
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 from dto_pipeline.commands.options import add_config_options, positive, read_config
-from dto_pipeline.commands.output import print_report
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -28,9 +28,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from dto_pipeline.lab.bench import run_bench
-    from dto_pipeline.lab.bench_depth import run_depth_bench
+    from dto_pipeline.lab.bench import run_bench, run_depth_bench
 
     run = run_depth_bench if arguments.depth else run_bench
-    print_report(run(arguments.images, arguments.repeats, read_config(arguments)), arguments.json)
+    figures, table = run(arguments.images, arguments.repeats, read_config(arguments))
+    print(json.dumps(figures, indent=1) if arguments.json else table)
     return 0

@@ -17,20 +17,15 @@ from dto_pipeline.commands.options import (
 )
 from dto_pipeline.commands.output import local_place
 from dto_pipeline.config import STAND_IN_BODY
+from dto_pipeline.config_tree import expect
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import open_regular
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from dto_pipeline.evaluate.evaluation import Evaluation
     from dto_pipeline.models.body import BodyModel
 
-_WHAT = (
-    "what is measured: a run, an export or its files (Parquet), CameraHMR's or MA-HMR's npz, or a prediction file (npz "
-    "or Parquet)"
-)
-_TRUTH = "the same kinds, or a folder written by `dto synth`"
+Option = tuple[str, dict[str, Any]]  # name and arguments of argparse
 _PUBLISHED = (
     "Matching as published: by ascending spectral norm, with its budget of predictions; `dto golden` proves it equal "
     "to the recorded numbers, `dto eval meshes` has the field's own."
@@ -39,88 +34,81 @@ _JOINTS = (
     "Joints of FOUND are regressed from its meshes; images that FOUND does not have are left out and counted. "
     "docs/evaluation.md has files and definitions."
 )
-_H36M = ("--regressor", {"required": True, "metavar": "NPY", "help": "J_regressor_h36m.npy (17, V) of the body model"})
-_TRUTH_BODY = ("--truth-body", {"metavar": "NPZ", "help": "the truth's body model where it is another one (gendered)"})
-Option = tuple[str, dict[str, Any]]  # name and arguments of argparse
+_WHAT = (
+    "what is measured: a run, an export or its files (Parquet), CameraHMR's or MA-HMR's npz, or a prediction file (npz "
+    "or Parquet)"
+)
+_FOUND: Option = ("found", {"metavar": "FOUND", "help": _WHAT})
+_TRUTH: Option = ("truth", {"metavar": "TRUTH", "help": "the same kinds, or a folder written by `dto synth`"})
+_H36M: Option = (
+    "--regressor",
+    {"required": True, "metavar": "NPY", "help": "J_regressor_h36m.npy (17, V) of the body model"},
+)
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser("eval", help="measure labels, predictions and solvers against the truth")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    _add_action(
-        actions,
-        "rh",
-        _evaluate_rh,
-        "RelativeHuman: PCDR at 0.2 m, mPCKh at 0.6, precision, recall, F1",
-        "Order in depth and joints of predicted bodies against RelativeHuman's annotations.",
-        ("predictions", {"help": _WHAT}),
-        ("--annotations", {"required": True, "metavar": "PLACE", "help": "*_annots.npz, or their folder"}),
-        ("--split", {"default": "test", "choices": ("train", "val", "test"), "help": "file of the folder (test)"}),
-        (
-            "--mode",
-            {
-                "default": "corrected",
-                "choices": ("reference", "corrected"),
-                "help": "reference: equal to the published metric, faults included; corrected (default): without six "
-                "faults (index, pckh, box, rank, budget, detection), which docs/evaluation.md explains",
-            },
-        ),
-        ("--regressor", {"metavar": "NPY", "help": "J_regressor_extra.npy (9, 6890) of the body; needed with --body"}),
+    corrected = (
+        "reference: equal to the published metric, faults included; corrected (default): without six faults (index, "
+        "pckh, box, rank, budget, detection), which docs/evaluation.md explains"
     )
     _add_action(
-        actions,
-        "synthetic",
-        _evaluate_synthetic,
+        actions, "rh", _evaluate_rh,
+        "RelativeHuman: PCDR at 0.2 m, mPCKh at 0.6, precision, recall, F1",
+        "Order in depth and joints of predicted bodies against RelativeHuman's annotations.",
+        ("predictions", {"metavar": "PREDICTIONS", "help": _WHAT}),
+        ("--annotations", {"required": True, "metavar": "PLACE", "help": "*_annots.npz, or their folder"}),
+        ("--split", {"default": "test", "choices": ("train", "val", "test"), "help": "file of the folder (test)"}),
+        ("--mode", {"default": "corrected", "choices": ("reference", "corrected"), "help": corrected}),
+        ("--regressor", {"metavar": "NPY", "help": "J_regressor_extra.npy (9, 6890) of the body; needed with --body"}),
+    )  # fmt: skip
+    _add_action(
+        actions, "synthetic", _evaluate_synthetic,
         "labels against the truth of a data set made by `dto synth`",
         "Distances, order in depth and heights of the same people (by label row), before and after the run, over all "
         "people and over people of accepted images.",
-        ("labels", {"help": _WHAT}),
+        ("labels", {"metavar": "LABELS", "help": _WHAT}),
         ("--truth", {"required": True, "metavar": "DIR", "help": "folder written by `dto synth`, or its truth.npz"}),
-    )
+    )  # fmt: skip
     rows = "by joints and boxes in the image (default), or by the label row both sides name"
+    values = {"default": "after", "choices": ("after", "before"), "help": "FOUND after the run or before"}
     _add_action(
-        actions,
-        "meshes",
-        _evaluate_meshes,
+        actions, "meshes", _evaluate_meshes,
         "MPJPE, PA-MPJPE, MVE, absolute and pairwise depth, F1, NMJE, NMVE, field of view",
         "Bodies against true bodies of the same images. People are matched by their joints and boxes in the image (IoU "
         "of at least 0.1), or by label row.",
-        ("found", {"help": _WHAT}),
-        ("truth", {"help": _TRUTH}),
+        _FOUND, _TRUTH,
         ("--match", {"default": "boxes", "choices": ("boxes", "rows"), "help": rows}),
-        (
-            "--values",
-            {"default": "after", "choices": ("after", "before"), "help": "FOUND after the run or before"},
-        ),
-    )
+        ("--values", values),
+    )  # fmt: skip
+    other = {"metavar": "NPZ", "help": "the truth's body model where it is another one (gendered)"}
     title = "3DPW, Hi4D as MA-HMR measures them: MPJPE and PA-MPJPE of 14 regressed joints, MVE, recall"
-    sides: tuple[Option, ...] = (("found", {"help": _WHAT}), ("truth", {"help": _TRUTH}), _TRUTH_BODY)
-    _add_action(actions, "3dpw", _evaluate_protocol, title, f"{title}. {_PUBLISHED}", *sides, _H36M)
+    sides = (_FOUND, _TRUTH, ("--truth-body", other))
+    _add_action(actions, "3dpw", _evaluate_meshes, title, _PUBLISHED, *sides, _H36M)
     title = "AGORA, BEDLAM as MA-HMR measures them: F1, MPJPE, MVE, NMJE, NMVE"
-    vertices = ("--vertices", {"metavar": "NPY", "help": "body_verts_smpl.npy: the vertices that count (all)"})
-    _add_action(actions, "agora", _evaluate_protocol, title, f"{title}. {_PUBLISHED}", *sides, vertices)
+    counted = {"metavar": "NPY", "help": "body_verts_smpl.npy: the vertices that count (all)"}
+    _add_action(actions, "agora", _evaluate_meshes, title, _PUBLISHED, *sides, ("--vertices", counted))
     title = "MuPoTS-3D: 3DPCK and AUC of all and of matched people"
-    sides = (("found", {"help": _WHAT}), ("root", {"help": "its folder, with TS1 .. TS20"}), _H36M)
-    _add_action(actions, "mupots", _evaluate_joints, title, f"{title}. {_JOINTS}", *sides)
+    root = {"metavar": "ROOT", "help": "its folder, with TS1 .. TS20"}
+    _add_action(actions, "mupots", _evaluate_joints, title, _JOINTS, _FOUND, ("root", root), _H36M)
     title = "CMU Panoptic: MPJPE of the nearest prediction, MRPE, per sequence"
-    sides = (("found", {"help": _WHAT}), ("root", {"help": "folder of its sequences"}), _H36M)
+    root = {"metavar": "ROOT", "help": "folder of its sequences"}
     usual = {"nargs": "+", "default": ["00_16", "00_30"], "metavar": "NAME", "help": "HD cameras (00_16 00_30)"}
-    _add_action(actions, "panoptic", _evaluate_joints, title, f"{title}. {_JOINTS}", *sides, ("--cameras", usual))
+    _add_action(
+        actions, "panoptic", _evaluate_joints, title, _JOINTS, _FOUND, ("root", root), _H36M, ("--cameras", usual)
+    )
     _add_benchmark(actions)
 
 
 def _add_action(
-    actions: argparse._SubParsersAction,
-    name: str,
-    evaluate: Callable[[argparse.Namespace, BodyModel], Evaluation],
-    title: str,
-    description: str,
-    *options: Option,
-) -> None:
+    actions: argparse._SubParsersAction, name: str, evaluate: Callable[[argparse.Namespace, BodyModel], Evaluation],
+    title: str, more: str, *options: Option,
+) -> None:  # fmt: skip
     """An action with its own options and those that all but the benchmark share."""
-    parser = actions.add_parser(name, help=title, description=description)
-    for option, kept in options:
-        parser.add_argument(option, **({"metavar": option.upper()} if option[0] != "-" else {}), **kept)
+    parser = actions.add_parser(name, help=title, description=f"{title}. {more}")
+    for option, details in options:
+        parser.add_argument(option, **details)
     add_body_option(parser)
     parser.add_argument("--json", metavar="FILE", help="write measures, intervals and counts as JSON")
     parser.add_argument("--csv", metavar="FILE", help="write one row per image: its measures and the sums behind them")
@@ -182,50 +170,39 @@ def _evaluate_synthetic(arguments: argparse.Namespace, body: BodyModel) -> Evalu
 
 
 def _evaluate_meshes(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
+    from dto_pipeline.array_files import read_npy
     from dto_pipeline.data.people import read_people
-    from dto_pipeline.evaluate.mesh_evaluation import evaluate_meshes
+    from dto_pipeline.evaluate.mesh_evaluation import Bodies, evaluate_meshes
+    from dto_pipeline.models.body import load_body, read_regressor
 
-    found, truth = read_people(arguments.found, arguments.values), read_people(arguments.truth)
-    return evaluate_meshes(found, truth, body, arguments.match, arguments.resamples, arguments.seed)
-
-
-def _evaluate_protocol(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
-    from dto_pipeline.data.people import read_people
-    from dto_pipeline.evaluate.mesh_evaluation import Bodies, evaluate_protocol
-    from dto_pipeline.models.body import load_body
-
-    is_agora = arguments.action == "agora"
-    regressor = None if is_agora else _array(arguments.regressor)
-    vertices = _array(arguments.vertices) if is_agora and arguments.vertices else None
-    if vertices is not None and (
-        vertices.dtype.kind not in "iu" or not 0 <= vertices.min() <= vertices.max() < body.num_vertices
-    ):
-        raise DtoError(f"{arguments.vertices} holds no numbers of vertices 0 .. {body.num_vertices - 1}")
-    truth_body = load_body(arguments.truth_body) if arguments.truth_body else body
-    found, truth = read_people(arguments.found), read_people(arguments.truth)
-    draws = (arguments.resamples, arguments.seed)
-    return evaluate_protocol(found, truth, Bodies(body, truth_body, regressor, vertices), arguments.action, *draws)
+    given, regressor, vertices = vars(arguments), None, None
+    if path := given.get("regressor"):
+        regressor = read_regressor(path, body, "--regressor", "J_regressor_h36m.npy", joints=17)
+    if path := given.get("vertices"):
+        try:
+            with open_regular(path) as stream:
+                vertices = read_npy(
+                    stream, lambda _, shape, kind: expect(kind.kind in "iu" and shape != (0,), f"{kind} {shape}")
+                )
+            expect(0 <= vertices.min() <= vertices.max() < body.num_vertices, "numbers beyond them")
+        except (OSError, ValueError) as error:
+            raise DtoError(f"{path} holds no numbers of vertices 0 .. {body.num_vertices - 1} ({error})") from error
+    truth_body = load_body(arguments.truth_body) if given.get("truth_body") else body
+    found, truth = read_people(arguments.found, given.get("values", "after")), read_people(arguments.truth)
+    asked = (arguments.action, given.get("match") == "rows", arguments.resamples, arguments.seed)
+    return evaluate_meshes(found, truth, Bodies(body, truth_body, regressor, vertices), *asked)
 
 
 def _evaluate_joints(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
     from dto_pipeline.data.joint_truth import read_mupots, read_panoptic
     from dto_pipeline.data.people import read_people
     from dto_pipeline.evaluate.joint_evaluation import evaluate_joints
+    from dto_pipeline.models.body import read_regressor
 
-    regressor, found = _array(arguments.regressor), read_people(arguments.found)
-    is_mupots = arguments.action == "mupots"
+    regressor = read_regressor(arguments.regressor, body, "--regressor", "J_regressor_h36m.npy", joints=17)
+    found, is_mupots = read_people(arguments.found), arguments.action == "mupots"
     truth = read_mupots(arguments.root) if is_mupots else read_panoptic(arguments.root, arguments.cameras)
     return evaluate_joints(found, truth, body, regressor, arguments.action, arguments.resamples, arguments.seed)
-
-
-def _array(path: str) -> np.ndarray:
-    import numpy as np
-
-    try:
-        with open_regular(path) as stream:
-            return np.lib.format.read_array(stream, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DtoError(f"{path} cannot be read ({error}); expected a plain .npy") from error
 
 
 def _add_benchmark(actions: argparse._SubParsersAction) -> None:

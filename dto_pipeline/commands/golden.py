@@ -38,17 +38,11 @@ def check_golden(folder: Path) -> GoldenReport:
     Raises:
         GoldenFolderError: there is no case of any family.
     """
-    from dto_pipeline.lab import golden_labels, golden_mahmr
     from dto_pipeline.lab.golden import GoldenFolderError, GoldenReport
+    from dto_pipeline.lab.golden_labels import FAMILIES
+    from dto_pipeline.lab.golden_mahmr import check_mahmr_cases
 
-    families = {
-        "solver": golden_labels.check_solver_cases,
-        "person": golden_labels.check_person_cases,
-        "image": golden_labels.check_image_cases,
-        "rh_metric": golden_labels.check_rh_cases,
-        "depth": golden_labels.check_depth_cases,
-        "mahmr": golden_mahmr.check_mahmr_cases,
-    }
+    families = {**FAMILIES, "mahmr": check_mahmr_cases}
     results = {family: check(folder) for family, check in families.items()}
     if not any(results.values()):
         expected = ", ".join(families)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from dto_pipeline.commands.options import add_config_options, positive, read_config, share
@@ -19,74 +20,72 @@ _CHANGES: dict[str, tuple[str, ...] | None] = {  # keys of the YAML -> the value
     "label_values": ("after", "before"),
 }
 _PLACES = ("labels", "images", "depth", "sidecar", "predictions")
+_BUILD = (
+    "Reads a dataset YAML and the files it names, and writes one Parquet manifest with its shards fixed. Next to it: a "
+    "report with counts (*.report.json) and every row that cannot be used, with the reason (*.findings.parquet). "
+    "Folders and files may be local or URIs (s3://, gs://, ...). Exit code 1: written, but more than "
+    "--max-failed-images of it cannot be used."
+)
+_CHECK = (
+    "Reads every image's header again, or decodes it, and lists what is missing, corrupt or changed. Exit code 1 if "
+    "anything is."
+)
+_MERGE = (
+    "Reads a manifest and predicted people (a run of dto predict, its label files, or npz or Parquet with columns as "
+    "in dto_pipeline/data/sources/predictions.py), drops predictions that are a released person already, adds the "
+    "others with source_row -1, and writes a new manifest with the same shards. Released people keep their order and "
+    "content. Bodies are compared through the body model of the config (body.model_path). A report and the outcome of "
+    "every prediction are written next to it."
+)
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser("manifest", help="make or check the list of images and people for a run")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    _add_build(actions)
-    _add_check(actions)
-    _add_merge(actions)
 
+    def action(name: str, run: Callable[[argparse.Namespace], int], short: str, text: str) -> argparse.ArgumentParser:
+        added = actions.add_parser(name, help=short, description=text)
+        added.add_argument("--quiet", action="store_true", help="no progress line")
+        added.set_defaults(run=run)
+        return added
 
-def _add_build(actions: argparse._SubParsersAction) -> None:
-    build = actions.add_parser(
-        "build",
-        help="join labels, images and sidecar of a data set; cut it into shards",
-        description="Reads a dataset YAML and the files it names, and writes one Parquet manifest with its shards "
-        "fixed. Next to it: a report with counts (*.report.json) and every row that cannot be used, with the reason "
-        "(*.findings.parquet). Folders and files may be local or URIs (s3://, gs://, ...). Exit code 1: written, but "
-        "more than --max-failed-images of it cannot be used.",
+    build = action("build", _build, "join labels, images and sidecar of a data set; cut it into shards", _BUILD)
+    shipped = "aic, coco, insta1, insta2, mpii, relative_human"
+    explained = (
+        f"dataset description, or the name of a shipped one ({shipped}); dto_pipeline/data/dataset.py has its keys"
     )
-    build.add_argument(
-        "dataset",
-        metavar="YAML",
-        help="dataset description, or the name of a shipped one (aic, coco, insta1, insta2, mpii, relative_human); its "
-        "keys are explained in dto_pipeline/data/dataset.py",
-    )
+    build.add_argument("dataset", metavar="YAML", help=explained)
     build.add_argument("--data-root", default=".", metavar="DIR", help="folder that the YAML's paths start from (.)")
     build.add_argument("-o", "--out", required=True, metavar="FILE", help="manifest to write, e.g. demo.parquet")
     for place in _PLACES:
         build.add_argument(f"--{place}", metavar="PATH", help=f"instead of the YAML's {place}; '' = none")
     for key, choices in _CHANGES.items():
-        option = f"--{key.replace('_', '-')}"
-        build.add_argument(
-            option, choices=choices, metavar=None if choices else "KIND", help=f"instead of the YAML's {key}"
-        )
+        option, metavar = f"--{key.replace('_', '-')}", None if choices else "KIND"
+        build.add_argument(option, choices=choices, metavar=metavar, help=f"instead of the YAML's {key}")
     build.add_argument("--shard-images", type=positive, metavar="N", help="instead of the YAML's shard_images")
-    build.add_argument(
-        "--against",
-        action="append",
-        default=[],
-        metavar="MANIFEST",
-        help="report images that this other manifest has too; may be given several times",
+    shared = "report images that this other manifest has too; may be given several times"
+    build.add_argument("--against", action="append", default=[], metavar="MANIFEST", help=shared)
+    limit = (
+        "end with exit code 1 if more than this share of images or label rows cannot be used, whatever the reason "
+        "(default %(default)g; 1 = never); the manifest is written all the same"
     )
-    build.add_argument(
-        "--max-failed-images",
-        type=share,
-        default=RunConfig.max_failed_images,
-        metavar="SHARE",
-        help="end with exit code 1 if more than this share of images or label rows cannot be used, whatever the reason "
-        "(default %(default)g; 1 = never); the manifest is written all the same",
-    )
+    most = RunConfig.max_failed_images
+    build.add_argument("--max-failed-images", type=share, default=most, metavar="SHARE", help=limit)
     build.add_argument("--skip-unlabelled", action="store_true", help="do not look for images without labels")
-    build.add_argument("--quiet", action="store_true", help="no progress line")
-    build.set_defaults(run=_build)
 
-
-def _add_check(actions: argparse._SubParsersAction) -> None:
-    check = actions.add_parser(
-        "check",
-        help="check that the images are still as the manifest says",
-        description="Reads every image's header again, or decodes it, and lists what is missing, corrupt or changed. "
-        "Exit code 1 if anything is.",
-    )
+    check = action("check", _check, "check that the images are still as the manifest says", _CHECK)
     check.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
     check.add_argument("--deep", action="store_true", help="decode every image")
     check.add_argument("--images", metavar="DIR", help="images folder in place of the manifest's")
     check.add_argument("--report", metavar="FILE", help="write all of it as JSON")
-    check.add_argument("--quiet", action="store_true", help="no progress line")
-    check.set_defaults(run=_check)
+
+    merge = action("merge", _merge, "add predicted people that the released labels miss", _MERGE)
+    merge.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
+    people = "folder of dto predict, or npz or Parquet, one row per person"
+    merge.add_argument("predictions", metavar="PREDICTIONS", help=people)
+    merge.add_argument("-o", "--out", required=True, metavar="FILE", help="new manifest to write")
+    merge.add_argument("--min-score", type=share, metavar="S", help="least det_score of an added person (0.5)")
+    add_config_options(merge)
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -102,9 +101,7 @@ def _build(arguments: argparse.Namespace) -> int:
     changes |= {key: "" for key in _PLACES if given.get(key) == ""}
     dataset = load_dataset(arguments.dataset, arguments.data_root, places, **changes)
     out = as_location(_manifest_place(arguments.out))
-    report = build_manifest(
-        dataset, out, not arguments.quiet, against=arguments.against, unlabelled=not arguments.skip_unlabelled
-    )
+    report = build_manifest(dataset, out, not arguments.quiet, arguments.against, not arguments.skip_unlabelled)
     print(report.as_table())
     print(f"\n{out} written; report in {report_path(out)}, what cannot be used is listed in {findings_path(out)}")
     complaint = report.complaint(arguments.max_failed_images)
@@ -130,28 +127,7 @@ def _check(arguments: argparse.Namespace) -> int:
     print(report.as_table())
     if arguments.report:
         write_json_atomic(Path(arguments.report), report.to_json())
-    return report.exit_code
-
-
-def _add_merge(actions: argparse._SubParsersAction) -> None:
-    merge = actions.add_parser(
-        "merge",
-        help="add predicted people that the released labels miss",
-        description="Reads a manifest and predicted people (a run of dto predict, its label files, or npz or Parquet "
-        "with columns as in dto_pipeline/data/sources/predictions.py), drops predictions that are a released person "
-        "already, adds the others with source_row -1, and writes a new manifest with the same shards. Released people "
-        "keep their order and content. Bodies are compared through the body model of the config (body.model_path). A "
-        "report and the outcome of every prediction are written next to it.",
-    )
-    merge.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
-    merge.add_argument(
-        "predictions", metavar="PREDICTIONS", help="folder of dto predict, or npz or Parquet, one row per person"
-    )
-    merge.add_argument("-o", "--out", required=True, metavar="FILE", help="new manifest to write")
-    merge.add_argument("--min-score", type=share, metavar="S", help="least det_score of an added person (0.5)")
-    merge.add_argument("--quiet", action="store_true", help="no progress line")
-    add_config_options(merge)
-    merge.set_defaults(run=_merge)
+    return 1 if report.faults else 0
 
 
 def _merge(arguments: argparse.Namespace) -> int:
@@ -164,10 +140,8 @@ def _merge(arguments: argparse.Namespace) -> int:
     config = with_body(config, config.body.model_path or Manifest.open(arguments.manifest).body)
     body = load_body(config.body.model_path, config.body.kid_axis)
     min_score = MIN_SCORE if arguments.min_score is None else arguments.min_score
-    out = _manifest_place(arguments.out)
-    report = merge_predictions(
-        arguments.manifest, arguments.predictions, out, body, min_score, progress=not arguments.quiet
-    )
+    out, progress = _manifest_place(arguments.out), not arguments.quiet
+    report = merge_predictions(arguments.manifest, arguments.predictions, out, body, min_score, progress)
     print(report.as_table())
     print(f"\n{out} written; report in {report_path(out)}, every prediction in {outcomes_path(out)}")
     return 0

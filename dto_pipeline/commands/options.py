@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import textwrap
 from collections.abc import Callable
 from typing import TypeVar
 
 from dto_pipeline.config import PipelineConfig, load_config
 
 N = TypeVar("N", int, float)
-
-
-class Paragraphs(argparse.HelpFormatter):
-    """Wraps descriptions and epilogs line by line: breaks and indents are the author's, names stay in one piece."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n".join(_wrap(line, width, indent) for line in text.splitlines())
-
-
-def _wrap(line: str, width: int, indent: str) -> str:
-    """One line of text as several of at most `width` characters; what goes over hangs two further in."""
-    first = indent + line[: len(line) - len(line.lstrip())]
-    further = first + "  " if first else ""
-    return textwrap.fill(line.strip(), width, initial_indent=first, subsequent_indent=further, break_on_hyphens=False)
 
 
 def _number(name: str, kind: Callable[[str], N], holds: Callable[[N], bool], expected: str) -> Callable[[str], N]:

@@ -40,33 +40,30 @@ def show_several(
         exit_code: of a report.
         as_json: print a list of ``to_json()`` instead, each with its name.
     """
-    from dto_pipeline.tables import align
+    from dto_pipeline.terminal import align
 
-    rows: list[tuple[str, Mapping[str, str]]] = []
-    plain: list[dict[str, Any]] = []
-    codes: list[int] = []
-    errors: list[str] = []
+    rows, plain, codes = list[Mapping[str, str]](), list[dict[str, Any]](), list[int]()
     for number, name in enumerate(names):
         try:
             found: Any = read(number)
+            codes.append(exit_code(found))
+            rows.append({"": name, **facts(found)})
+            plain.append({"name": name, "exit_code": codes[-1], **found.to_json()})
         except DtoError as error:
-            errors.append(f"{name}: {error}")
             codes.append(error.exit_code)
+            rows.append({"": name})
             plain.append({"name": name, "error": str(error)})
-            rows.append((name, {"exit code": f"{error.exit_code}"}))
-            continue
-        codes.append(exit_code(found))
-        plain.append({"name": name, "exit_code": codes[-1], **found.to_json()})
-        rows.append((name, {**facts(found), "exit code": f"{codes[-1]}"}))
     if as_json:
         print(json.dumps(plain, indent=1))
     else:
-        columns = list(dict.fromkeys(column for _, cells in rows for column in cells if column != "exit code"))
-        columns.append("exit code")
-        lines = [[name, *(cells.get(column, "-") for column in columns)] for name, cells in rows]
-        print("\n".join(align([["", *columns], *lines])))
-    for line in errors:
-        print(line, file=sys.stderr)
+        columns = list(dict.fromkeys(column for cells in rows for column in cells))
+        lines = [
+            [*(cells.get(name, "-") for name in columns), f"{code}"] for cells, code in zip(rows, codes, strict=True)
+        ]
+        print("\n".join(align([[*columns, "exit code"], *lines])))
+    for one in plain:
+        if "error" in one:
+            print(f"{one['name']}: {one['error']}", file=sys.stderr)
     return worst_exit(codes)
 
 

@@ -8,9 +8,10 @@ import math
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dto_pipeline.commands.options import measure, positive, share
+from dto_pipeline.commands.output import local_place
 from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.errors import DtoError
 
@@ -88,9 +89,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.status import ImageStatus
     from dto_pipeline.train.predict import PARTS, load_trained
 
-    if "://" in arguments.out:
-        raise DtoError(f"{arguments.out} is a URI; predictions are written to a local folder, name one")
-    out = Path(arguments.out)
+    out = local_place(arguments.out)
     if not (out / PARTS).is_dir():  # else an unfinished prediction
         if RunDirectory(out).is_run():
             raise DtoError(f"{arguments.out} is a finished run already; choose another folder (-o)")
@@ -103,8 +102,8 @@ def _run(arguments: argparse.Namespace) -> int:
     trained = load_trained(arguments.checkpoint, device, arguments.body, arguments.encoder_heads)
     pictures = _find_pictures(arguments, out)
     print(f"the network of {trained.origin}")
-    asked = (arguments.min_confidence, arguments.batch, arguments.keep_camera, fov, not arguments.quiet)
-    manifest = predict_run(trained, pictures, out, *asked)
+    options = {"keep_camera": arguments.keep_camera, "fov": fov, "progress": not arguments.quiet}
+    manifest = predict_run(trained, pictures, out, arguments.min_confidence, batch=arguments.batch, **options)
     failed = {word: n for word, n in read_status(out).image_status.items() if ImageStatus(word).is_failure}
     causes = ", ".join(f"{n} {word}" for word, n in failed.items())
     note = f", of which could not be predicted: {causes} (see their messages)" if failed else ""
@@ -139,23 +138,28 @@ def _find_pictures(arguments: argparse.Namespace, out: Path) -> Manifest:
 
 
 def predict_run(
-    trained: Trained, pictures: Manifest, out: Path, min_confidence: float = 0.3, batch: int = 4,
-    keep_camera: bool = False, fov: float | None = None, progress: bool = True,
-) -> Manifest:  # fmt: skip
+    trained: Trained, pictures: Manifest, out: Path, min_confidence: float = 0.3, **options: Any
+) -> Manifest:
     """Predict the images of a manifest and make `out` a finished run of them; goes on where a killed one stopped.
 
-    Returns:
-        The manifest of the predicted people, in `out`.
+    `options`: of `predict.predict_shards`. Returns: the manifest of the predicted people, in `out`.
     """
     from dto_pipeline.data.labels import read_labels
     from dto_pipeline.run.folder import RunDirectory
     from dto_pipeline.run.publish import finish_run
     from dto_pipeline.train import predict
 
-    predict.predict_shards(trained, pictures, out, min_confidence, batch, keep_camera, fov, progress)
-    manifest = predict.write_manifest(pictures, out)
-    facts = {"checkpoint": trained.sha256, "min_confidence": str(min_confidence)}
-    part = lambda shard: read_labels(predict.part_file(out, shard))  # noqa: E731
-    finish_run(RunDirectory(out), manifest, PipelineConfig(body=trained.body_config), part, facts, trained.body.sha256)
-    shutil.rmtree(out / predict.PARTS)  # without them the prediction is finished
+    directory, parts = RunDirectory(out), out / predict.PARTS
+    directory.create_folders()
+    with directory.lock() as lock:
+        if directory.is_run() and not predict.part_file(out, 0).exists():
+            shutil.rmtree(parts, ignore_errors=True)
+            raise DtoError(f"{out} was finished by another process meanwhile; choose another folder (-o)")
+        predict.predict_shards(trained, pictures, out, min_confidence, **options)
+        manifest = predict.write_manifest(pictures, out)
+        facts = {"checkpoint": trained.sha256, "min_confidence": str(min_confidence)}
+        config = PipelineConfig(body=trained.body_config)
+        part = lambda shard: read_labels(predict.part_file(out, shard))  # noqa: E731
+        finish_run(directory, lock, manifest, config, part, facts, trained.body.sha256)
+        shutil.rmtree(parts)  # without them the prediction is finished
     return manifest

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
-from dto_pipeline.commands.options import Paragraphs, add_config_options, not_negative, positive, read_config
+from dto_pipeline.commands.options import add_config_options, not_negative, positive, read_config
 from dto_pipeline.commands.output import lasting_place, print_report
 from dto_pipeline.config import with_body
 from dto_pipeline.errors import DtoError
@@ -36,12 +32,12 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "run",
         help="turn a manifest into label shards; resumes by itself",
-        description="Starts a run, or does what is left of it: shards with a valid receipt stay as they are, unless "
-        "their failed images are to be done again. Once there are labels, another config, manifest, body model or "
-        "network is refused with the difference named. Files may have moved: --images, --depth and --body name their "
+        description="Starts a run, or does what is left of it: shards with a valid receipt stay as they are, unless\n"
+        "their failed images are to be done again. Once there are labels, another config, manifest, body model or\n"
+        "network is refused with the difference named. Files may have moved: --images, --depth and --body name their\n"
         "new places.",
         epilog=_EPILOG.format(licences="\n".join(f"  {line}" for line in licence_lines())),
-        formatter_class=Paragraphs,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
     parser.add_argument(
@@ -87,7 +83,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--dry-run", action="store_true", help="print the plan and its cost; write nothing")
+    group.add_argument("--dry-run", action="store_true", help="print the plan and its time; write nothing")
     group.add_argument("--json", action="store_true", help="print plan or summary as JSON")
     group.add_argument("--quiet", action="store_true", help="no progress line")
     group.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="info: a line per shard")
@@ -102,8 +98,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.run.driver import run_pipeline
-    from dto_pipeline.run.forecast import plan_pipeline
     from dto_pipeline.run.plan import Selection
+    from dto_pipeline.run.report import plan_pipeline
     from dto_pipeline.terminal import configure_logs
 
     configure_logs(arguments.log_level or ("info" if arguments.verbose else "warning"), arguments.log_json)
@@ -125,9 +121,8 @@ def _run(arguments: argparse.Namespace) -> int:
         forecast = plan_pipeline(arguments.manifest, out, config, **start)
         print_report(forecast, arguments.json)
         return forecast.exit_code
-    with interrupt_on_sigterm():
-        more = {"recheck": arguments.recheck, "progress": not arguments.quiet}
-        summary = run_pipeline(arguments.manifest, out, config, **start, **more)
+    more = {"recheck": arguments.recheck, "progress": not arguments.quiet}
+    summary = run_pipeline(arguments.manifest, out, config, **start, **more)
     print_report(summary, arguments.json)
     if summary.failed_images and not arguments.retry_failed and not arguments.json:
         print(f"{summary.failed_images} images failed; their rows say why. Repair them, then use --retry-failed")
@@ -136,17 +131,3 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
-@contextmanager
-def interrupt_on_sigterm() -> Iterator[None]:
-    """Make SIGTERM an interrupt like Ctrl-C: Slurm, Kubernetes and spot nodes send it before they kill."""
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 from dto_pipeline.commands.options import add_overrides, not_negative
+from dto_pipeline.commands.output import local_place
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
@@ -52,12 +52,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.train.learner import MEASURES
     from dto_pipeline.train.loop import LOCK_FILE, train_network
 
-    if "://" in arguments.out:
-        raise DtoError(f"{arguments.out} is a URI; a training's folder is local: name one that all machines share")
     for key in ("workers", "init"):
         if (value := getattr(arguments, key)) is not None:
             arguments.overrides.append(f"loop.{key}={value}")
-    out = Path(arguments.out)
+    out = local_place(arguments.out)
     if out.is_dir() and any(out.iterdir()) and not (out / LOCK_FILE).exists():
         raise DtoError(f"{out} holds other files and no training; name a new folder (-o)")
     config = load_train_config(arguments.config, arguments.overrides, lambda init: sizes_to_begin_with(out, init))

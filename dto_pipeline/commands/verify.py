@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import TYPE_CHECKING
 
 from dto_pipeline.commands.options import add_moved_options, not_negative
@@ -21,8 +20,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="check receipts, rows and labels of a run; exit code 1 if anything is damaged",
         description="Reads every label file of a run and checks it against its receipt, against the manifest (every "
         "image once, the input restored exactly by undoing the change) and against what a fit may do to a label. "
-        "Broken: a finished shard fails a check; damaged files are noted in the folder, so that the next dto run makes "
-        "them again. Doubtful: a person in a sound row whom the same run would give again, listed with the next step. "
+        "Broken: a finished shard fails a check; dto run --recheck makes damaged files again. "
+        "Doubtful: a person in a sound row whom the same run would give again, listed with the next step. "
         "Exit codes: 0 every shard is done and sound; 1 something is broken, or shards were given up; 2 it cannot be "
         "read; 3 what is done is sound, the rest is pending.",
     )
@@ -53,24 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _verified(run_dir: str, arguments: argparse.Namespace) -> Verdict:
     from dto_pipeline.view.verify import verify_run
 
-    verdict = verify_run(run_dir, arguments.manifest, arguments.body)
-    _record_damage(verdict)
-    return verdict
-
-
-def _record_damage(verdict: Verdict) -> None:
-    """Note the shards that are damaged, so that the next `dto run` does them again."""
-    from dto_pipeline.data.storage import as_location
-    from dto_pipeline.run.folder import RunDirectory, note_damage
-
-    try:
-        note_damage(RunDirectory(as_location(verdict.run_dir)), verdict.damaged)
-    except OSError as error:
-        print(
-            f"dto verify: {verdict.run_dir}: what is damaged cannot be noted there ({error.strerror or error}); "
-            "use dto run --recheck",
-            file=sys.stderr,
-        )
+    return verify_run(run_dir, arguments.manifest, arguments.body)
 
 
 def _facts(verdict: Verdict) -> dict[str, str]:

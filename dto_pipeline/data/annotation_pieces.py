@@ -80,13 +80,14 @@ def open_people_set(path: str | Path, kind: FileKind, images: str) -> PeopleSet:
     if not images:
         raise LabelsError(f"{path} does not say where its photographs are; name their folder (data.images)")
     people = PeopleSet(Path(path).stem, as_location(images), Path(path), kind)
-    source = _open(people)[0]
-    if kind is not FileKind.MA_HMR:
-        return people
-    rows, names = source.rows(np.arange(source.num_rows)), source.image_names(0, source.num_rows)
-    copy = _FOLDERS.enter_context(temporary_folder("dto-annots-")) / "people.npz"
-    np.savez(copy, image=names, pose=rows.pose, betas=rows.betas, transl=rows.transl, intrinsics=rows.intrinsics)
-    return replace(people, copy=copy)
+    if kind is FileKind.MA_HMR:
+        source = open_ma_hmr(people.path)
+        rows, names = source.rows(np.arange(source.num_rows)), source.image_names.astype(str)
+        copy = _FOLDERS.enter_context(temporary_folder("dto-annots-")) / "people.npz"
+        np.savez(copy, image=names, pose=rows.pose, betas=rows.betas, transl=rows.transl, intrinsics=rows.intrinsics)
+        people = replace(people, copy=copy)
+    _open(people)
+    return people
 
 
 _FOLDERS = ExitStack()  # as long as this process lives: others read from them
@@ -106,7 +107,10 @@ def _open(people: PeopleSet) -> tuple[LabelSource, ImageIndex]:
 def _open_annotations(path: Path) -> LabelSource:
     """RelativeHuman's people without bodies and cameras; besides ``keypoints`` (n, 26, 2) and ``depth_layer`` (n,)."""
     crowd = [(name, person) for name, people in read_annotations(path).images.items() for person in people]
-    names, layers = np.array([name for name, _ in crowd]), np.array([person.depth_id for _, person in crowd], np.int64)
+    names, layers = (
+        np.array([name for name, _ in crowd], object),
+        np.array([person.depth_id for _, person in crowd], np.int64),
+    )
     boxes = np.array([person.bbox_xyxy or (np.nan,) * 4 for _, person in crowd], np.float32).reshape(-1, 4)
     points = np.full((len(crowd), _NUM_JOINTS, 2), np.nan, np.float32)
     for row, (name, person) in enumerate(crowd):
@@ -119,4 +123,4 @@ def _open_annotations(path: Path) -> LabelSource:
         more = {"keypoints": points[index], "depth_layer": layers[index]}
         return LabelRows(pose, betas, transl, boxes[index], np.full((index.size, 3, 3), np.nan), more=more)
 
-    return LabelSource([path], len(crowd), lambda start, stop: names[start:stop], rows)
+    return LabelSource([path], names, rows)

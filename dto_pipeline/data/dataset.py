@@ -75,8 +75,8 @@ class Dataset:
             f"body is {self.body!r}; expected {STAND_IN_BODY} (synthetic people), or leave it out and name the body "
             "where it is used: body.model_path=PATH",
         )
-        fits = SUBSET_NAME.fullmatch(self.name) is not None
-        _expect(fits, f"name is {self.name!r}; expected one word of letters, digits, '.', '-' and '_'")
+        word = f"name is {self.name!r}; expected one word of letters, digits, '.', '-' and '_'"
+        _expect(SUBSET_NAME.fullmatch(self.name) is not None, word)
         for key in PLACES:
             if key not in self.places and (getattr(self, key) or key in ("labels", "images")):
                 _check_path(key, getattr(self, key))
@@ -88,10 +88,6 @@ class Dataset:
     @property
     def images_root(self) -> Location:
         return cast(Location, self.place("images"))
-
-    @property
-    def sidecar_path(self) -> Location | None:
-        return self.place("sidecar")
 
     @property
     def depth_root(self) -> Location | None:
@@ -138,10 +134,9 @@ def load_dataset(
     except OSError as error:
         reason = error.strerror or error
         raise DatasetError(f"dataset file {path} cannot be read: {reason}; expected a YAML file") from error
-    except DatasetError as error:
-        raise DatasetError(f"dataset file {path}: {error}") from error
     except ValueError as error:
-        raise DatasetError(f"dataset file {path} is not valid YAML: {error}") from error
+        found = "" if isinstance(error, DatasetError) else " is not valid YAML"
+        raise DatasetError(f"dataset file {path}{found}: {error}") from error
 
 
 def shipped_datasets() -> dict[str, Path]:
@@ -161,7 +156,10 @@ def dataset_from_dict(tree: Any, data_root: str | Path, places: Mapping[str, str
     for key in PLACES:
         paths = tree.get(key)
         if isinstance(paths, list) and paths and all(isinstance(path, str) for path in paths):
-            tree = {**tree, key: _first_there(key, paths, data_root)}
+            for path in paths:
+                _check_path(key, path)
+            there = (path for path in paths if is_there(join_location(as_location(data_root), path)))
+            tree = {**tree, key: next(there, paths[0])}  # of none that exists the reader says so
     for key, value in tree.items():
         kind = typing.get_origin(hints[key]) or hints[key]
         right = isinstance(value, kind) and not isinstance(value, bool)
@@ -169,15 +167,6 @@ def dataset_from_dict(tree: Any, data_root: str | Path, places: Mapping[str, str
     found = {key: as_location(place) for key, place in (places or {}).items()}
     named = {key: "" for key in ("labels", "images") if key not in tree}
     return Dataset(**{**named, **tree}, root=as_location(data_root), places=found)
-
-
-def _first_there(key: str, paths: list[str], data_root: str | Path) -> str:
-    """The first of several paths that exists, else the first of all: its reader reports that it is missing."""
-    for path in paths:
-        _check_path(key, path)
-        if is_there(join_location(as_location(data_root), path)):
-            return path
-    return paths[0]
 
 
 def _check_path(key: str, value: str) -> None:

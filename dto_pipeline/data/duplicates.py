@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 MAX_COMPARED = 1000  # people of one image; the rows of larger images are not compared
-_PAIRS_AT_ONCE = 1 << 20  # bounds memory: two places each ...
-_POSES_AT_ONCE = 1 << 14  # ... and two poses of those that stand close
+_PAIRS_AT_ONCE = 1 << 20  # bounds memory: their positions ...
+_POSES_AT_ONCE = 1 << 14  # ... and two poses of each
 _EQUAL = 1e-5  # of every number of two rows: copies of one row, whatever their boxes say
 _JOINTS = 24
 
@@ -56,55 +56,50 @@ def find_duplicates(people: LabelledPeople, rule: SamePerson = SamePerson()) -> 
     """(n,) int64 position of the row that each row repeats, -1 = none.
 
     Of the rows of one person the one with a mask is kept, then a released label before a detection, then the higher
-    score, then the first.
+    score, then the first. A row repeats the best kept one that is like it.
     """
     image = np.repeat(np.arange(people.counts.size), people.counts)
-    rank = np.empty(image.size, np.int64)
+    rank, original = np.empty(image.size, np.int64), np.full(image.size, -1)
     score = np.where(np.isnan(people.det_score), np.inf, people.det_score)
     rank[np.lexsort((-score, ~people.has_mask, image))] = np.arange(image.size)
-    found = [np.zeros((2, 0), np.int64)]
-    for first, second in _pairs(people.counts):
-        kept = people.usable[first] & people.usable[second]
-        found.append(_same_pairs(people, first[kept], second[kept], rule))
-    first, second = np.concatenate(found, axis=1)
-    return _keep_best(first, second, rank)
+    same = [_same_pairs(people, pairs, rule) for pairs in _pairs(people.counts)]
+    first, second = np.concatenate([np.zeros((2, 0), np.int64), *same], axis=1)
+    better, worse = (np.where(rank[first] < rank[second], *sides) for sides in ((first, second), (second, first)))
+    for pair in np.lexsort((rank[better], rank[worse])):  # by rank, so that it is known whether the better row is kept
+        if original[worse[pair]] < 0 and original[better[pair]] < 0:
+            original[worse[pair]] = better[pair]
+    return original
 
 
-def _pairs(counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All pairs of rows of one image, in blocks."""
+def _pairs(counts: np.ndarray) -> Iterator[np.ndarray]:
+    """All pairs (2, k) of rows of one image, in blocks."""
     starts = np.cumsum(counts) - counts
     for size in np.unique(counts[(counts > 1) & (counts <= MAX_COMPARED)]).tolist():
-        first, second = np.triu_indices(size, 1)
-        begins = starts[counts == size]
-        for some in np.split(begins, range(0, begins.size, max(1, _PAIRS_AT_ONCE // first.size))):
-            yield (some[:, None] + first).ravel(), (some[:, None] + second).ravel()
+        pairs, begins = np.stack(np.triu_indices(size, 1)), starts[counts == size]
+        for some in np.split(begins, range(0, begins.size, max(1, _PAIRS_AT_ONCE // pairs.shape[1]))):
+            block = (some[:, None] + pairs[:, None]).reshape(2, -1)
+            yield from np.split(block, range(_POSES_AT_ONCE, block.shape[1], _POSES_AT_ONCE), axis=1)
 
 
-def _same_pairs(people: LabelledPeople, first: np.ndarray, second: np.ndarray, rule: SamePerson) -> np.ndarray:
-    """(2, k) the pairs that are one person; poses are compared only for those that stand close."""
-    one, other = people.transl[first].astype(np.float64), people.transl[second].astype(np.float64)
+def _same_pairs(people: LabelledPeople, pairs: np.ndarray, rule: SamePerson) -> np.ndarray:
+    """Those of the pairs (2, k) that are one person: near, and pose, shape and box agree, or every number does."""
+    pairs = pairs[:, people.usable[pairs].all(axis=0)]
+    one, other = people.transl[pairs].astype(np.float64)
     z = np.minimum(one[:, 2], other[:, 2])
     with np.errstate(over="ignore", invalid="ignore"):
         aside = np.linalg.norm(one[:, :2] / one[:, 2:] - other[:, :2] / other[:, 2:], axis=1) * z
-    apart = np.abs(one[:, 2] - other[:, 2])
-    near = (aside <= rule.sideways) & (apart <= np.maximum(rule.depth, rule.depth_share * z))
-    pairs = np.stack([first[near], second[near]])
-    blocks = np.split(pairs, range(_POSES_AT_ONCE, pairs.shape[1], _POSES_AT_ONCE), axis=1)
-    return pairs[:, np.concatenate([_are_alike(people, block[0], block[1], rule) for block in blocks])]
-
-
-def _are_alike(people: LabelledPeople, one: np.ndarray, other: np.ndarray, rule: SamePerson) -> np.ndarray:
-    """(k,) bool for pairs that stand close: pose, shape and box agree, or every number does."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        shape = np.abs(people.betas[one] - people.betas[other])
+        apart = np.abs(one[:, 2] - other[:, 2])
+        pairs = pairs[:, (aside <= rule.sideways) & (apart <= np.maximum(rule.depth, rule.depth_share * z))]
+        first, second = pairs
+        shape = np.abs(people.betas[first] - people.betas[second])
         alike = (shape[:, :-1] <= rule.shape).all(axis=1) & (shape[:, -1] <= rule.kid_axis)
-        dot = np.abs((_quaternions(people.pose[one]) * _quaternions(people.pose[other])).sum(axis=-1))
+        dot = np.abs((_quaternions(people.pose[first]) * _quaternions(people.pose[second])).sum(axis=-1))
         angle = 2 * np.arccos(dot.clip(max=1))  # (k, 24) between the rotations
         alike &= (angle.mean(axis=1) <= rule.mean_angle) & (angle[:, 0] <= rule.root_angle)
-        alike &= ~(box_overlap(people.bbox_xyxy[one], people.bbox_xyxy[other]) < rule.box_overlap)
+        alike &= ~(box_overlap(people.bbox_xyxy[first], people.bbox_xyxy[second]) < rule.box_overlap)
         numbers = (people.pose, people.betas, people.transl)
-        copies = [np.abs(values[one] - values[other]).max(axis=1) <= _EQUAL for values in numbers]
-    return alike | np.logical_and.reduce(copies)
+        copies = [np.abs(values[first] - values[second]).max(axis=1) <= _EQUAL for values in numbers]
+    return pairs[:, alike | np.logical_and.reduce(copies)]
 
 
 def _quaternions(pose: np.ndarray) -> np.ndarray:
@@ -121,24 +116,3 @@ def box_overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     area, other_area = (np.maximum(box[..., 2:] - box[..., :2], 0).prod(axis=-1) for box in (one, other))
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where((area > 0) & (other_area > 0), shared / (area + other_area - shared), np.nan)
-
-
-def _keep_best(first: np.ndarray, second: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """(n,) the best kept row that each repeats, -1 = it is kept itself: no kept row of better rank is like it.
-
-    Every round decides the rows whose better neighbours are decided; the longest chain sets the number of rounds.
-    """
-    better, worse = (np.where(rank[first] < rank[second], *sides) for sides in ((first, second), (second, first)))
-    original, undecided = np.full(rank.size, -1), np.zeros(rank.size, bool)
-    undecided[worse] = True
-    by_rank = np.argsort(rank)
-    while undecided.any():
-        acts = undecided[worse] & ~undecided[better] & (original[better] < 0)
-        best = np.full(rank.size, rank.size)
-        np.minimum.at(best, worse[acts], rank[better[acts]])
-        waits = np.zeros(rank.size, bool)
-        waits[worse[undecided[better]]] = True
-        repeats = best < rank.size
-        original[repeats] = by_rank[best[repeats]]
-        undecided &= ~repeats & waits
-    return original

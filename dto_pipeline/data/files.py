@@ -1,6 +1,6 @@
 """Write local files whole or not at all: under a temporary name beside the place, synced, then named in one step.
 
-`commit_new` names a file only if the name is free (for everything that means "done"), `commit_over` replaces (for
+`write_new` names a file only if the name is free (for everything that means "done"), `replaced` replaces (for
 reports). A killed writer leaves a ``.<name>.tmp-<hex>``; the name identifies its process, so that `sweep_abandoned`
 can remove it. Mounts that lack a step get another one of the same meaning, or an error that names them.
 """
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dto_pipeline.errors import NO_ROOM, DtoError
-from dto_pipeline.reading import open_regular
+from dto_pipeline.reading import IrregularFile, open_regular
 
 # Errors of mounts without hard links: FAT, CIFS, VirtualBox, FUSE of all kinds, unions of folders, Android.
 _NO_LINKS = {
@@ -35,8 +35,6 @@ _NO_LINKS = {
 }
 # Errors of mounts that cannot sync a folder: VirtualBox, older CIFS, some FUSE. It protects against power cuts only.
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.EBADF, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-# Errors of mounts that can be read but not mapped: GlusterFS and other FUSE with direct I/O.
-NO_MAPS = {errno.ENODEV, errno.EINVAL, errno.EACCES, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of <fcntl.h> and <linux/fs.h>
 _TEMPORARY = re.compile(r"\..+\.tmp-[0-9a-f]{32}", re.DOTALL)
@@ -60,6 +58,8 @@ def naming_full_disk(place: str | Path) -> Iterator[None]:
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
     """A temporary name in the folder of `path` (made if missing); a file left under that name is removed."""
+    if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/null would become a file
+        raise IrregularFile(errno.EINVAL, "it is a pipe, socket or device; name a regular file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name(path.name))
     try:
@@ -69,8 +69,8 @@ def staged(path: Path) -> Iterator[Path]:
         _remove(temporary)
 
 
-def commit_new(temporary: Path, path: Path) -> bool:
-    """Give a finished temporary file its name if the name is free.
+def write_new(path: Path, data: bytes) -> bool:
+    """Write a file only if the name is free.
 
     Link, or rename where there are no links: both create the name in one step and never replace.
 
@@ -79,23 +79,25 @@ def commit_new(temporary: Path, path: Path) -> bool:
 
     Raises: OSError: with advice where the file system can neither link nor rename without replacing.
     """
-    sync(temporary)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        refused = _rename_new(temporary, path)
-        if refused == errno.EEXIST:
+    with staged(path) as temporary:
+        temporary.write_bytes(data)
+        sync(temporary)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
             return False
-        if refused:
-            advice = (
-                f"the file system makes no hard links ({error.strerror}) and cannot rename without replacing "
-                f"({os.strerror(refused)}), one of which create-if-absent needs; write to another one"
-            )
-            raise OSError(error.errno, advice, str(path)) from error
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            refused = _rename_new(temporary, path)
+            if refused == errno.EEXIST:
+                return False
+            if refused:
+                advice = (
+                    f"the file system makes no hard links ({error.strerror}) and cannot rename without replacing "
+                    f"({os.strerror(refused)}), one of which create-if-absent needs; write to another one"
+                )
+                raise OSError(error.errno, advice, str(path)) from error
     sync(path.parent)
     return True
 
@@ -109,11 +111,14 @@ def _rename_new(temporary: Path, path: Path) -> int:
     return ctypes.get_errno() if rename(*places, _RENAME_NOREPLACE) else 0
 
 
-def commit_over(temporary: Path, path: Path) -> None:
-    """Give a finished temporary file its name, replacing an older file."""
-    sync(temporary)
-    os.replace(temporary, path)
-    sync(path.parent)
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary name as `staged`; the file written there takes the place of `path` if the block raises nothing."""
+    with staged(path) as temporary:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
@@ -123,9 +128,8 @@ def write_json_atomic(path: Path, value: Any) -> None:
 
 def write_bytes_atomic(path: Path, data: bytes) -> None:
     """Write `data` to `path`, replacing what was there."""
-    with staged(path) as temporary:
+    with replaced(path) as temporary:
         temporary.write_bytes(data)
-        commit_over(temporary, path)
 
 
 def temporary_name(name: str) -> str:
@@ -152,11 +156,6 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sha256_bytes(data: bytes) -> str:
-    """sha256 (hex) of bytes."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def json_bytes(value: Any) -> bytes:
     """JSON as this project writes it: sorted keys, one a line."""
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
@@ -168,6 +167,8 @@ def sync(path: Path) -> None:
     try:
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
+    except FileNotFoundError:
+        raise
     except OSError as error:
         if not path.is_dir() or error.errno not in _NO_FOLDER_SYNC:
             advice = f"the file system cannot sync it ({error.strerror}), so it is not safe there; use another one"

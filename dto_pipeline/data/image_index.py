@@ -7,17 +7,15 @@ their rows are adjacent. A name that cannot be used is a problem of its image on
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from dto_pipeline.data.sources.rows import LabelFileError, LabelSource
+from dto_pipeline.data.sources.rows import LabelSource
 from dto_pipeline.paths import UnsafePath, check_relative
 
 WHOLE_NAME = 1 << 20  # as `key_parts`: all parts of a name make its key
-_LAST_CHARACTER = 0x10FFFF  # of Unicode
-_ROWS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -51,17 +49,12 @@ class ImageIndex:
 
 
 def index_images(source: LabelSource, key_parts: int) -> ImageIndex:
-    """Group the rows of a label file by image.
-
-    Args:
-        source: the open label file.
-        key_parts: how many last parts of the image's name make its key.
-    """
+    """Group the rows of a label file by image; `key_parts`: how many last parts of the image's name make its key."""
     image_of: dict[str, int] = {}
     spelled: dict[str, int] = {}  # as written in the label file
     problem: dict[int, str] = {}
-    ids = np.empty(source.num_rows, dtype=np.int64)
-    for start, stop, name in _name_runs(source):
+    starts, names = _name_runs(source)
+    for name in names:
         if name not in spelled:
             try:
                 spelled[name] = image_of.setdefault(check_relative(name), len(image_of))
@@ -69,7 +62,7 @@ def index_images(source: LabelSource, key_parts: int) -> ImageIndex:
                 tidy = name.encode("utf-8", "backslashreplace").decode()  # one that can be stored
                 spelled[name] = image_of.setdefault(tidy, len(image_of))
                 problem[spelled[name]] = str(error)
-        ids[start:stop] = spelled[name]
+    ids = np.repeat(np.array([spelled[name] for name in names], np.int64), np.diff(starts, append=source.num_rows))
     files = list(image_of)
     counts = np.bincount(ids, minlength=len(files))
     return ImageIndex(
@@ -81,22 +74,11 @@ def index_images(source: LabelSource, key_parts: int) -> ImageIndex:
     )
 
 
-def _name_runs(source: LabelSource) -> Iterator[tuple[int, int, str]]:
-    """(start, stop, name) of neighbouring rows with one name."""
-    for first in range(0, source.num_rows, _ROWS_AT_ONCE):
-        last = min(first + _ROWS_AT_ONCE, source.num_rows)
-        names = source.image_names(first, last)
-        heads = np.flatnonzero(np.concatenate(([True], names[1:] != names[:-1])))
-        try:
-            texts = names[heads]
-            if texts.dtype.kind == "U" and texts.dtype.itemsize:  # numpy makes broken text of what is no character
-                codes = np.ascontiguousarray(texts).view(f"{texts.dtype.str[0]}u4")
-                if (most := int(codes.max())) > _LAST_CHARACTER:
-                    raise ValueError(f"0x{most:x} is no character")
-            texts = texts.tolist()
-        except ValueError as error:
-            raise LabelFileError(f"{source.files[0]}, rows {first} to {last}: image names: {error}") from error
-        yield from zip((heads + first).tolist(), [*(heads[1:] + first).tolist(), last], texts, strict=True)
+def _name_runs(source: LabelSource) -> tuple[np.ndarray, list[str]]:
+    """First row and name of each run of neighbouring rows with one name."""
+    names = source.image_names
+    starts = np.flatnonzero(np.concatenate((np.ones(min(names.size, 1), bool), names[1:] != names[:-1])))
+    return starts, names[starts].tolist()
 
 
 def _keys(files: list[str], key_parts: int, problem: dict[int, str]) -> list[str]:

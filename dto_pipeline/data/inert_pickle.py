@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from dto_pipeline.errors import DtoError
 
@@ -91,38 +91,49 @@ _MALFORMED = (
 
 
 class Stream:
-    """A part of some bytes or of a mapped file, read in order; a length beyond its end allocates nothing."""
+    """A pickle of `size` bytes in a file, read in order; what is read between two resets of `left` is bounded."""
 
-    def __init__(self, data: Any, at: int, end: int, max_bytes: int) -> None:
-        self.data, self.at, self.end = data, at, end
+    def __init__(self, source: IO[bytes], size: int, max_bytes: int) -> None:
+        self._source, self.size, self.at = source, size, 0
         self.left = self.max_bytes = max_bytes
 
     def read(self, count: int) -> bytes:
         """The next `count` bytes. Raises: BrokenPickle: there are fewer, or more was read than allowed."""
-        start = self.at
-        if start + count > self.end:
-            raise BrokenPickle(f"{count} bytes expected, {self.end - start} left: truncated")
+        if count > self.size - self.at:
+            raise BrokenPickle(f"{count} bytes expected, {self.size - self.at} left: truncated")
         self.left -= count + _READ_COST
         if self.left < 0:
-            raise BrokenPickle(f"more than {self.max_bytes} bytes, each instruction counted as {_READ_COST} more")
-        self.at += count
-        return self.data[start : self.at]
+            raise self._too_much()
+        found = self._source.read(count)
+        self.at += len(found)
+        if len(found) < count:
+            raise BrokenPickle(f"{count} bytes expected, {len(found)} left: truncated")
+        return found
 
     def readline(self) -> bytes:
-        found = self.data.find(b"\n", self.at, self.end)
-        if found < 0:
+        found = self._source.readline(self.left)
+        self.at += len(found)
+        self.left -= len(found) + _READ_COST
+        if self.left < 0:
+            raise self._too_much()
+        if not found.endswith(b"\n"):
             raise BrokenPickle("a text argument without end of line: truncated")
-        return self.read(found + 1 - self.at)
+        return found
+
+    def _too_much(self) -> BrokenPickle:
+        return BrokenPickle(f"more than {self.max_bytes} bytes, each instruction counted as {_READ_COST} more")
 
     @contextmanager
     def errors_named(self, where: str) -> Iterator[None]:
         """Add file and byte to errors inside the block, at whose end the stream must be at its own."""
         try:
             yield
-            if self.at != self.end:
-                raise BrokenPickle(f"{self.end - self.at} bytes follow the end of the pickle")
+            if self.at != self.size:
+                raise BrokenPickle(f"{self.size - self.at} bytes follow the end of the pickle")
         except PickleRefused as error:
             raise type(error)(f"{where}: byte {self.at}: {error}") from error
+        except DtoError:  # of who is given the values
+            raise
         except _MALFORMED as error:
             found = f"{type(error).__name__}: {ascii(str(error))[1:-1]}"[:_SHOWN]
             raise BrokenPickle(f"{where}: malformed at byte {self.at} ({found}); fetch the file again") from error
@@ -223,7 +234,7 @@ class InertUnpickler(pickle._Unpickler):
 
     def frame(self) -> None:
         (length,) = struct.unpack("<Q", self.read(8))
-        if length > self._stream.end - self._stream.at:
+        if length > self._stream.size - self._stream.at:
             raise BrokenPickle(f"a frame of {length} bytes, longer than the file: truncated")
 
 

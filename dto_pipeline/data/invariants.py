@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dto_pipeline.acceptance import Acceptance, read_acceptance
 from dto_pipeline.axes import ADULT_FEMALE, HEIGHT_CLASSES, NUM_BETAS
-from dto_pipeline.bounds import ASIDE, BETAS, DISTANCE, HEIGHT, POSE
+from dto_pipeline.bounds import ASIDE, BETAS, DISTANCE, HEIGHT, POSE, Acceptance, read_acceptance
 from dto_pipeline.data.label_files import LabelColumns, initial_betas
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel

@@ -7,7 +7,8 @@ inputs under equal roots give identical bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +17,12 @@ import pyarrow as pa
 
 from dto_pipeline.config_tree import shorten
 from dto_pipeline.data.parquet import READ_ERRORS, check_file, footer_text, open_parquet
-from dto_pipeline.data.storage import Location, as_location, beside
+from dto_pipeline.data.storage import Location, as_location, beside, exists
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import parse_json
 from dto_pipeline.schema import MANIFEST_SCHEMA, MANIFEST_SCHEMA_NAME
 
+_SCHEMA_NAME = MANIFEST_SCHEMA_NAME.partition("/")[0]  # of any version
 _PARTS = 3  # last parts of a manifest's path that it may be found by after a move
 
 
@@ -156,6 +158,22 @@ def _counts(pair: Sequence[Any]) -> list[int]:
     if any(not isinstance(count, int) or isinstance(count, bool) or count < 0 for count in pair):
         raise ValueError(f"shard of {shorten(pair)}")
     return list(pair)
+
+
+def check_outputs(manifest: Location, companions: Iterable[Location], inputs: Iterable[Location | None]) -> None:
+    """Refuse to write a manifest, with companions beside it, over an input or over another kind of file.
+
+    Raises: ManifestError.
+    """
+    taken = {place.resolve() if isinstance(place, Path) else place for place in inputs if place is not None}
+    for place in (manifest, *companions):
+        if (place.resolve() if isinstance(place, Path) else place) in taken and exists(place):
+            raise ManifestError(f"{place} would be replaced and is an input; choose another name for the manifest (-o)")
+    if exists(manifest):
+        with suppress(ManifestError), open_parquet(manifest, ManifestError) as file:
+            if footer_text(file).get("schema", "").startswith(_SCHEMA_NAME):
+                return
+        raise ManifestError(f"{manifest} exists and is no manifest; choose another name for the manifest (-o)")
 
 
 def report_path(manifest: Location) -> Location:

@@ -158,11 +158,6 @@ class RemoteStore:
         """Write bytes, or a file from here, in parts where they are many; the object appears when it is complete."""
         self._ask(name, lambda key: self._client.put(key, data))
 
-    def download(self, name: str, target: Path) -> None:
-        """An object to a new file; raises FileNotFoundError."""
-        with target.open("wb") as sink:
-            self._ask(name, lambda key: sink.writelines(self._client.get(key).stream()))
-
     def remove(self, name: str) -> None:
         """Delete an object; it may be gone already."""
         with suppress(FileNotFoundError):

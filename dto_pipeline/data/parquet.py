@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dto_pipeline.data.storage import Location, find_file
-from dto_pipeline.errors import NO_ROOM
 from dto_pipeline.reading import IrregularFile
 
 ROWS_PER_GROUP = 1024  # images
@@ -35,10 +36,11 @@ def writer_settings(schema: pa.Schema) -> dict[str, Any]:
     }
 
 
-def check_room(error: BaseException) -> None:
-    """Raise an error of a full disk again: the file that was being read is not damaged."""
-    if getattr(error, "errno", None) in NO_ROOM:
-        raise error
+@contextmanager
+def new_parquet(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """A writer of a local file; pyarrow gets no name, as it takes ``a:b/c`` for a URI and knows names in UTF-8 only."""
+    with path.open("wb") as stream, pq.ParquetWriter(stream, schema, **writer_settings(schema)) as writer:
+        yield writer
 
 
 def open_parquet(path: Location, error: type[Exception], again: bool = False) -> pq.ParquetFile:

@@ -33,7 +33,7 @@ from dto_pipeline.data.image_index import WHOLE_NAME, index_images
 from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatten_table, initial_betas
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.data.npz import MappedNpz, safe_load_npz
+from dto_pipeline.data.npz import NpzFile, safe_load_npz
 from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.annots import BODY, CAMERA, first_people
@@ -60,31 +60,24 @@ class UnknownFile(LabelFileError):
 
 
 class FileKind(StrEnum):
-    """What a file of people is, see the module."""
+    """What a file of people is, see the module; `words`: the kind as messages name it."""
 
-    DTO_LABELS = "dto_labels"
-    DTO_PERSONS = "dto_persons"
-    CAMERAHMR = "camerahmr"
-    MA_HMR = "ma_hmr"
-    RELATIVE_HUMAN = "relative_human"
-    PREDICTIONS = "predictions"
-    SYNTHETIC_TRUTH = "synthetic_truth"
+    words: str
 
-    @property
-    def words(self) -> str:
-        """The kind as messages name it."""
-        return _WORDS[self]
+    def __new__(cls, name: str, words: str) -> FileKind:
+        kind = str.__new__(cls, name)
+        kind._value_, kind.words = name, words
+        return kind
+
+    DTO_LABELS = "dto_labels", "labels of this project"
+    DTO_PERSONS = "dto_persons", "labels of this project, one row per person"
+    CAMERAHMR = "camerahmr", "CameraHMR's labels"
+    MA_HMR = "ma_hmr", "labels in Metric-Aware HMR's layout (released DTO-Humans)"
+    RELATIVE_HUMAN = "relative_human", "RelativeHuman's annotations"
+    PREDICTIONS = "predictions", "predictions"
+    SYNTHETIC_TRUTH = "synthetic_truth", "the truth of a synthetic data set"
 
 
-_WORDS = {
-    FileKind.DTO_LABELS: "labels of this project",
-    FileKind.DTO_PERSONS: "labels of this project, one row per person",
-    FileKind.CAMERAHMR: "CameraHMR's labels",
-    FileKind.MA_HMR: "labels in Metric-Aware HMR's layout (released DTO-Humans)",
-    FileKind.RELATIVE_HUMAN: "RelativeHuman's annotations",
-    FileKind.PREDICTIONS: "predictions",
-    FileKind.SYNTHETIC_TRUTH: "the truth of a synthetic data set",
-}
 _SCHEMAS = {PERSONS_SCHEMA_NAME: FileKind.DTO_PERSONS, LABELS_SCHEMA_NAME: FileKind.DTO_LABELS}
 _MARKS = {  # array or column that only this kind has
     "imgname": FileKind.CAMERAHMR,
@@ -100,11 +93,8 @@ _EXPECTED = (
 def recognise(path: str | Path) -> FileKind:
     """The kind of a file or folder. Raises: UnknownFile: none of those above, with its content; or no such file."""
     path = Path(path)
-    if path.is_dir():
-        return _folder_kind(path)
     try:
-        magic = read_start(path, 4)
-        names = list(MappedNpz(path).keys) if magic[:2] == b"PK" else []
+        return _folder_kind(path) if path.is_dir() else _file_kind(path)
     except FileNotFoundError as error:
         raise UnknownFile(
             f"{path} does not exist; expected a run, an export or a file of people: check the path (in a build, "
@@ -114,19 +104,6 @@ def recognise(path: str | Path) -> FileKind:
         raise UnknownFile(str(error)) from error
     except OSError as error:
         raise UnknownFile(f"{path} cannot be opened ({error.strerror}); check the path") from error
-    if magic == b"PAR1":
-        with open_parquet(path, UnknownFile) as file:
-            schema, names = footer_text(file).get("schema", ""), file.schema_arrow.names
-        if schema in _SCHEMAS:
-            return _SCHEMAS[schema]
-    elif magic[:2] != b"PK":
-        raise UnknownFile(f"{path} begins with {magic!r}; expected a Parquet or an npz file")
-    for mark, kind in _MARKS.items():
-        if mark in names:
-            return kind
-    if ARRAY in names:
-        return _annots_kind(path)
-    raise UnknownFile(f"{path} holds {_shown(names)}; {_EXPECTED}")
 
 
 def _folder_kind(folder: Path) -> FileKind:
@@ -150,11 +127,23 @@ def _schema_of(path: Path) -> str:
         return ""
 
 
-def _annots_kind(path: Path) -> FileKind:
-    try:
-        people = first_people(path)
-    except PickleRefused as error:
-        raise UnknownFile(f"{path} cannot be read: {error}") from error
+def _file_kind(path: Path) -> FileKind:
+    magic = read_start(path, 4)
+    if magic == b"PAR1":
+        with open_parquet(path, UnknownFile) as file:
+            schema, names = footer_text(file).get("schema", ""), file.schema_arrow.names
+        if schema in _SCHEMAS:
+            return _SCHEMAS[schema]
+    elif magic[:2] == b"PK":
+        names = list(NpzFile(path).keys)
+    else:
+        raise UnknownFile(f"{path} begins with {magic!r}; expected a Parquet or an npz file")
+    for mark, kind in _MARKS.items():
+        if mark in names:
+            return kind
+    if ARRAY not in names:
+        raise UnknownFile(f"{path} holds {_shown(names)}; {_EXPECTED}")
+    people = first_people(path)
     keys = {str(key) for person in people if isinstance(person, dict) for key in person}
     if keys & {BODY, CAMERA}:
         return FileKind.MA_HMR
@@ -231,26 +220,26 @@ def read_people(path: str | Path | Sequence[str | Path], values: str = "after") 
     if kind is FileKind.RELATIVE_HUMAN:
         raise LabelFileError(f"{path} holds {kind.words}: people in the picture only, without bodies to compare")
     if kind is FileKind.DTO_PERSONS:
-        return _read_source(path, _open_persons(path, values))
-    if kind is FileKind.SYNTHETIC_TRUTH:
-        return _read_source(path, _open_truth(path / TRUTH_FILE if path.is_dir() else path))
-    return _read_source(path, SOURCES[kind](path, SourceOptions()))
+        source = _open_persons(path, values)
+    elif kind is FileKind.SYNTHETIC_TRUTH:
+        source = _open_truth(path / TRUTH_FILE if path.is_dir() else path)
+    else:
+        source = SOURCES[kind](path, SourceOptions())
+    return _read_source(path, source)
 
 
 def _read_source(path: Path, source: LabelSource) -> People:
     """All people of a source; images come in order of their first row, then those without people."""
     index = index_images(source, WHOLE_NAME)
     rows, count = source.rows(index.rows), index.num_images + len(source.empty_images)
-    owner = np.repeat(np.arange(index.num_images), np.diff(index.offsets))
-    first = index.offsets[:-1]
     size, accepted = np.full((count, 2), np.nan), np.ones(count, bool)
     for name, values in (("size", size), ("accepted", accepted)):
         if name in rows.more:
-            values[: index.num_images] = rows.more[name][first]
+            values[: index.num_images] = rows.more[name][index.offsets[:-1]]
     return People(
         source=str(path),
         images=np.array([*index.image_name, *source.empty_images], dtype=object),
-        owner=owner,
+        owner=np.repeat(np.arange(index.num_images), np.diff(index.offsets)),
         row=rows.more.get("row", index.rows),
         pose=rows.pose,
         betas=rows.betas,
@@ -258,7 +247,7 @@ def _read_source(path: Path, source: LabelSource) -> People:
         intrinsics=rows.intrinsics,
         size=size,
         accepted=accepted,
-        status=rows.more.get("status", np.full(owner.size, "", dtype=object)),
+        status=rows.more.get("status", np.full(index.rows.size, "", dtype=object)),
         height=rows.more.get("height"),
         problems=tuple(f"{path}, image {found.image}: {found.reason}" for found in source.findings),
     )
@@ -304,9 +293,16 @@ def _open_persons(path: Path, values: str) -> LabelSource:
     if values == "before":
         initial = initial_betas(LabelColumns({}, columns, np.array([0, table.num_rows])))
         columns = {**columns, "betas": initial, "transl": columns["transl_init"]}
-    row, accepted = columns["source_row"].astype(np.int64), np.asarray(columns["is_accepted"], bool)
-    more = {"row": row, "accepted": accepted, "status": columns["status"], "size": _known_sizes(columns)}
-    return _in_memory(files, columns["image_path"], columns, read_cameras(columns), more)
+    return _in_memory(
+        files,
+        columns["image_path"],
+        columns,
+        read_cameras(columns),
+        row=columns["source_row"].astype(np.int64),
+        accepted=np.asarray(columns["is_accepted"], bool),
+        status=columns["status"],
+        size=_known_sizes(columns),
+    )
 
 
 def _open_truth(path: Path) -> LabelSource:
@@ -319,23 +315,19 @@ def _open_truth(path: Path) -> LabelSource:
         raise LabelFileError(
             f"{path} lacks {missing}: it is no truth of `dto synth` (the demo scores itself: summary.json)"
         )
-    more = {"size": arrays["image_size"], "height": np.asarray(arrays["height"], np.float64)}
-    return _in_memory([path], arrays["image_name"], arrays, np.asarray(arrays["intrinsics"], np.float64), more)
+    names, cameras = np.asarray(arrays["image_name"], str), np.asarray(arrays["intrinsics"], np.float64)
+    height = np.asarray(arrays["height"], np.float64)
+    return _in_memory([path], names, arrays, cameras, size=arrays["image_size"], height=height)
 
 
 def _in_memory(
-    files: list[Path],
-    names: np.ndarray,
-    columns: Mapping[str, np.ndarray],
-    intrinsics: np.ndarray,
-    more: Mapping[str, np.ndarray],
+    files: list[Path], names: np.ndarray, columns: Mapping[str, np.ndarray], intrinsics: np.ndarray, **more: np.ndarray
 ) -> LabelSource:
     def rows(index: np.ndarray) -> LabelRows:
         found = take_rows({name: columns[name] for name in ("pose", "betas", "transl")}, index, intrinsics[index])
         return dataclasses.replace(found, more={name: values[index] for name, values in more.items()})
 
-    names = np.asarray(names, dtype=str)
-    return LabelSource(files, names.size, lambda start, stop: names[start:stop], rows)
+    return LabelSource(files, names, rows)
 
 
 def _known_sizes(columns: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 MAX_PIXELS = 1 << 28  # of one mask; hostile sizes stop here
 _MAX_CHARACTERS = 7  # of one number: 35 bits, far above MAX_PIXELS
+_ALL = slice(None)
 
 
 class RleError(ValueError):
@@ -34,39 +35,23 @@ def encode_rle(mask: np.ndarray) -> bytes:
     return bytes(((group | (more << 5)) + 48).astype(np.uint8)[used])
 
 
-def decode_rle(counts: bytes, height: int, width: int) -> np.ndarray:
-    """The full mask, (height, width) bool. Raises: RleError: the string is damaged or its runs do not fill the size."""
-    runs = _runs_of(counts, height, width)
-    return np.ascontiguousarray(np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height).T)
-
-
-def sample_rle(counts: bytes, height: int, width: int, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
-    """(h, w) bool, some rows and columns of a mask, straight from its runs: ``decode_rle(...)[rows][:, cols]``.
-
-    Args:
-        rows: (h,) int, strictly increasing, in 0 .. height - 1; cols: (w,) int, likewise in 0 .. width - 1.
+def decode_rle(
+    counts: bytes, height: int, width: int, rows: np.ndarray | slice = _ALL, cols: np.ndarray | slice = _ALL
+) -> np.ndarray:
+    """(h, w) bool, the rows and columns of a mask with these indices; all of them unless they are given.
 
     Raises:
         RleError: the string is damaged or its runs do not fill the size.
     """
-    for name, picks, size in (("rows", rows, height), ("cols", cols, width)):
-        if not (picks.size and picks[0] >= 0 and picks[-1] < size) or np.any(picks[1:] <= picks[:-1]):
-            raise ValueError(f"{name} must be strictly increasing in 0 .. {size - 1}")
-    ends = np.cumsum(_runs_of(counts, height, width))[:-1]
-    # how many samples, in column-major order, lie before the end of each run
-    column, row = np.divmod(ends, height)
-    full_columns = np.searchsorted(cols, column)
-    in_this_column = np.append(cols, -1)[full_columns] == column
-    border = full_columns * rows.size + in_this_column * np.searchsorted(rows, row)
-    mask = np.zeros((rows.size, cols.size), dtype=bool)
-    if border.size == 0:
-        return mask
-    left = border[0] // rows.size  # only columns from the first change on are worth a pass
-    right = min(border[-1] // rows.size + 1, cols.size) if border.size % 2 == 0 else cols.size
-    toggles = np.zeros((right - left) * rows.size + 1, dtype=np.uint8)
-    np.bitwise_xor.at(toggles, np.minimum(border - left * rows.size, toggles.size - 1), 1)
-    mask[:, left:right] = np.bitwise_xor.accumulate(toggles[:-1]).reshape(right - left, rows.size).T
-    return mask
+    if height < 1 or width < 1 or height * width > MAX_PIXELS:
+        raise RleError(f"mask size {height} x {width}; expected 1 .. {MAX_PIXELS} pixels")
+    runs = _read_runs(np.frombuffer(counts, dtype=np.uint8))
+    if runs is None:
+        raise RleError(f"run lengths {counts[:20]!r}... are not a COCO compressed counts string")
+    if (total := int(runs.sum())) != height * width:
+        raise RleError(f"run lengths add up to {total} pixels; expected {height} x {width} = {height * width}")
+    columns = np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height)
+    return np.ascontiguousarray(columns[cols][:, rows].T)
 
 
 def measure_rles(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -85,17 +70,6 @@ def measure_rles(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.
         if runs is not None:
             sizes[:, mask] = runs[1::2].sum(), runs.sum()
     return sizes[0], sizes[1]
-
-
-def _runs_of(counts: bytes, height: int, width: int) -> np.ndarray:
-    if height < 1 or width < 1 or height * width > MAX_PIXELS:
-        raise RleError(f"mask size {height} x {width}; expected 1 .. {MAX_PIXELS} pixels")
-    runs = _read_runs(np.frombuffer(counts, dtype=np.uint8))
-    if runs is None:
-        raise RleError(f"run lengths {counts[:20]!r}... are not a COCO compressed counts string")
-    if (total := int(runs.sum())) != height * width:
-        raise RleError(f"run lengths add up to {total} pixels; expected {height} x {width} = {height * width}")
-    return runs
 
 
 def _read_runs(characters: np.ndarray) -> np.ndarray | None:

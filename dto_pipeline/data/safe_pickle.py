@@ -7,6 +7,7 @@ themselves are refused.
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Callable
@@ -61,7 +62,7 @@ def safe_loads(
             that is not a number, boolean or string; an array of objects where not allowed.
         BrokenPickle: anything else that is wrong, or more than the limits allow.
     """
-    stream = Stream(data, 0, len(data), limits.max_bytes)
+    stream = Stream(io.BytesIO(data), len(data), limits.max_bytes)
     with stream.errors_named(where):
         value = InertUnpickler(stream, NUMPY_ONLY if allow is None else allow, limits, object_arrays).load()
         check_values(value, limits)
@@ -76,8 +77,11 @@ def checked_values(flat: np.ndarray) -> np.ndarray:
     """
     if flat.dtype.kind == "b" and flat.view(np.uint8).max(initial=0) > 1:
         raise BrokenPickle("a boolean array with other values than 0 and 1")
-    if flat.dtype.kind == "U" and flat.view(f"{flat.dtype.str[0]}u4").max(initial=0) > _LAST_CHARACTER:
-        raise BrokenPickle("a text array with impossible characters")
+    if flat.dtype.kind == "U":
+        codes = flat.view(f"{flat.dtype.str[0]}u4")
+        if codes.max(initial=0) > _LAST_CHARACTER:  # numpy makes broken text of it
+            at = int(codes.argmax())
+            raise BrokenPickle(f"item {at // (codes.size // flat.size)} of a text: 0x{codes[at]:x} is no character")
     return flat if flat.dtype.isnative else flat.astype(flat.dtype.newbyteorder("="))
 
 

@@ -24,7 +24,7 @@ from dto_pipeline.data.cameras import describe_off_centre, is_off_centre, read_c
 from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.duplicates import LabelledPeople, find_duplicates
 from dto_pipeline.data.images import ImageStore
-from dto_pipeline.data.rle import RleError, measure_rles, sample_rle
+from dto_pipeline.data.rle import RleError, decode_rle, measure_rles
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.models.depth import DepthFiles
 from dto_pipeline.scene import Scene
@@ -202,7 +202,7 @@ def _sample_masks(scene: Scene, masks: list[_Mask], max_side: int) -> None:
             if (high, wide) != (scene.height, scene.width):
                 expected = f"expected the size of the image, {scene.width} x {scene.height}"
                 raise RleError(f"it is {wide} x {high}; {expected}")
-            sampled[person] = sample_rle(rle, high, wide, rows, cols)
+            sampled[person] = decode_rle(rle, high, wide, rows, cols)
         except RleError as error:
             scene.person_problem[person] = (PersonStatus.INVALID_LABEL, f"instance mask: {error}")
             continue

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from dto_pipeline.array_files import read_npy
-from dto_pipeline.data.files import commit_over, staged
+from dto_pipeline.data.files import replaced
 from dto_pipeline.data.inert_pickle import BrokenPickle, Limits, shown
-from dto_pipeline.data.npz import MappedNpz, safe_load_npz
+from dto_pipeline.data.npz import NpzFile, safe_load_npz
 from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_loads
 from dto_pipeline.data.torch_files import TorchFileError, read_torch_file
 from dto_pipeline.errors import DtoError
@@ -77,7 +77,7 @@ def read_smpl(path: str | Path) -> Model:
 def _read_any(path: Path) -> tuple[Mapping[str, Any], Iterable[Any]]:
     """The contents of a file by SMPL's keys, and all its keys; its first bytes and members decide the format."""
     is_zip = read_start(path, 4) == b"PK\x03\x04"
-    if is_zip and (keys := MappedNpz(path).keys):
+    if is_zip and (keys := NpzFile(path).keys):
         return safe_load_npz(path, _SHAPES, SMPL_FILE, _LIMITS), keys
     if is_zip or path.suffix in (".pth", ".pt"):
         return _read_checkpoint(path)
@@ -185,13 +185,11 @@ def _read_template(path: Path) -> np.ndarray:
 def write_smpl_npz(model: Model, path: str | Path) -> Path:
     """Write a model as a plain npz; equal arrays give equal bytes, an existing file is replaced."""
     path = Path(path)
-    with staged(path) as temporary:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            for key in _SHAPES:
-                member = io.BytesIO()
-                np.lib.format.write_array(member, np.ascontiguousarray(model[key]), allow_pickle=False)
-                archive.writestr(zipfile.ZipInfo(f"{key}.npy", _ZIP_DATE), member.getvalue())
-        commit_over(temporary, path)
+    with replaced(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for key in _SHAPES:
+            member = io.BytesIO()
+            np.lib.format.write_array(member, np.ascontiguousarray(model[key]), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{key}.npy", _ZIP_DATE), member.getvalue())
     return path
 
 

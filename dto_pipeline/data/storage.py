@@ -8,6 +8,7 @@ remember their roots. Sizes in bytes.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,13 +21,11 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import pyarrow as pa
 
 from dto_pipeline.data.files import (
-    commit_new,
-    commit_over,
-    sha256_bytes,
+    replaced,
     sha256_file,
-    staged,
     temporary_folder,
     write_bytes_atomic,
+    write_new,
 )
 from dto_pipeline.data.object_store import RemoteStore, open_remote
 from dto_pipeline.data.object_store import StorageError as StorageError
@@ -38,7 +37,6 @@ Location = Path | str
 STORAGE_ERRORS = (OSError, pa.ArrowException)  # what reading a place raises besides FileNotFoundError
 _REQUESTS = 32  # at once, where every read is a request over the network
 _MOST_BYTES = 1 << 32  # of one file that is read whole; label files are the largest, with some MB
-_WINDOW = 512  # files asked for before the first of them is dealt with
 _LOG = logging.getLogger(__name__)
 
 
@@ -67,7 +65,7 @@ class LocalStore:
     def open(self, name: str) -> pa.NativeFile:
         """A file for random access; raises FileNotFoundError."""
         check_regular(self.root / name)
-        return pa.OSFile(str(self.root / name))
+        return pa.OSFile(os.fsencode(self.root / name))  # pyarrow takes text in UTF-8 only
 
     def version_of(self, name: str) -> tuple[int, object]:
         """Size and time of change of a file; raises FileNotFoundError."""
@@ -120,9 +118,7 @@ class LocalStore:
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file if there is none of that name; True if this call did, False if it existed and was left alone."""
-        with staged(self.root / name) as temporary:
-            temporary.write_bytes(data)
-            return commit_new(temporary, self.root / name)
+        return write_new(self.root / name, data)
 
     def replace(self, name: str, data: bytes) -> None:
         """Write a file, replacing an older one."""
@@ -250,7 +246,7 @@ def read_head(root: Location, name: str, limit: int | None) -> bytes:
 def read_many(root: Location, names: Sequence[str], limit: int | None = None) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of many files (see `LocalStore.read`), in order; those that are gone by now are left out.
 
-    Over a network many are asked for at once; a bounded number is in memory.
+    Over a network many are asked for at once. All that was read is in memory until it is taken.
     """
     store = open_store(root)
 
@@ -261,9 +257,7 @@ def read_many(root: Location, names: Sequence[str], limit: int | None = None) ->
             return name, None
 
     with ThreadPoolExecutor(1 if isinstance(store, LocalStore) else _REQUESTS, thread_name_prefix="store") as threads:
-        for start in range(0, len(names), _WINDOW):
-            found = threads.map(read, names[start : start + _WINDOW])
-            yield from ((name, data) for name, data in found if data is not None)
+        yield from ((name, data) for name, data in threads.map(read, names) if data is not None)
 
 
 def read_bytes(location: Location) -> bytes:
@@ -274,7 +268,9 @@ def read_bytes(location: Location) -> bytes:
 
 def sha256_of(location: Location) -> str:
     """sha256 (hex) of a file's bytes, wherever it lies; raises FileNotFoundError."""
-    return sha256_file(location) if isinstance(location, Path) else sha256_bytes(read_bytes(location))
+    if isinstance(location, Path):
+        return sha256_file(location)
+    return hashlib.sha256(read_bytes(location)).hexdigest()
 
 
 def list_names(root: Location, endings: tuple[str, ...]) -> Iterator[str]:
@@ -295,12 +291,11 @@ def local_copy(location: Location, endings: tuple[str, ...] = ("",)) -> Iterator
     with temporary_folder("dto-copy-") as folder:
         target = folder / base_name(location)
         try:
-            open_remote(str(parent)).download(file, target)
+            target.write_bytes(open_remote(str(parent)).read(file))
         except FileNotFoundError:
-            target.unlink()
             for name in sorted(list_names(location, endings)):
                 (local := target / check_relative(name)).parent.mkdir(parents=True, exist_ok=True)
-                open_remote(location).download(name, local)
+                local.write_bytes(open_remote(location).read(name))
         yield target
 
 
@@ -319,9 +314,8 @@ def written(location: Location) -> Iterator[Path]:
     Local places change at once (see `data.files`). Elsewhere the finished file is uploaded: an object appears whole.
     """
     if isinstance(location, Path):
-        with staged(location) as temporary:
+        with replaced(location) as temporary:
             yield temporary
-            commit_over(temporary, location)
         return
     with temporary_folder("dto-write-") as folder:
         local = folder / base_name(location)

@@ -12,19 +12,19 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from threading import Lock
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.image_index import ImageIndex
 from dto_pipeline.data.images import TAR_MARK, ImageCorrupt, ImageFolder, ImageMissing, ImageStore
-from dto_pipeline.data.parquet import READ_ERRORS, check_file, footer_text, open_parquet, writer_settings
+from dto_pipeline.data.parquet import READ_ERRORS, check_file, footer_text, new_parquet, open_parquet
 from dto_pipeline.data.storage import (
     STORAGE_ERRORS,
     Location,
@@ -47,7 +47,6 @@ from dto_pipeline.schema import TAR_INDEX_SCHEMA, TAR_INDEX_SCHEMA_NAME
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")  # in order of preference where one sample has several
 _THREADS = 4  # tars read at the same time: headers are small reads that wait for the disk
-_LISTINGS_KEPT = 256  # tars whose rows stay in memory, about 200 KB each
 
 
 class TarIndexError(DtoError, ValueError):
@@ -108,34 +107,21 @@ def build_tar_index(root: Location, out: Location, progress: bool = False) -> li
     """
     root, tars, summaries = as_location(root), list_tars(root), []
     with ThreadPoolExecutor(_THREADS) as pool:
-        if exists(out) and (known := _fresh_summaries(root, tars, out, pool)) is not None:
-            return known
-        with (
-            written(out) as temporary,
-            pq.ParquetWriter(temporary, TAR_INDEX_SCHEMA, **writer_settings(TAR_INDEX_SCHEMA)) as writer,
-        ):
+        with suppress(TarIndexError, FileNotFoundError):  # there is none, it is broken, or a tar is gone: made anew
+            known = TarImages(out, root).summaries
+            sizes = {summary.tar: summary.size for summary in known}
+            if [*sizes] == tars and [*pool.map(open_store(root).size, tars)] == [*sizes.values()]:
+                return known
+        with written(out) as temporary, new_parquet(temporary, TAR_INDEX_SCHEMA) as writer:
             listings = pool.map(lambda tar: _list_members(root, tar), tars)
             for tar, listing in tqdm(zip(tars, listings, strict=True), "tars", len(tars), disable=not progress):
                 if listing.members:
                     writer.write_table(_rows(tar, listing), row_group_size=len(listing.members))
                 refused = sum(member.problem is not None for member in listing.members)
                 summaries.append(TarSummary(tar, listing.size, len(listing.members), refused, listing.problem))
-            footer = json.dumps([[s.tar, s.size, s.members, s.refused, s.problem] for s in summaries])
+            footer = json.dumps([dataclasses.astuple(summary) for summary in summaries])
             writer.add_key_value_metadata({"schema": TAR_INDEX_SCHEMA_NAME, "tars": footer})
     return summaries
-
-
-def _fresh_summaries(
-    root: Location, tars: Sequence[str], out: Location, pool: ThreadPoolExecutor
-) -> list[TarSummary] | None:
-    """Summaries of an existing index if it is about these tars as they are now, else None."""
-    try:
-        with open_parquet(out, TarIndexError) as file:
-            known = _read_summaries(out, footer_text(file))
-        same = [summary.tar for summary in known] == tars
-        return known if same and [*pool.map(open_store(root).size, tars)] == [tar.size for tar in known] else None
-    except (TarIndexError, FileNotFoundError):  # of another version, or broken; or a tar is gone: it is replaced
-        return None
 
 
 def _list_members(root: Location, tar: str) -> Listing:
@@ -171,41 +157,35 @@ def _read_summaries(path: Location, metadata: dict[str, str]) -> list[TarSummary
 class TarImages(ImageStore):
     """Members of indexed tars, named ``<tar>!<member>``, and plain files below their folder; for any number of threads.
 
+    The index is in memory, about 0.1 kB a member.
+
     Args:
         path: the index file.
         root: folder or URI of the tars.
 
-    Raises: TarIndexError: not an index, or one of another version.
+    Raises: TarIndexError: not an index, or one of another version, or damaged.
     """
 
     def __init__(self, path: Location, root: Location) -> None:
         self.path, self._root = as_location(path), as_location(root)
-        self._folder = ImageFolder(self._root)
-        self._parquet = open_parquet(self.path, TarIndexError)
-        check_file(self.path, self._parquet, TAR_INDEX_SCHEMA, TarIndexError)
-        self.summaries = _read_summaries(self.path, footer_text(self._parquet))
-        self._group = {tar: k for k, tar in enumerate(summary.tar for summary in self.summaries if summary.members)}
-        self._size = {summary.tar: summary.size for summary in self.summaries}
-        self._kept: dict[str, pa.Table] = {}
-        self._lock = Lock()  # of the rows kept and the Parquet file
+        with open_parquet(self.path, TarIndexError) as file:
+            check_file(self.path, file, TAR_INDEX_SCHEMA, TarIndexError)
+            self.summaries = _read_summaries(self.path, footer_text(file))
+            try:
+                self._rows = file.read(["member", "extension", "offset", "size", "problem"])
+            except READ_ERRORS as error:
+                raise TarIndexError(f"{self.path} is damaged ({error}); build the manifest again") from error
+        counts = [summary.members for summary in self.summaries]
+        if min(counts, default=0) < 0 or sum(counts) != self._rows.num_rows:
+            found = f"its footer counts {sum(counts)} members, it has {self._rows.num_rows}"
+            raise TarIndexError(f"{self.path} is damaged ({found}); build the manifest again")
+        starts = accumulate(counts, initial=0)
+        self._places = {summary.tar: (start, summary) for start, summary in zip(starts, self.summaries, strict=False)}
 
     def rows(self, tar: str) -> pa.Table:
-        """Every entry of one tar as `schema.TAR_INDEX_SCHEMA`, in tar order, refused ones included."""
-        if tar not in self._size:
-            raise TarIndexError(f"the tar index does not know the tar {tar!r}; build it again")
-        if tar not in self._group:
-            return TAR_INDEX_SCHEMA.empty_table()
-        with self._lock:
-            rows = self._kept.pop(tar, None)
-            if rows is None:
-                try:
-                    rows = self._parquet.read_row_group(self._group[tar])
-                except READ_ERRORS as error:
-                    raise TarIndexError(f"{self.path} is damaged ({error}); build the manifest again") from error
-            self._kept[tar] = rows  # the last used come last
-            if len(self._kept) > _LISTINGS_KEPT:
-                del self._kept[next(iter(self._kept))]
-            return rows
+        """member, extension, offset, size and problem of every entry of one tar, in tar order. Raises: KeyError."""
+        start, summary = self._places[tar]
+        return self._rows.slice(start, summary.members)
 
     def members(self, images: bool = True) -> Iterator[tuple[str, str]]:
         """(address, name) of the usable images of all tars, or of all usable members, in order; tar by tar."""
@@ -217,11 +197,12 @@ class TarImages(ImageStore):
                 wanted = pc.and_(wanted, pc.is_in(pc.utf8_lower(rows["extension"]), value_set=endings))
             yield from ((f"{summary.tar}!{name}", name) for name in rows["member"].filter(wanted).to_pylist())
 
-    def problems(self) -> pa.Table:
-        """Every refused entry of every tar as `schema.TAR_INDEX_SCHEMA`."""
-        tables = [self.rows(summary.tar) for summary in self.summaries if summary.refused]
-        refused = [table.filter(pc.is_valid(table["problem"])) for table in tables]
-        return pa.concat_tables([TAR_INDEX_SCHEMA.empty_table(), *refused])
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(address, reason) of every refused entry of every tar."""
+        for summary in self.summaries:
+            rows = self.rows(summary.tar).select(["member", "problem"])
+            refused = rows.filter(pc.is_valid(rows["problem"])).to_pylist()
+            yield from ((f"{summary.tar}!{entry['member']}", entry["problem"]) for entry in refused)
 
     def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
         """See `ImageStore`; a member whose tar has changed its size since it was indexed counts as corrupt."""
@@ -237,16 +218,17 @@ class TarImages(ImageStore):
             raise ImageMissing(f"image {image_file}: {tar} does not exist") from error
         except OSError as error:
             raise ImageCorrupt(f"image {image_file}: {image_file} cannot be read: {error_text(error)}") from error
-        if found != self._size[tar]:
-            change = f"{tar} has {found} bytes, {self._size[tar]} when indexed"
-            raise ImageCorrupt(f"image {image_file}: {change}; build the index again")
+        if found != (size := self._places[tar][1].size):
+            raise ImageCorrupt(
+                f"image {image_file}: {tar} has {found} bytes, {size} when indexed; build the index again"
+            )
         if len(data) != wanted:
             raise ImageCorrupt(f"image {image_file}: {image_file}: {len(data)} of {wanted} bytes could be read")
         return data
 
     def _read_plain(self, image_file: str, limit: int | None) -> bytes:
         try:
-            return self._folder.read_bytes(image_file, limit)
+            return ImageFolder(self._root).read_bytes(image_file, limit)
         except ImageMissing as error:
             key = sample_key(image_file)[0]
             advice = f"neither under its whole name nor as sample {key!r}, which ends at the first dot"
@@ -254,10 +236,9 @@ class TarImages(ImageStore):
 
     def _find(self, image_file: str, tar: str, name: str) -> dict[str, Any]:
         """The index's row of a member; raises as `read_bytes`."""
-        try:
-            rows = self.rows(tar)
-        except TarIndexError as error:
-            raise ImageMissing(f"image {image_file}: {error}") from error
+        if tar not in self._places:
+            raise ImageMissing(f"image {image_file}: the tar index does not know the tar {tar!r}; build it again")
+        rows = self.rows(tar)
         entries = rows.filter(pc.equal(rows["member"], name)).to_pylist()
         if not entries:
             advice = "if the tar is new, build the index again"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from dto_pipeline.array_files import BROKEN
-from dto_pipeline.data.files import commit_over, staged
+from dto_pipeline.data.files import replaced
 from dto_pipeline.data.inert_pickle import PERSISTENT_ID, Allowlist, BrokenPickle, Limits, Name, StandIn, shown
 from dto_pipeline.data.safe_pickle import NUMPY_ONLY, checked_shape, safe_loads
 from dto_pipeline.errors import DtoError
@@ -152,11 +152,10 @@ def write_torch_file(path: Path, content: Any) -> None:
     Raises:
         OSError: the disk is full or cannot be written, with the path; an older file stays.
     """
-    with staged(path) as temporary:
+    with replaced(path) as temporary:
         try:
             with temporary.open("wb") as stream:
                 torch.save(content, stream)
-            commit_over(temporary, path)
         except RuntimeError as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, OSError):

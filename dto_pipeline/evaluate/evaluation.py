@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dto_pipeline.errors import DtoError
-from dto_pipeline.tables import align
+from dto_pipeline.terminal import align
 
 Sums = Mapping[str, np.ndarray]  # name -> (N,) or (R, N), whatever is added up per image
 Statistic = Callable[[Sums], np.ndarray]

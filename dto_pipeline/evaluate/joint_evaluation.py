@@ -13,16 +13,15 @@ from dto_pipeline.data.people import People
 from dto_pipeline.evaluate.bodies import in_chunks, vertices_of
 from dto_pipeline.evaluate.evaluation import Evaluation, EvaluationError, Measure, evaluate, mean_of
 from dto_pipeline.evaluate.matching import by_image, join_images
-from dto_pipeline.evaluate.mesh_evaluation import check_regressor
 from dto_pipeline.models.body import BodyModel
 
 _MM = 1000.0
 
 # Human3.6M's 17: pelvis, right hip, knee, ankle, left ones, spine, neck, nose, head top, left shoulder, elbow, wrist,
 # right ones. MuPoTS': head top, neck, right arm, left arm, right leg, left leg, pelvis, spine, head
-OF_MUPOTS = (10, 8, 14, 15, 16, 11, 12, 13, 1, 2, 3, 4, 5, 6, 0, 7, 9)
+OF_MUPOTS = [10, 8, 14, 15, 16, 11, 12, 13, 1, 2, 3, 4, 5, 6, 0, 7, 9]
 # Panoptic's first 15: neck, head top, middle of the hips, left arm, left leg, right arm, right leg
-OF_PANOPTIC = (8, 10, 0, 11, 12, 13, 4, 5, 6, 14, 15, 16, 1, 2, 3)
+OF_PANOPTIC = [8, 10, 0, 11, 12, 13, 4, 5, 6, 14, 15, 16, 1, 2, 3]
 MUPOTS_PELVIS, PANOPTIC_PELVIS = 14, 2
 # (joint, parent) of MuPoTS from the pelvis outwards
 MUPOTS_BONES = (
@@ -53,43 +52,34 @@ def evaluate_joints(
     """The measures of ``mupots`` or ``panoptic``: of all images, and of each sequence.
 
     Args:
-        found: predicted people.
-        truth: of the protocol.
-        body: of the predicted people.
-        regressor: (17, V) Human3.6M's joints.
+        found: predicted people, with bodies of the model `body`.
+        regressor: (17, V) Human3.6M's joints of it.
 
     Raises:
-        EvaluationError: a regressor that does not fit, or a camera that is not known.
-        ImageJoinError: no image in common.
+        EvaluationError: a camera that is not known. ImageJoinError: no image in common.
     """
-    check_regressor(regressor, body, protocol)
-    join = join_images(list(found.images), list(truth.images))
+    join = join_images(found.images, truth.images)
     known = found.take((join.true[found.owner] >= 0) & found.usable)
-    owner = join.true[known.owner]
-    is_mupots = protocol == "mupots"
-    order = list(OF_MUPOTS if is_mupots else OF_PANOPTIC)
-    meshes = (vertices_of(known.take(chunk), body).astype(np.float64) for chunk in in_chunks(known.num_people))
-    joints = np.concatenate([np.einsum("jv,nvk->njk", regressor, mesh) for mesh in meshes])[:, order]
-    if is_mupots and not np.isfinite(known.intrinsics).all():
+    order, measures, count = PROTOCOLS[protocol]
+    if protocol == "mupots" and not np.isfinite(known.intrinsics).all():
         raise EvaluationError(f"{found.source} lacks the camera of some people; add `intrinsics`")
+    meshes = (vertices_of(known.take(chunk), body).astype(np.float64) for chunk in in_chunks(known.num_people))
+    joints = np.concatenate([np.einsum("jv,nvk->njk", regressor[order], mesh) for mesh in meshes])
     places = joints @ known.intrinsics.transpose(0, 2, 1)
     places = places[..., :2] / np.where(places[..., 2:] > 0, places[..., 2:], np.nan)
-    people, true_people = (by_image(of, len(truth.images)) for of in (owner, truth.owner))
-    measures, count = (MUPOTS, count_mupots) if is_mupots else (PANOPTIC, count_panoptic)
+    people, true_people = (by_image(of, len(truth.images)) for of in (join.true[known.owner], truth.owner))
     seen = np.flatnonzero(join.found >= 0)
     parts = [
         count(joints[own], places[own], truth.joints[other], truth.places[other])
         for own, other in ((people[image], true_people[image]) for image in seen)
     ]
     sums = {name: np.array([part[name] for part in parts], np.float64) for name in parts[0]}
-    columns = {"all": sums}
-    for name in dict.fromkeys(truth.sequence[seen]):
-        own = truth.sequence[seen] == name
-        columns[str(name)] = {key: np.where(own, part, 0) for key, part in sums.items()}
+    of_sequence = {str(name): truth.sequence[seen] == name for name in dict.fromkeys(truth.sequence[seen])}
+    columns = {name: {key: np.where(own, part, 0) for key, part in sums.items()} for name, own in of_sequence.items()}
     means = []
     for one in measures:
-        pooled = ({key: part.sum() for key, part in of.items()} for name, of in columns.items() if name != "all")
-        means.append(f"{one.title} {np.nanmean([float(one.of(of)) for of in pooled]):.1f} {one.unit}")
+        values = [float(one.of({key: part.sum() for key, part in own.items()})) for own in columns.values()]
+        means.append(f"{one.title} {np.nanmean(values):.1f} {one.unit}")
     counts = {
         "images evaluated": len(seen),
         "images of the truth that are not in FOUND (left out)": len(truth.images) - len(seen),
@@ -99,10 +89,12 @@ def evaluate_joints(
         "people found that cannot be used, or in no image of the truth (left out)": found.num_people - known.num_people,
         "people that the truth does not count": truth.unusable,
     }
-    title = f"{protocol}: {found.source} against {truth.source}"
-    notes = ("mean of the sequences: " + ", ".join(means), join.note)
+    title, notes = (
+        f"{protocol}: {found.source} against {truth.source}",
+        ("mean of the sequences: " + ", ".join(means), join.note),
+    )
     images = [truth.images[number] for number in seen]
-    return evaluate(title, images, measures, columns, counts, notes, resamples, seed, protocol=protocol)
+    return evaluate(title, images, measures, {"all": sums} | columns, counts, notes, resamples, seed, protocol=protocol)
 
 
 def count_mupots(
@@ -162,3 +154,6 @@ def count_panoptic(
         sums["error"] += float(errors.min())
         sums["root"] += float(np.linalg.norm(joints[errors.argmin(), PANOPTIC_PELVIS] - root))
     return sums
+
+
+PROTOCOLS = {"mupots": (OF_MUPOTS, MUPOTS, count_mupots), "panoptic": (OF_PANOPTIC, PANOPTIC, count_panoptic)}

@@ -11,25 +11,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 
 from dto_pipeline.data.people import People
+from dto_pipeline.evaluate.bodies import in_chunks
 from dto_pipeline.evaluate.matching import join_images, pairs_within, take_greedily
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.status import PersonStatus
-from dto_pipeline.tables import align
+from dto_pipeline.terminal import align
 
 SAME_POSE = 1e-4  # largest difference of an angle of the same pose [rad]; float32 keeps 1e-6
 HALF_A_BODY = 0.85  # people nearer than this in the picture may be the same, at the nearer one's distance [m]
 _SAME_FOCAL = 1e-6  # relative; float32 keeps 6e-8
-_PAIRS = 1 << 17  # pairs of people compared at once: 72 numbers each
-_BODIES = 512  # heights computed at once: 6890 vertices each
 _NAMED = 5  # images a list names
 _MEASURES = {
     "dz": ("z [m]", 1.0),
@@ -143,39 +140,37 @@ def diff_people(before: Side, after: Side, body: BodyModel | None = None, worst:
     Raises:
         ImageJoinError: no image in common.
     """
-    sides = {"before": before, "after": after}
-    join = join_images(before.people.images.tolist(), after.people.images.tolist())
+    join = join_images(before.people.images, after.people.images)
     diff = PeopleDiff(before.title, after.title, join.note, body is not None, before.judged and after.judged)
     common = np.flatnonzero(join.true >= 0)
     diff.images = common.size
     if before.status is not None and after.status is not None:
         diff.image_changes = _changes(before.status[common], after.status[join.true[common]])
-    both = {"before": before.people.accepted, "after": after.people.accepted}
-    other = {"before": join.true, "after": join.found}
-    diff.accepted["both"] = int((both["before"][common] & both["after"][join.true[common]]).sum())
-    for side, far in (("before", "after"), ("after", "before")):
-        alone, people = other[side] < 0, sides[side].people
-        apart = people.accepted & (alone | ~both[far][other[side]])
-        diff.images_only[side], diff.accepted[side] = int(alone.sum()), int(apart.sum())
-        named = np.flatnonzero(apart | alone if diff.whole else apart)
-        _name(diff.images_apart, (f"{people.images[image]}: {side} only" for image in named.tolist()))
-    # usable people of common images, images numbered as before
-    crowds = {}
-    for side, people, image in (
-        ("before", before.people, np.where(join.true >= 0, np.arange(len(join.true)), -1)[before.people.owner]),
-        ("after", after.people, join.found[after.people.owner]),
+    accepted = before.people.accepted[common] & after.people.accepted[join.true[common]]
+    diff.accepted["both"] = int(accepted.sum())
+    crowds = []  # usable people of common images, the images they are in as numbered before, places in their images
+    for side, people, other, partner, number in (
+        ("before", before.people, after.people, join.true, np.arange(len(join.true))),
+        ("after", after.people, before.people, join.found, join.found),
     ):
+        alone = partner < 0
+        apart = people.accepted & (alone | ~other.accepted[partner])
+        diff.images_only[side], diff.accepted[side] = int(alone.sum()), int(apart.sum())
+        named = people.images[apart | alone if diff.whole else apart][: _NAMED - len(diff.images_apart)]
+        diff.images_apart += [f"{image}: {side} only" for image in named]
+        there, image = ~alone[people.owner], number[people.owner]
         fit = people.usable & (people.status != str(PersonStatus.INVALID_LABEL))
-        diff.unusable[side] = int((~fit & (image >= 0)).sum())
-        kept = np.flatnonzero(fit & (image >= 0))
-        crowds[side] = people.take(kept), image[kept], kept - np.searchsorted(people.owner, people.owner[kept])
-    (first, image, position), (second, other_image, other_position) = crowds.values()
-    one, two, same = _match_in_pieces(first, second, image, other_image, diff.whole)
+        diff.unusable[side] = int((~fit & there).sum())
+        kept = np.flatnonzero(fit & there)
+        crowds.append((people.take(kept), image[kept], kept - np.searchsorted(people.owner, people.owner[kept])))
+    (first, image, position), (second, other_image, other_position) = crowds
+    one, two, same = match_people(first, second, image, other_image, diff.whole)
     diff.people, diff.by_place = one.size, int((~same).sum())
     for side, people, places, matched in (("before", first, position, one), ("after", second, other_position, two)):
         missing = np.setdiff1d(np.arange(people.num_people), matched)
         diff.people_only[side] = missing.size
-        _name(diff.people_missing, (f"{_person(people, places, person)}: {side} only" for person in missing.tolist()))
+        missing = missing[: _NAMED - len(diff.people_missing)]
+        diff.people_missing += [f"{_person(people, places, person)}: {side} only" for person in missing]
     first, second, position = first.take(one), second.take(two), position[one]
     _measure(diff, first, second, body)
     dz = diff.values["dz"]
@@ -183,10 +178,6 @@ def diff_people(before: Side, after: Side, body: BodyModel | None = None, worst:
         words = f"z {first.transl[row, 2]:.2f} -> {second.transl[row, 2]:.2f} m"
         diff.worst.append((abs(float(dz[row])), f"{_person(first, position, row)}: {words}"))
     return diff
-
-
-def _name(where: list[str], texts: Iterable[str]) -> None:
-    where += islice(texts, _NAMED - len(where))
 
 
 def _person(people: People, position: np.ndarray, person: int) -> str:
@@ -223,26 +214,9 @@ def _measure(diff: PeopleDiff, before: People, after: People, body: BodyModel | 
     diff.values = {name: values.astype(np.float32) for name, values in diff.values.items()}
 
 
-Matches = tuple[np.ndarray, np.ndarray, np.ndarray]  # see `match_people`
-
-
-def _match_in_pieces(first: People, second: People, image: np.ndarray, other: np.ndarray, rows: bool) -> Matches:
-    """`match_people`, so many images at a time that their pairs of people number about `_PAIRS`."""
-    images = int(max(image.max(initial=-1), other.max(initial=-1))) + 1
-    pairs = np.bincount(image, minlength=images) * np.bincount(other, minlength=images)
-    piece = np.cumsum(pairs) // _PAIRS
-    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool))]
-    for number in np.unique(piece).tolist():
-        own, their = np.flatnonzero(piece[image] == number), np.flatnonzero(piece[other] == number)
-        one, two, same = match_people(first.take(own), second.take(their), image[own], other[their], rows)
-        found.append((own[one], their[two], same))
-    one, two, same = (np.concatenate(part) for part in zip(*found, strict=True))
-    return one, two, same
-
-
 def match_people(
     first: People, second: People, image: np.ndarray, other_image: np.ndarray, rows: bool = False
-) -> Matches:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Match n and m people of the same images.
 
     Args:
@@ -254,13 +228,10 @@ def match_people(
         Positions of matched people on both sides, and whether they have the same pose.
     """
     left, right = pairs_within(image, other_image)
-    same = np.concatenate(
-        [
-            np.abs(first.pose[left[k : k + _PAIRS]] - second.pose[right[k : k + _PAIRS]]).max(axis=1) <= SAME_POSE
-            for k in range(0, left.size, _PAIRS)
-        ]
-        or [np.zeros(0, bool)]
-    )
+    same = np.arange(left.size)
+    for angle in range(first.pose.shape[1]):  # one at a time: pairs times angles would fill the memory
+        gap = np.abs(first.pose[left[same], angle] - second.pose[right[same], angle])
+        same = same[gap <= SAME_POSE]
     one, two = left[same], right[same]
     shape = np.abs(first.betas[one] - second.betas[two])
     place = np.linalg.norm(first.transl[one] - second.transl[two], axis=1)
@@ -288,8 +259,8 @@ def _height_change(before: np.ndarray, after: np.ndarray, body: BodyModel) -> np
     """(n,) height after minus before [m]; equal shapes have equal heights."""
     change = np.zeros(len(before))
     rows = np.flatnonzero((before != after).any(axis=1))
-    for start in range(0, rows.size, _BODIES):
-        some = rows[start : start + _BODIES]
-        heights = [body.rest_height(torch.from_numpy(np.ascontiguousarray(side[some]))) for side in (after, before)]
-        change[some] = (heights[0] - heights[1]).numpy()
+    for some in in_chunks(rows.size):
+        sides = (torch.from_numpy(np.ascontiguousarray(side[rows[some]])) for side in (after, before))
+        heights = [body.rest_height(side).numpy() for side in sides]
+        change[rows[some]] = heights[0] - heights[1]
     return change

@@ -15,12 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from dto_pipeline.data.people import People
-from dto_pipeline.evaluate.bodies import joints_of, rest_heights
+from dto_pipeline.evaluate.bodies import joints_of
 from dto_pipeline.evaluate.evaluation import RESAMPLES, Evaluation, EvaluationError, Measure, add_up, evaluate, mean_of
 from dto_pipeline.evaluate.matching import join_images, pairs_within
 from dto_pipeline.models.body import BodyModel
+from dto_pipeline.status import PLACED
 
 SAME_DEPTH = 0.2  # people closer than this stand at the same depth [m]
 PLACEMENT_MEASURES = (
@@ -30,7 +32,8 @@ PLACEMENT_MEASURES = (
     Measure("ordinal", "ordinal accuracy at 0.2 m", "%", mean_of("pair_right", "pairs", 100)),
     Measure("height_error", "height error", "m", mean_of("height_gap", "persons"), 3),
 )
-MRPE = Measure("mrpe", "MRPE", "mm", mean_of("root_gap", "persons", 1000))  # mean distance of the pelves
+# and the mean distance of the pelves
+MEASURES = (*PLACEMENT_MEASURES, Measure("mrpe", "MRPE", "mm", mean_of("root_gap", "persons", 1000)))
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def evaluate_synthetic(
         ImageJoinError: no image in common.
     """
     first = next(iter(placed.values()))
-    join = join_images(list(first.images), list(truth.images))
+    join = join_images(first.images, truth.images)
     place = np.full(int(max(truth.row.max(initial=-1), first.row.max(initial=-1))) + 2, -1, np.int64)
     place[truth.row] = np.arange(truth.num_people)
     partner = place[first.row]  # of each label row in the truth, -1 = it has no such row (added by a detector)
@@ -120,19 +123,14 @@ def evaluate_synthetic(
             f"label row {first.row[both[one]]} is of image {names[0]} in {first.source} and of {names[1]} in the "
             "truth; give the truth of the data set the labels were made from"
         )
+    accepted, columns = first.accepted[first.owner[both]], {}
     true, root = _placed(truth.take(right), body)
-    measures = (*PLACEMENT_MEASURES, MRPE)
-    accepted = first.accepted[first.owner[both]]
-    columns = {}
-    for about, kept in (("", np.ones(len(both), bool)), (", accepted images", accepted)):
-        if about and accepted.all():
-            continue
-        for name, people in placed.items():
+    for about, kept in {"": np.ones(len(both), bool), ", accepted images": accepted}.items():
+        for name, people in placed.items() if not about or not accepted.all() else ():
             found, pelvis = _placed(people.take(both), body)
             sums = placement_sums(found, true, image, truth.num_images, kept)
             apart = np.linalg.norm(pelvis - root, axis=1)
-            sums["root_gap"] = add_up(apart[kept], image[kept], truth.num_images)
-            columns[name + about] = sums
+            columns[name + about] = sums | {"root_gap": add_up(apart[kept], image[kept], truth.num_images)}
     known = partner >= 0
     counts = {
         "images in the truth": truth.num_images,
@@ -144,13 +142,16 @@ def evaluate_synthetic(
         "missed (no label row)": truth.num_people - len(np.unique(partner[known])),
         "extra (a label row the truth does not have)": int((~known).sum()),
         "labels that cannot be used": int((known & ~usable).sum()),
-        "moved": int(np.isin(first.status, ("moved", "placed_by_prior")).sum()),
+        "moved": int(np.isin(first.status, PLACED).sum()),
     }
     title, notes, sha256 = f"{first.source} against {truth.source}", (join.note, *first.problems[:5]), body.sha256
-    return evaluate(title, truth.images, measures, columns, counts, notes, resamples, seed, body_sha256=sha256)
+    return evaluate(title, truth.images, MEASURES, columns, counts, notes, resamples, seed, body_sha256=sha256)
 
 
 def _placed(people: People, body: BodyModel) -> tuple[Placement, np.ndarray]:
-    """Where people are, and the places of their pelves (n, 3) [m]."""
-    placement = Placement(people.transl[:, 2].astype(np.float64), rest_heights(people, body))
+    """Where people are, how tall (by their file, or measured on the body), and their pelves (n, 3) [m]."""
+    height = people.height
+    if height is None:
+        height = body.rest_height(torch.from_numpy(people.betas.astype(np.float64))).numpy()
+    placement = Placement(people.transl[:, 2].astype(np.float64), height)
     return placement, joints_of(people, body)[:, 0].astype(np.float64)

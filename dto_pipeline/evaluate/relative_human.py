@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 import numpy as np
 import torch
@@ -32,7 +31,14 @@ from dto_pipeline.evaluate.evaluation import (
     mean_of,
     ratio,
 )
-from dto_pipeline.evaluate.matching import box_iou, by_image, join_images, joint_boxes, take_within_budget
+from dto_pipeline.evaluate.matching import (
+    box_iou,
+    by_image,
+    join_images,
+    joint_boxes,
+    match_pairs,
+    pair_distance,
+)
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
 
@@ -47,14 +53,6 @@ EXTRA_HEAD_TOP, EXTRA_NECK = 3, 2  # rows of J_regressor_extra
 Z_GUARD = 1e-6  # added to z before dividing, as recorded [m]
 
 
-class MetricStatus(StrEnum):
-    """Whether the numbers of a result mean something."""
-
-    OK = "ok"
-    NO_ANNOTATION = "no_annotation"  #: no annotated person; only the counts are defined
-    NOTHING_MISSED = "nothing_missed"  #: `reference` only: the published metric raises here; the numbers are by formula
-
-
 @dataclass(frozen=True)
 class EvaluatedImage:
     """One image: its annotated people, and P predicted ones."""
@@ -64,12 +62,6 @@ class EvaluatedImage:
     keypoints: np.ndarray  # (P, 14, 2) [px], in the order of EVALUATED_JOINTS
     depth: np.ndarray  # (P,) z of the translation [m]
     predicted: bool = True  # False: there is no prediction for this image
-
-    def __post_init__(self) -> None:
-        shape = np.shape(self.keypoints)
-        if len(shape) != 3 or shape[1:] != (len(EVALUATED_JOINTS), 2) or np.shape(self.depth) != shape[:1]:
-            found = f"keypoints {shape} and depth {np.shape(self.depth)}"
-            raise EvaluationError(f"{self.name}: {found}; expected (P, 14, 2) and (P,)")
 
 
 @dataclass(frozen=True)
@@ -125,24 +117,23 @@ class RelativeHumanResult:
         return None if np.isnan(value) else value
 
     @property
-    def status(self) -> MetricStatus:
-        """Whether the numbers mean something."""
+    def status(self) -> str:
+        """Whether the numbers mean something: ``ok``; ``no_annotation``: only the counts do; or, in `reference`,
+        ``nothing_missed``: the published metric raises there, the numbers are by formula."""
         if self.count("matched") + self.count("missed_all") == 0:
-            return MetricStatus.NO_ANNOTATION
-        if self.mode == "reference" and self.count("missed_all") == 0:
-            return MetricStatus.NOTHING_MISSED
-        return MetricStatus.OK
+            return "no_annotation"
+        return "nothing_missed" if self.mode == "reference" and self.count("missed_all") == 0 else "ok"
 
 
 def evaluate_relative_human(images: Sequence[EvaluatedImage], mode: str = "corrected") -> RelativeHumanResult:
     """Metrics of a data set in one of `MODES` (see the module).
 
     Raises:
-        ValueError: an unknown mode.
+        EvaluationError: an unknown mode.
         KeypointLayoutError: an annotation with neither 14 nor 19 joints.
     """
     if mode not in MODES:
-        raise ValueError(f"mode is {mode!r}; choose from {MODES}")
+        raise EvaluationError(f"mode is {mode!r}; choose from {MODES}")
     return RelativeHumanResult(mode, tuple(tally_image(image, mode) for image in images))
 
 
@@ -152,8 +143,8 @@ def tally_image(image: EvaluatedImage, mode: str) -> ImageCounts:
     predictions = len(image.depth) if image.predicted else 0
     keypoints = np.asarray(image.keypoints, dtype=np.float32)[:predictions]
     with np.errstate(invalid="ignore"):  # joints that are not finite match nobody
-        distance, overlaps = _pair_distance(keypoints, people, mode), _pair_overlaps(keypoints, people, mode)
-        matches = take_within_budget(distance, overlaps, spent=mode == "reference")
+        distance = pair_distance(keypoints, people.joints, people.visible, mode == "reference")
+        matches = match_pairs(distance, _pair_overlaps(keypoints, people, mode), mode == "reference")
     found, owner = matches.T
     z = np.asarray(image.depth, dtype=np.float32)[found]
     is_missed = ~np.isin(np.arange(len(people.index)), owner)
@@ -198,31 +189,18 @@ class _People:
 def _select_people(image: EvaluatedImage, mode: str) -> _People:
     """People that take part; in `reference` dropped people still shift the indices of predicted images."""
     index = np.array([i for i, a in enumerate(image.annotations) if a.kp2d is not None], dtype=np.int64)
-    joints = np.zeros((len(index), len(EVALUATED_JOINTS), 2), dtype=np.float32)
-    visible = np.zeros(joints.shape[:2], dtype=bool)
-    for row, i in enumerate(index):
-        joints[row], visible[row] = evaluated_joints(image.annotations[i].kp2d, image.name)
+    read = [evaluated_joints(image.annotations[i].kp2d, image.name) for i in index]
+    joints = np.array([one for one, _ in read], np.float32).reshape(-1, len(EVALUATED_JOINTS), 2)
+    visible = np.array([seen for _, seen in read], bool).reshape(joints.shape[:2])
     taken = visible.any(axis=1)
     if mode == "corrected":
         index, joints, visible = index[taken], joints[taken], visible[taken]
     elif image.predicted:
         index, joints, visible = index[: taken.sum()], joints[taken], visible[taken]
-    depth_id = np.array([image.annotations[i].depth_id for i in index], dtype=np.int64)
-    age = np.array([image.annotations[i].age for i in index], dtype=np.int64)
+    depth_id, age = (
+        np.array([getattr(image.annotations[i], name) for i in index], np.int64) for name in ("depth_id", "age")
+    )
     return _People(index, joints, visible, depth_id, age)
-
-
-def _pair_distance(keypoints: np.ndarray, people: _People, mode: str) -> np.ndarray:
-    """(P, A) distance of every pair over the annotation's visible joints [px].
-
-    `reference`: largest singular value of the (joints x 2) differences, in closed form; `corrected`: root mean square.
-    """
-    difference = keypoints.astype(np.float64)[:, None] - people.joints.astype(np.float64)
-    x, y = np.moveaxis(np.where(people.visible[..., None], difference, 0.0), -1, 0)
-    xx, xy, yy = (x * x).sum(-1), (x * y).sum(-1), (y * y).sum(-1)
-    if mode == "corrected":
-        return np.sqrt((xx + yy) / people.visible.sum(axis=1))
-    return np.sqrt((xx + yy + np.hypot(xx - yy, 2.0 * xy)) / 2.0)
 
 
 def _pair_overlaps(keypoints: np.ndarray, people: _People, mode: str) -> np.ndarray:
@@ -306,12 +284,10 @@ def evaluate_rh(
         body: model of the predictions; regressor: (9, V) J_regressor_extra of that model.
 
     Raises:
-        EvaluationError: an unknown mode, or predictions without a camera.
+        EvaluationError: predictions without a camera.
         ImageJoinError: no image in common.
     """
-    if mode not in MODES:
-        raise EvaluationError(f"mode is {mode!r}; choose from {MODES}")
-    join = join_images(list(people.images), list(annotations))
+    join = join_images(people.images, list(annotations))
     keypoints, own = _keypoints(people, body, regressor), by_image(people.owner, people.num_images)
     images = []
     for (name, listed), place in zip(annotations.items(), join.found.tolist(), strict=True):
@@ -334,7 +310,7 @@ def evaluate_rh(
         "people predicted that cannot be used": int((~people.usable).sum()),
         **{f"pairs: {name}": result.count(name) for name in RELATIONS},
     }
-    status = "" if result.status is MetricStatus.OK else f"status of the metric: {result.status}"
+    status = "" if result.status == "ok" else f"status of the metric: {result.status}"
     title, notes = f"{people.source}, RelativeHuman in mode {mode}", (status, join.note, *people.problems[:5])
     settings = {"mode": mode, "body_sha256": body.sha256}
     return evaluate(title, list(annotations), MEASURES, {mode: sums}, counts, notes, resamples, seed, **settings)

@@ -1,8 +1,14 @@
-"""`dto bench`: milliseconds per image of every stage, compared with a plain loop over people.
+"""`dto bench`: milliseconds per image of every stage; with `--depth`, the depth network against the whole pipeline.
 
-Both ways run in this process, in turn, so that their ratio holds on a busy machine; figures are medians over the
-repeats. The plain loop follows the definitions of `maths` and `models.body` one person and one image row at a time:
-bodies in single precision by matrix products, each drawn alone by the same rasteriser, then its evidence.
+Without `--depth` a plain loop over people is timed too, in the same process and in turn, so that the ratio holds on a
+busy machine; figures are medians over the repeats. The plain loop follows the definitions of `maths` and `models.body`
+one person and one image row at a time: bodies in single precision by matrix products, each drawn alone by the same
+rasteriser, then its evidence.
+
+With `--depth` the network alone is timed by CUDA events (on a CPU by the clock), with inputs that are on the device
+already. The whole way runs over at least `WINDOWS` windows of images, so that loading, network and optimiser overlap as
+in a long shard. The network's arithmetic (multiply-adds of all matrix products and convolutions, times two) is compared
+with the rate of one large matrix product on this device.
 """
 
 from __future__ import annotations
@@ -10,77 +16,80 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from dto_pipeline.collate import collate_scenes, split_batch
 from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
-from dto_pipeline.data.images import ImageFolder
+from dto_pipeline.data.images import ImageFolder, read_image
 from dto_pipeline.data.labels import build_label_table, write_label_shard
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.scenes import SceneLoader
-from dto_pipeline.lab.demo_data import BENCH_PEOPLE, BENCH_SIZE, build_bench_data
+from dto_pipeline.lab.crowd_files import BENCH_PEOPLE, BENCH_SIZE, build_bench_data
 from dto_pipeline.maths.camera import map_intrinsics
 from dto_pipeline.models.body import BodyModel, chain_joints, load_body, rotate
 from dto_pipeline.models.depth import DepthFiles
+from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.models.rasterizer import Raster, count_visible_vertices, face_bits, rasterize
+from dto_pipeline.models.seeing import Perception
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.run.placing import size_on
-from dto_pipeline.scene import OptimizedScenes, Scene
+from dto_pipeline.run.placing import ScenePlacer, size_on
+from dto_pipeline.scene import OptimizedScenes, PlacedScene, Scene
 from dto_pipeline.timing import StageClock
 
 STAGES = ("read", "decode", "masks", "depth", "collate", "body", "rasterizer", "evidence", "solver", "split", "write")
 COMPARED = ("body", "rasterizer", "evidence")  # stages of the plain loop
 ENLARGED = 9  # times VGA on each side: 24.9 Mpx
 GOAL_MS = 18.0  # all but depth, one core, 640 x 480, 5 people
-IMAGES = f"images of {BENCH_SIZE[0]} x {BENCH_SIZE[1]}, {BENCH_PEOPLE} people each"
+WINDOWS = 16  # at least, of four network batches each
+GOAL_END_TO_END = 0.95  # of the network alone
+GOAL_PEAK = 0.45  # of the device, at ViT-L
+_MATRIX = {"cpu": 1024, "cuda": 8192}  # side of the product that stands for the device's peak; bfloat16 on a GPU
+_IMAGES = f"images of {BENCH_SIZE[0]} x {BENCH_SIZE[1]}, {BENCH_PEOPLE} people each"
+Figures = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class BenchReport:
-    """The figures of a bench, and the same as text."""
-
-    figures: Mapping[str, Any]
-    table: str
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(self.figures)
-
-    def as_table(self) -> str:
-        return self.table
+def _device() -> tuple[str, str]:
+    """ "cuda" or "cpu", and its name."""
+    if torch.cuda.is_available():
+        return "cuda", torch.cuda.get_device_name()
+    return "cpu", "CPU"
 
 
-def run_bench(images: int, repeats: int, config: PipelineConfig) -> BenchReport:
-    """Make scenes, then time every stage on them, on one thread, in the batches of `dto run` on this device."""
-    threads, device = torch.get_num_threads(), "cuda" if torch.cuda.is_available() else "cpu"
-    body = load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis)
+def run_bench(images: int, repeats: int, config: PipelineConfig) -> tuple[Figures, str]:
+    """Make scenes, then time every stage on them, on one thread, in the batches of `dto run` on this device.
+
+    Returns:
+        The figures, and the same as text.
+    """
+    device, name = _device()
     torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            manifest = build_bench_data(Path(folder), images, body)
-            optimizer, plain_body, clocks = SceneOptimizer(body.to(device), config), PlainBody(body), []
-            for repeat in range(repeats + 1):  # the first one warms up
-                optimizer.clock, plain = StageClock(synchronize=True), StageClock()
-                scenes, first = _run_batched(manifest, optimizer, Path(folder) / f"labels-{repeat}.parquet")
-                if device == "cpu":
-                    run_plain_loop(scenes, plain_body, config, plain)
-                clocks.append((optimizer.clock.seconds, plain.seconds))
-            evidence = _time_evidence(optimizer, first, 1), _time_evidence(optimizer, first, ENLARGED)
-    finally:
-        torch.set_num_threads(threads)
+    body = load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis)
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = build_bench_data(Path(folder), images, body)
+        optimizer, plain_body, times = SceneOptimizer(body.to(device), config), PlainBody(body), []
+        for repeat in range(repeats + 1):  # the first one warms up
+            optimizer.clock, plain = StageClock(synchronize=True), StageClock()
+            scenes, first = _run_batched(manifest, optimizer, Path(folder) / f"labels-{repeat}.parquet")
+            if device == "cpu":
+                run_plain_loop(scenes, plain_body, config, plain)
+            times.append((optimizer.clock.seconds, plain.seconds))
+        evidence = _time_evidence(optimizer, first, 1), _time_evidence(optimizer, first, ENLARGED)
     batched, plain_loop = (
-        {stage: 1000 / images * statistics.median(one[side][stage] for one in clocks[1:]) for stage in stages}
+        {stage: 1000 / images * statistics.median(one[side][stage] for one in times[1:]) for stage in stages}
         for side, stages in enumerate((STAGES, COMPARED if device == "cpu" else ()))
     )
     figures = {
         "images": images,
         "repeats": repeats,
-        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        "device": name,
         "batched": batched,  # ms an image, by stage
         "plain": plain_loop,
         "evidence_ms_per_mpx": evidence,  # CPU time, of one image as it is and enlarged by `ENLARGED`
@@ -88,21 +97,19 @@ def run_bench(images: int, repeats: int, config: PipelineConfig) -> BenchReport:
         "all_but_depth_ms": sum(batched.values()) - batched["depth"],
         "goal_ms": GOAL_MS,
     }
-    return BenchReport(figures, _as_table(figures))
-
-
-def _as_table(figures: Mapping[str, Any]) -> str:
-    head = f"{figures['images']} {IMAGES}; {figures['device']}, one thread; median of {figures['repeats']} runs"
-    lines = [f"{head}, ms per image", "", f"{'stage':<12} {'batched':>8} {'plain loop':>11}"]
-    for stage, ms in figures["batched"].items():
-        plain = f"{figures['plain'][stage]:>11.2f}" if stage in figures["plain"] else ""
+    lines = [f"{images} {_IMAGES}; {name}, one thread; median of {repeats} runs, ms per image", ""]
+    lines.append(f"{'stage':<12} {'batched':>8} {'plain loop':>11}")
+    for stage, ms in batched.items():
+        beside = f"{plain_loop[stage]:>11.2f}" if stage in plain_loop else ""
         note = "  (reading precomputed maps)" if stage == "depth" else ""
-        lines.append(f"{stage:<12} {ms:>8.2f} {plain}{note}".rstrip())
+        lines.append(f"{stage:<12} {ms:>8.2f} {beside}{note}".rstrip())
     lines += ["", f"all but depth {figures['all_but_depth_ms']:.1f} ms an image (goal {GOAL_MS:.0f})"]
     lines.append(f"{' + '.join(COMPARED)}: plain loop / batched = {figures['ratio']:.1f}")
-    (small, large), mpx = figures["evidence_ms_per_mpx"], BENCH_SIZE[0] * BENCH_SIZE[1] / 1e6
-    lines.append(f"evidence per Mpx: {small:.1f} ms at {mpx:.1f} Mpx, {large:.1f} at {mpx * ENLARGED**2:.1f}")
-    return "\n".join(lines)
+    mpx = BENCH_SIZE[0] * BENCH_SIZE[1] / 1e6
+    lines.append(
+        f"evidence per Mpx: {evidence[0]:.1f} ms at {mpx:.1f} Mpx, {evidence[1]:.1f} at {mpx * ENLARGED**2:.1f}"
+    )
+    return figures, "\n".join(lines)
 
 
 def _run_batched(manifest: Manifest, optimizer: SceneOptimizer, labels: Path) -> tuple[list[Scene], OptimizedScenes]:
@@ -138,17 +145,6 @@ def _time_evidence(optimizer: SceneOptimizer, result: OptimizedScenes, factor: i
         optimizer.measure(maps, batch)
         seconds.append(time.process_time() - start)
     return 1e9 * min(seconds) / disparity.numel()
-
-
-@dataclass(frozen=True)
-class PlainEvidence:
-    """Evidence of one person; pairs are of all pixels and of ground pixels."""
-
-    depth: tuple[float, float]
-    z: tuple[float, float]
-    depth_std: float
-    slope: float
-    corr: float
 
 
 class PlainBody:
@@ -212,13 +208,16 @@ def draw_people(
 
 def measure_people(
     scene: Scene, drawn: tuple[np.ndarray, np.ndarray, np.ndarray], config: PipelineConfig
-) -> list[PlainEvidence | None]:
-    """Evidence of every person, from what `draw_people` returns; None for people who are too small."""
+) -> list[dict[str, Any] | None]:
+    """Evidence of every person, from what `draw_people` returns; None for people who are too small.
+
+    ``depth`` and ``z`` are pairs, of all pixels and of ground pixels.
+    """
     person_map, z_map, visible = drawn
     assert scene.disparity is not None
     disparity = scene.disparity.copy()
     disparity[disparity <= 0] = disparity[disparity > 0].min()
-    depth_map, options, people = 1.0 / disparity, config.evidence, list[PlainEvidence | None]()
+    depth_map, options, people = 1.0 / disparity, config.evidence, list[dict[str, Any] | None]()
     least = scene.height / options.min_pixels_grid * scene.width / options.min_pixels_grid
     for index in range(scene.num_people):
         mask = person_map == index
@@ -241,11 +240,180 @@ def measure_people(
         corr = float(np.corrcoef(depth_centred, z_centred)[0, 1])
         keep = np.abs(z_centred - slope * depth_centred - offset) <= options.max_residual
         ground = keep & (rows >= np.percentile(rows[keep], options.ground_percentile))
-        people[-1] = PlainEvidence(
-            depth=(float(depth[keep].mean()), float(depth[ground].mean())),
-            z=(float(z[keep].mean()), float(z[ground].mean())),
-            depth_std=float(depth[keep].std()),
-            slope=float(slope),
-            corr=0.0 if np.isnan(corr) else corr,
-        )
+        people[-1] = {
+            "depth": (float(depth[keep].mean()), float(depth[ground].mean())),
+            "z": (float(z[keep].mean()), float(z[ground].mean())),
+            "depth_std": float(depth[keep].std()),
+            "slope": float(slope),
+            "corr": 0.0 if np.isnan(corr) else corr,
+        }
     return people
+
+
+def run_depth_bench(images: int, repeats: int, config: PipelineConfig) -> tuple[Figures, str]:
+    """Time the depth network alone and the whole way from files to labels, in turn.
+
+    Args:
+        images: how many different ones of 640 x 480; they are repeated until `WINDOWS` windows are full.
+        repeats: of both, after one that warms up.
+        config: `depth.model` is the network. A CPU gets one image at a time unless `depth.batch` differs, so that
+            windows are of four images there.
+
+    Returns:
+        The figures, and the same as text.
+
+    Raises:
+        ModelMissing, ModelError: the network cannot be loaded.
+    """
+    device, name = _device()
+    at_once = config.depth.batch or int(device == "cpu")
+    config = replace(config, depth=replace(config.depth, source="model", batch=at_once))
+    body = load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis)
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = build_bench_data(Path(folder), images, body)
+        perception = Perception(config, body.to(device), device)
+        assert perception.depth is not None
+        network, window = perception.depth, 4 * perception.depth.at_once
+        rounds = -(-WINDOWS * window // images)
+        times = [_time_once(manifest, config, body, perception, rounds) for _ in range(repeats + 1)][1:]
+    names = sorted({key for one in times for key in one})
+    median = {key: statistics.median(one.get(key, 0.0) for one in times) for key in names}
+    count, size = images * rounds, network.recipe.size(*BENCH_SIZE[::-1])
+    alone, whole = count / median.pop("alone"), count / median.pop("whole")
+    busy, stages = median.pop("busy"), {stage: 1000 * seconds / count for stage, seconds in median.items()}
+    tflop, peak = depth_flops(network.network, *size) / 1e12, _peak_tflops(device)
+    figures = {
+        "images": count,
+        "windows": count // window,
+        "device": name if device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "model": network.identity.short,
+        "network_size": size,  # (h, w) [px]
+        "batch": network.at_once,
+        "alone_per_s": alone,  # images of the network alone
+        "end_to_end_per_s": whole,  # images from files to labels
+        "busy": busy,  # share of the end-to-end time in which the network runs
+        "tflop_per_image": tflop,
+        "peak_tflops": peak,  # of one large matrix product, in the network's precision
+        "stage_ms": stages,  # per image, all threads together
+        "share_of_peak": alone * tflop / peak,
+        "overlap": whole / alone,
+    }
+    lines = [
+        f"{count} {_IMAGES}, in {count // window} windows; {figures['device']}; {network.identity.short}",
+        f"network input {size[1]} x {size[0]}, batches of {network.at_once}, {1000 * tflop:.1f} GFLOP an image",
+        "",
+        f"depth network alone   {alone:9.2f} images/s",
+        f"end to end            {whole:9.2f} images/s = {whole / alone:.2f} of it (goal {GOAL_END_TO_END} on a GPU)",
+        f"share of peak         {100 * alone * tflop / peak:8.1f} % of {peak:.2f} TFLOP/s measured "
+        f"(goal {100 * GOAL_PEAK:.0f} % at ViT-L on a GPU)",
+        f"network busy          {100 * busy:8.1f} % of the end-to-end time",
+        "",
+        "stage           ms/image, all threads together",
+        *(f"{stage:<14} {ms:>9.2f}" for stage, ms in sorted(stages.items(), key=lambda pair: -pair[1])),
+    ]
+    return figures, "\n".join(lines)
+
+
+def _time_once(
+    manifest: Manifest, config: PipelineConfig, body: BodyModel, perception: Perception, rounds: int
+) -> dict[str, float]:
+    """Both ways once, over the manifest's images `rounds` times: seconds `alone`, `whole` and of each stage, and the
+    share of the whole in which the network is `busy`.
+    """
+    assert perception.depth is not None
+    root = Path(manifest.images_root)
+    pictures = [read_image(root / name).rgb for name in manifest.read_shard(0).column("image_file").to_pylist()]
+    alone = time_network(perception.depth, pictures, rounds * len(pictures))
+    clock, meter, compute = StageClock(), Meter(perception.depth.device.type), perception.depth.compute
+    perception.depth.compute = meter(compute)  # type: ignore
+    try:
+        start = time.perf_counter()
+        placed = place_shard(manifest, config, body, perception, clock, rounds)
+        with clock("write"):
+            write_label_shard(build_label_table(placed), root.parent / "labels.parquet", {})
+        whole = time.perf_counter() - start
+    finally:
+        perception.depth.compute = compute  # type: ignore
+    return {**clock.seconds, "alone": alone, "whole": whole, "busy": meter.seconds / whole}
+
+
+class Meter:
+    """Adds up the time in which a device ("cuda" or "cpu") does some work: by CUDA events, or on a CPU by the clock."""
+
+    def __init__(self, device: str) -> None:
+        self._on_gpu = device == "cuda"
+        self._marks: list[tuple[Any, Any]] = []
+
+    def __call__(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start, result, end = self._mark(), work(*args, **kwargs), self._mark()
+            self._marks.append((start, end))
+            return result
+
+        return timed
+
+    def _mark(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @property
+    def seconds(self) -> float:
+        if not self._on_gpu:
+            return sum(end - start for start, end in self._marks)
+        torch.cuda.synchronize()
+        return sum(start.elapsed_time(end) for start, end in self._marks) / 1000
+
+
+def time_network(network: DepthNetwork, pictures: list[Any], times: int) -> float:
+    """Seconds a depth network takes for `times` images, in its own batches, from inputs that wait on its device."""
+    size, step = network.recipe.size(*pictures[0].shape[:2]), network.at_once
+    inputs = [network.recipe.prepare(torch.from_numpy(one)[None].to(network.device), size) for one in pictures]
+    meter = Meter(network.device.type)
+    compute = meter(network.compute)
+    with torch.inference_mode():
+        for start in range(0, times, step):
+            some = [inputs[number % len(inputs)] for number in range(start, min(start + step, times))]
+            compute(torch.cat(some))
+    return meter.seconds
+
+
+def place_shard(
+    manifest: Manifest,
+    config: PipelineConfig,
+    body: BodyModel,
+    perception: Perception,
+    clock: StageClock,
+    rounds: int = 1,
+) -> list[PlacedScene]:
+    """The first shard of a manifest, so many times over, as a worker does it, with the networks of `perception`."""
+    rows = manifest.read_shard(0)
+    rows = rows.take(list(range(rows.num_rows)) * rounds)
+    images = ImageFolder(Path(manifest.images_root))
+    return ScenePlacer(SceneOptimizer(body, config), config, images, None, perception).place(rows, clock)
+
+
+@torch.no_grad()
+def depth_flops(network: torch.nn.Module, height: int, width: int) -> float:
+    """Floating point operations (2 per multiply-add) of matrix products and convolutions on one image [px].
+
+    Runs the network once, attention as plain products; normalisation, activations and interpolation do not count. A
+    network on the device "meta" costs nothing.
+    """
+    weight = next(network.parameters())
+    image = torch.zeros(1, 3, height, width, device=weight.device, dtype=weight.dtype)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        network(pixel_values=image)
+    return float(counter.get_total_flops())
+
+
+def _peak_tflops(device: str) -> float:
+    side, seconds = _MATRIX[device], []
+    matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
+    for _ in range(20):
+        start = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()  # reading a number waits for the device
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / min(seconds) / 1e12

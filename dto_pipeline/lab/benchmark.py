@@ -43,7 +43,7 @@ from dto_pipeline.lab.solver_outcomes import (
 )
 from dto_pipeline.maths.crowd_solver import interval_halfwidth
 from dto_pipeline.models.body import BodyModel, load_body
-from dto_pipeline.tables import markdown
+from dto_pipeline.terminal import markdown
 
 TUNING_SEEDS = (1, 2, 11, 12, 31, 32)  # of the joint solver's numbers
 POOLED, OWN, RECORDED = "all difficulties", "our own", "recorded images"
@@ -89,7 +89,7 @@ class BenchmarkSettings:
 
     images: int = 48  # per difficulty
     seed: int = 201
-    heights: str = "independent"  # of `difficulty.HEIGHTS`
+    heights: str = "independent"  # or "priors", see `difficulty.Difficulty`
     difficulties: tuple[str, ...] = ()  # names; () = all
     ablation: bool = True
     recorded: Path | None = None  # folder of recorded images to add, as tests/golden
@@ -156,7 +156,7 @@ def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel
     """The numbers of a benchmark.
 
     Raises:
-        DifficultyError: an unknown difficulty; AnnyMissing: a difficulty needs this package.
+        ConfigError: an unknown difficulty; AnnyMissing: a difficulty needs this package.
     """
     kinds = [choose_difficulty(name, (), settings.heights) for name in settings.names]  # all names are checked first
     if any(kind.bodies == "anny" for kind in kinds):
@@ -204,33 +204,29 @@ def _figures(measured: Measured, draws: int) -> dict[str, Any]:
     inside = {name: float(values.sum()) for name, values in measured["joint", INTERVALS].items()}
     images = measured["joint", EXPECTED]
     known = np.isfinite(images["expected"])
-    rank = float("nan")
-    if known.sum() > 2:
-        rank = float(spearmanr(images["expected"][known], images["error"][known]).statistic)
+    rank = spearmanr(images["expected"][known], images["error"][known]).statistic if known.sum() > 2 else np.nan
+    errors = {
+        whom: {name: estimate(measured[name, whom], statistics, draws) for name in METHODS if (name, whom) in measured}
+        for whom in SELECTIONS
+    }
+    behaviour = {}
+    for mode in SOLVERS:
+        total = {name: float(values.sum()) for name, values in measured[mode, BEHAVIOUR].items()}
+        behaviour[mode] = {
+            "accepted_share": float(measured[mode, ACCEPTED[mode]]["persons"].sum()) / total["persons"],
+            "shift_px": total["shift"] / total["persons"],
+            "kid_shift_px": _ratio(total["kid_shift"], total["kids"]),
+            "cpu_ms_per_image": 1000 * total["seconds"] / total["images"],
+        }
     return {
         "people": {whom: int(measured[LABELS, whom]["persons"].sum()) for whom in SELECTIONS},
-        "errors": {
-            whom: {
-                name: estimate(measured[name, whom], statistics, draws) for name in METHODS if (name, whom) in measured
-            }
-            for whom in SELECTIONS
-        },
-        "behaviour": {mode: _behaviour(measured, mode) for mode in SOLVERS},
+        "errors": errors,
+        "behaviour": behaviour,
         "intervals": {  # quantity -> level -> share of true values inside
             what: {f"{level:.2f}": _ratio(inside[f"{what} {level:.2f}"], inside[what]) for level in LEVELS}
             for what in ("z", "pairs", "height")
         },
-        "rank_correlation": rank,  # of expected and true error of images
-    }
-
-
-def _behaviour(measured: Measured, mode: str) -> dict[str, float]:
-    total = {name: float(values.sum()) for name, values in measured[mode, BEHAVIOUR].items()}
-    return {
-        "accepted_share": float(measured[mode, ACCEPTED[mode]]["persons"].sum()) / total["persons"],
-        "shift_px": total["shift"] / total["persons"],
-        "kid_shift_px": _ratio(total["kid_shift"], total["kids"]),
-        "cpu_ms_per_image": 1000 * total["seconds"] / total["images"],
+        "rank_correlation": float(rank),  # of expected and true error of images
     }
 
 
@@ -240,21 +236,21 @@ def _ratio(part: float, whole: float) -> float:
 
 def _ablation(measured: Measured, draws: int) -> dict[str, dict[str, Row]]:
     """Solver -> switch -> how much each measure changes when the part is off, on the same drawn images."""
-    statistics = {measure.key: _change(measure) for measure in MEASURES}
+
+    def change(measure: Measure) -> Statistic:
+        def side(sums: Sums, name: str) -> np.ndarray:
+            return measure.of({key.removeprefix(name): v for key, v in sums.items() if key.startswith(name)})
+
+        return lambda sums: side(sums, "without ") - side(sums, "with ")
+
+    statistics = {measure.key: change(measure) for measure in MEASURES}
     changes: dict[str, dict[str, Row]] = {mode: {} for mode in SOLVERS}
     for switch, (_, options) in SWITCHES.items():
         for mode in options:
-            sides = {"with": measured[mode, EVERYBODY], "without": measured[mode, switch]}
-            both = {f"{side} {name}": values for side, sums in sides.items() for name, values in sums.items()}
+            both = {f"with {name}": values for name, values in measured[mode, EVERYBODY].items()}
+            both |= {f"without {name}": values for name, values in measured[mode, switch].items()}
             changes[mode][switch] = estimate(both, statistics, draws)
     return changes
-
-
-def _change(measure: Measure) -> Statistic:
-    def side(sums: Sums, name: str) -> np.ndarray:
-        return measure.of({key.removeprefix(f"{name} "): v for key, v in sums.items() if key.startswith(f"{name} ")})
-
-    return lambda sums: side(sums, "without") - side(sums, "with")
 
 
 def _plain(found: Any) -> Any:
@@ -268,18 +264,19 @@ def _plain(found: Any) -> Any:
 def as_page(report: BenchmarkReport) -> str:
     """What was run, the difficulties, every table."""
     settings, columns = report.settings, ["difficulty", "method", *_COLUMNS]
+    head = [
+        "# Synthetic benchmark",
+        "",
+        f"Made by `{settings.command}`; docs/evaluation.md explains what is measured. "
+        f"{settings.images} images per difficulty, seed {settings.seed}; the joint solver was tuned on seeds "
+        f"{', '.join(map(str, TUNING_SEEDS))} only. In brackets: 95 % intervals from images drawn again. Errors "
+        "are means over all people, placed or not, accepted or not, unless stated otherwise.",
+        "",
+        _HEIGHTS[settings.heights],
+        *(f"Config changed: {change}." for change in report.changes),
+    ]
     sections = [
-        [
-            "# Synthetic benchmark",
-            "",
-            f"Made by `{settings.command}`; docs/evaluation.md explains what is measured. "
-            f"{settings.images} images per difficulty, seed {settings.seed}; the joint solver was tuned on seeds "
-            f"{', '.join(map(str, TUNING_SEEDS))} only. In brackets: 95 % intervals from images drawn again. Errors "
-            "are means over all people, placed or not, accepted or not, unless stated otherwise.",
-            "",
-            _HEIGHTS[settings.heights],
-            *(f"Config changed: {change}." for change in report.changes),
-        ],
+        head,
         _table("Difficulties", "", ["name", "what is hard"], [[k, DIFFICULTIES[k].meaning] for k in settings.names]),
         errors_section(report),
         _table(
@@ -297,23 +294,8 @@ def as_page(report: BenchmarkReport) -> str:
             [row for whom in ACCEPTED.values() for row in _rows(report, whom)],
         ),
         *_solver_sections(report),
+        *([_ablation_section(report.ablation)] if report.ablation else []),
     ]
-    if report.ablation:
-        meanings = markdown(["off", "which means"], [[name, meaning] for name, (meaning, _) in SWITCHES.items()])
-        text = (
-            "Each part off alone, everything else as it is. Numbers are changes against the same solver with all "
-            "parts, on the same images: positive z, pairs and height, and negative ordinal accuracy, mean that the "
-            "part helps."
-        )
-        rows = []
-        for name, solvers in reversed(list(report.ablation.items())):  # everything together first
-            title = name
-            for solver, switches in solvers.items():
-                for switch, found in switches.items():
-                    rows.append([title, solver, switch, *(_signed(found[one.key], one) for one in MEASURES)])
-                    title = ""
-        head = ["difficulty", "solver", "off", *_COLUMNS]
-        sections.append(_table("Ablation", "\n".join([text, "", *meanings]), head, rows))
     return "\n".join(line for section in sections for line in [*section, ""])
 
 
@@ -359,6 +341,21 @@ def _solver_sections(report: BenchmarkReport) -> list[list[str]]:
     ]
 
 
+def _ablation_section(ablation: Mapping[str, Mapping[str, Mapping[str, Row]]]) -> list[str]:
+    meanings = markdown(["off", "which means"], [[name, meaning] for name, (meaning, _) in SWITCHES.items()])
+    text = (
+        "Each part off alone, everything else as it is. Numbers are changes against the same solver with all parts, on "
+        "the same images: positive z, pairs and height, and negative ordinal accuracy, mean that the part helps."
+    )
+    rows = []
+    for name, solvers in reversed(list(ablation.items())):  # everything together first
+        changes = [(solver, switch, found) for solver, row in solvers.items() for switch, found in row.items()]
+        for number, (solver, switch, found) in enumerate(changes):
+            cells = (_signed(found[one.key], one.digits) for one in MEASURES)
+            rows.append(["" if number else name, solver, switch, *cells])
+    return _table("Ablation", "\n".join([text, "", *meanings]), ["difficulty", "solver", "off", *_COLUMNS], rows)
+
+
 def _table(title: str, text: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"## {title}", "", *([text, ""] if text else []), *markdown(columns, rows)]
 
@@ -379,8 +376,8 @@ def _rows(report: BenchmarkReport, whom: str) -> list[list[str]]:
     return rows
 
 
-def _signed(found: Estimate, measure: Measure) -> str:
-    return f"{found.value:+.{measure.digits}f} ({found.low:+.{measure.digits}f} .. {found.high:+.{measure.digits}f})"
+def _signed(found: Estimate, digits: int) -> str:
+    return f"{found.value:+.{digits}f} ({found.low:+.{digits}f} .. {found.high:+.{digits}f})"
 
 
 def _number(value: float, digits: int) -> str:

@@ -153,40 +153,31 @@ def _sample_places(
     layout: Layout, view: View, height: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ground positions (n, 2) [m] of the people who find room, and their indices (n,); the first two always do."""
-    boxes: list[np.ndarray] = []
-    places: list[np.ndarray] = []
-    kept: list[int] = []
+    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # person -> place and box, see `_has_room`
     for person, tall in enumerate(height.tolist()):
         for attempt in range(_ATTEMPTS):
             z = layout.near + (layout.far - layout.near) * rng.random() ** 1.25  # a little denser near the camera
             side = 0.86 * z * view.width / 2 / view.focal
             place = np.array([rng.uniform(-side, side), z])
-            corners = [
-                [place[0] - 0.15 * tall, view.eye_height - tall, z],
-                [place[0] + 0.15 * tall, view.eye_height, z],
-            ]
+            corners = [place[0] - 0.15 * tall, view.eye_height - tall, z], [place[0] + 0.15 * tall, view.eye_height, z]
             box = np.array([*view.project(np.array(corners)).ravel(), z])
-            last_chance = len(kept) < 2 and attempt == _ATTEMPTS - 1
-            if last_chance or _has_room(view, place, box, places, boxes):
-                places.append(place)
-                boxes.append(box)
-                kept.append(person)
+            last_chance = len(found) < 2 and attempt == _ATTEMPTS - 1
+            if last_chance or _has_room(view, place, box, list(found.values())):
+                found[person] = place, box
                 break
-    return np.stack(places), np.array(kept)
+    return np.stack([place for place, _ in found.values()]), np.array(list(found))
 
 
-def _has_room(
-    view: View, place: np.ndarray, box: np.ndarray, places: list[np.ndarray], boxes: list[np.ndarray]
-) -> bool:
+def _has_room(view: View, place: np.ndarray, box: np.ndarray, others: list[tuple[np.ndarray, np.ndarray]]) -> bool:
     """True if a person is in the picture, touches no other, and covers no other too much.
 
-    Boxes: left, top, right, bottom [px] of standing people and their z [m].
+    Boxes: left, top, right, bottom [px] of standing people and their z [m]; `others`: place and box of each.
     """
     left, top, right, bottom, _ = box
     inside = left > -4 and right < view.width + 4 and top > 6 and bottom < view.height * 1.01
-    if not inside or any(np.hypot(*(place - other)) < _SPACING for other in places):
+    if not inside or any(np.hypot(*(place - other)) < _SPACING for other, _ in others):
         return False
-    left, top, right, bottom, z = np.stack([*boxes, box]).T
+    left, top, right, bottom, z = np.stack([*(taken for _, taken in others), box]).T
     wide = np.minimum(right[:, None], right) - np.maximum(left[:, None], left)
     high = np.minimum(bottom[:, None], bottom) - np.maximum(top[:, None], top)
     shared = wide.clip(0) * high.clip(0) * (z[None, :] < z[:, None])

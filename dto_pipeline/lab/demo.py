@@ -7,11 +7,10 @@ the method leaves open (`depth = 1 / disparity`, an affine line to metres); the 
 from __future__ import annotations
 
 import json
-import time
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.labels import read_placed
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES, SAME_DEPTH, Placement, placement_sums
-from dto_pipeline.lab.crowd_files import write_map
-from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data, build_true_pictures, read_truth
+from dto_pipeline.lab.crowd_files import build_demo_data, build_true_pictures, read_truth, write_map
 from dto_pipeline.lab.solver_outcomes import EVERYBODY, Outcome
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth import METRES_PER_DEPTH, DepthFiles
@@ -35,7 +33,7 @@ from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PersonStatus
-from dto_pipeline.tables import align
+from dto_pipeline.terminal import align
 from dto_pipeline.view.pages import People, draw_scene, save_png
 
 DEPTH_MEASURES = {
@@ -45,13 +43,13 @@ DEPTH_MEASURES = {
     "order": "share of pairs more than 0.2 m apart that are in the right order",
 }
 _LEAST_PIXELS = 100  # of a person that counts
-_AT_ONCE = 8  # pictures given to the network together
 _PICTURES = 5  # scenes drawn as given and by both solvers
 _NETWORK = ["depth.source=model", "depth.model=demo", "depth.short_side=224", "depth.batch=4"]
 _FILES_ONLY = {"table": "depth maps written with the scenes; no depth network was run"}
 
 Placed = Mapping[str, Sequence[PlacedScene]]  # solver -> all images of its run
-Errors = dict[str, dict[str, dict[str, float]]]  # who -> labels as given or solver -> measures, shares as fractions
+# who -> labels as given or solver -> measures, shares as fractions; None = of nobody
+Errors = dict[str, dict[str, dict[str, float | None]]]
 
 
 def run_demo(out: Path, images: int, workers: int, network: bool, progress: Callable[[int, int], None]) -> int:
@@ -63,9 +61,9 @@ def run_demo(out: Path, images: int, workers: int, network: bool, progress: Call
     Returns:
         The exit code of the first run.
     """
-    started, body, manifest = time.monotonic(), load_body(STAND_IN_BODY), out / "manifest.parquet"
+    body, manifest = load_body(STAND_IN_BODY), out / "manifest.parquet"
     print(f"1  data set with known truth -> {out / 'data'}")
-    data = build_demo_data(out / "data", body, DemoSettings(images=images), progress)
+    data = build_demo_data(out / "data", body, images, progress=progress)
     print(f"2  manifest -> {manifest}")
     if data.created or not manifest.exists():
         dataset = load_dataset(str(files("dto_pipeline.assets") / "demo.yaml"), out / "data")
@@ -85,21 +83,9 @@ def run_demo(out: Path, images: int, workers: int, network: bool, progress: Call
     errors = score_demo(placed, truth, body)
     pictures = _draw(placed, truth, body, out, config.depth)
     depth = _compare_depth(out, manifest, config, placed, body) if network else _FILES_ONLY
-    seconds, text = time.monotonic() - started, f"{as_table(errors)}\n\n{depth['table']}"
-    report = {
-        "errors": errors,
-        "image_status": summary.image_status,
-        "person_status": summary.person_status,
-        "broken_on_purpose": data.broken,
-        "pictures": pictures,
-        "workers": workers,
-        "images_per_s": round(summary.images_per_s, 2),
-        "stage_seconds": {stage: round(value, 3) for stage, value in summary.stage_seconds.items()},
-        "wall_s": round(seconds, 1),
-        "depth": depth,
-        "text": text,
-    }
-    print(f"\n{text}\n\n{out / 'summary.json'} written; {seconds:.0f} s")
+    text = f"{as_table(errors)}\n\n{depth['table']}"
+    report = {"errors": errors, "broken_on_purpose": data.broken, "pictures": pictures, "depth": depth, "text": text}
+    print(f"\n{text}\n\n{out / 'summary.json'} written")
     write_json_atomic(out / "summary.json", report)
     return summary.exit_code
 
@@ -120,23 +106,22 @@ def _read_run(folder: Path) -> list[PlacedScene]:
 def _draw(placed: Placed, truth: dict[str, np.ndarray], body: BodyModel, out: Path, depth: DepthConfig) -> list[str]:
     """Draw the chosen scenes as labelled and as placed by each solver, with the depth map; the files below `out`."""
     written = []
-    first = placed["paper"]
-    for item in choose_pictures(first, _PICTURES):
-        place, rows = first.index(item), item.scene.source_row
+    for place in choose_pictures(placed["paper"], _PICTURES):
+        by_solver = {solver: items[place] for solver, items in placed.items()}
+        scene = by_solver["paper"].scene
+        rows = scene.source_row
         name = str(truth["image_name"][rows[0]])
-        image = item.scene.image = read_image(out / "data" / "images" / name).rgb
+        image = scene.image = read_image(out / "data" / "images" / name).rgb
         if depth.source == "files":
             file = str(Path(name).with_suffix(".npy"))
-            item.scene.disparity = DepthFiles(out / "data" / "depth").load(file, *image.shape[:2])
+            scene.disparity = DepthFiles(out / "data" / "depth").load(file, *image.shape[:2])
         else:
             (seen,) = DepthNetwork(depth).estimate([image])
-            item.scene.disparity = None if isinstance(seen, Exception) else seen
+            scene.disparity = None if isinstance(seen, Exception) else seen
         true_people = People(truth["pose"][rows], truth["betas"][rows], truth["transl"][rows])
-        name = f"pictures/{Path(item.scene.image_path).stem}.png"
-        by_solver = {solver: items[place] for solver, items in placed.items()}
-        save_png(draw_scene(by_solver, body, true_people), out / name)
-        written.append(name)
-        print(f"4  {out / name}")
+        written.append(f"pictures/{Path(scene.image_path).stem}.png")
+        save_png(draw_scene(by_solver, body, true_people), out / written[-1])
+        print(f"4  {out / written[-1]}")
     return written
 
 
@@ -174,7 +159,7 @@ def score_demo(
 
     Args:
         placed: solver -> all images of its run, the same in each.
-        truth: of `demo_data.read_truth`, one row per label row; body: of the labels.
+        truth: of `read_truth`, one row per label row; body: of the labels.
         images: names of those that count, None = all.
     """
     kept = {
@@ -197,11 +182,12 @@ def score_demo(
     placements |= {name: with_heights(one.found, (item.betas for item in one.placed)) for name, one in outcomes.items()}
     true = Placement(z=truth["transl"][row, 2], height=truth["height"][row])
 
-    def errors(found: Placement, people: np.ndarray) -> dict[str, float]:
+    def errors(found: Placement, people: np.ndarray) -> dict[str, float | None]:
         sums = placement_sums(found, true, first.image, len(first.placed), people)
         total = {key: x.sum() for key, x in sums.items()}
         values = {one.key: float(one.of(total)) / (100 if one.unit == "%" else 1) for one in PLACEMENT_MEASURES}
-        return {"persons": int(total["persons"]), "pairs": int(total["pairs"]), **values}
+        known = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        return {"persons": int(total["persons"]), "pairs": int(total["pairs"]), **known}
 
     return {who: {name: errors(found, s) for name, found in placements.items()} for who, s in selections.items()}
 
@@ -213,33 +199,31 @@ def as_table(errors: Errors) -> str:
     for one in PLACEMENT_MEASURES:
         cells = []
         for found in errors.values():
-            values = [each[one.key] * (100 if one.unit == "%" else 1) for each in found.values()]
-            cells.append(" -> ".join(f"{value:.{one.digits}f}" for value in values))
+            values = (each[one.key] for each in found.values())
+            scale = 100 if one.unit == "%" else 1
+            cells.append(" -> ".join("-" if x is None else f"{scale * x:.{one.digits}f}" for x in values))
         rows.append([f"{one.title} [{one.unit}]", *cells])
     return "\n".join(align([rows[0], ["-" * max(map(len, column)) for column in zip(*rows, strict=True)], *rows[1:]]))
 
 
-def choose_pictures(placed: Sequence[PlacedScene], count: int) -> list[PlacedScene]:
-    """The accepted scenes with most people moved, then one that was not accepted."""
-    by_people = sorted(
-        (item for item in placed if item.is_optimized),
-        key=lambda item: sum(status is PersonStatus.MOVED for status in item.person_status),
-        reverse=True,
-    )
-    doubtful = [item for item in by_people if not item.is_accepted][:1]
-    return [item for item in by_people if item.is_accepted][: count - len(doubtful)] + doubtful
+def choose_pictures(placed: Sequence[PlacedScene], count: int) -> list[int]:
+    """Numbers of the accepted scenes with most people moved, then of one that was not accepted."""
+    moved = [sum(status is PersonStatus.MOVED for status in item.person_status) for item in placed]
+    by_people = sorted((k for k, item in enumerate(placed) if item.is_optimized), key=lambda k: -moved[k])
+    doubtful = [k for k in by_people if not placed[k].is_accepted][:1]
+    return [k for k in by_people if placed[k].is_accepted][: count - len(doubtful)] + doubtful
 
 
 def measure_network(
     network: DepthNetwork, pictures: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
 ) -> dict[str, float]:
     """`depth_quality` of a network on pictures (H, W, 3) uint8 with their true z and the person seen, both (H, W)."""
-    maps, waiting = [], iter(pictures)
-    while part := list(islice(waiting, _AT_ONCE)):
-        for (_, z, person), disparity in zip(part, network.estimate([rgb for rgb, *_ in part]), strict=True):
-            if not isinstance(disparity, np.ndarray):
-                raise disparity
-            maps.append((disparity, z, person))
+    maps = []
+    for rgb, z, person in pictures:
+        (disparity,) = network.estimate([rgb])
+        if not isinstance(disparity, np.ndarray):
+            raise disparity
+        maps.append((disparity, z, person))
     return depth_quality(maps)
 
 

@@ -7,22 +7,19 @@ pixels.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dto_pipeline.config_tree import build_sections, read_tree
-from dto_pipeline.errors import DtoError
+from dto_pipeline.config_tree import ABOVE_ZERO, Sections, build_sections, expect, read_tree
 from dto_pipeline.lab.crowd import LAYOUTS
 
 VERSION = 1  # raised whenever equal settings would give other scenes
-HEIGHTS = ("independent", "priors")
-BODIES = ("stand-in", "anny")
 STANDARD = "standard"
+_LAYOUTS = tuple(layout.name for layout in LAYOUTS)
+_CHOICES = {"difficulty.heights": ("independent", "priors"), "difficulty.bodies": ("stand-in", "anny")}
+_RANGES = {"difficulty.most_people": (2, math.inf), "difficulty.unit": ABOVE_ZERO, "difficulty.power": ABOVE_ZERO}
 _WORDS = ("name", "meaning")  # fields that are no options
-
-
-class DifficultyError(DtoError, ValueError):
-    """An unknown difficulty, or an option that cannot have this value."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Difficulty:
 
     name: str
     meaning: str
-    layouts: tuple[str, ...] = tuple(layout.name for layout in LAYOUTS)  # of `lab.crowd`
+    layouts: tuple[str, ...] = _LAYOUTS  # of `lab.crowd`
     most_people: int = 10
     person_error: float = 0.02  # relative error of one person's disparity, scale of a Student t of 3 degrees
     row_tilt: float = 0.04  # relative error from the upper to the lower border
@@ -43,7 +40,7 @@ class Difficulty:
     leak: int = 0  # masks grow by up to this over neighbours and ground [px]
     focal_error: float = 0.0  # K of the labels is wrong by a share, normal with this sigma
     wrong_labels: float = 0.0  # share of people whose label is grossly wrong in size, distance and pose
-    heights: str = "independent"  # of `HEIGHTS`: growth charts (`people.CHART`), or the method's own priors
+    heights: str = "independent"  # growth charts (`people.CHART`), or "priors", the method's own
     blur: float = 1.0  # of the depth map [px]
     smooth_error: float = 0.0  # relative error that varies slowly over the map, standard deviation
     power: float = 1.0  # disparity goes with 1 / z to this power, as networks that compress the far side do
@@ -51,30 +48,21 @@ class Difficulty:
     unit: float = 1.0  # the network's own unit, times the published one's
     metric_error: float = 0.0  # > 0: the map is in metres, off by one share per image, normal with this sigma
     upside_down: bool = False  # the map holds metres, under the name of disparity
-    bodies: str = "stand-in"  # of `BODIES`: ours, or people of Anny with fitted labels (`foreign_bodies`)
+    bodies: str = "stand-in"  # ours, or "anny", people of Anny with fitted labels (`foreign_bodies`)
     unknown_ages: bool = False  # ages are missing
 
-    def __post_init__(self) -> None:
-        known = [layout.name for layout in LAYOUTS]
-        _expect(self, "layouts", bool(self.layouts) and set(self.layouts) <= set(known), f"names of {known}")
-        _expect(self, "heights", self.heights in HEIGHTS, f"one of {HEIGHTS}")
-        _expect(self, "bodies", self.bodies in BODIES, f"one of {BODIES}")
-        _expect(self, "most_people", self.most_people >= 2, "at least 2")
-        for option in ("unit", "power"):
-            _expect(self, option, getattr(self, option) > 0, "more than 0: the maps would be flat")
-        for option, value in vars(self).items():
-            _expect(self, option, not isinstance(value, int | float) or value >= 0, "0 or more")
 
-
-def _expect(kind: Difficulty, option: str, right: bool, wanted: str) -> None:
-    if not right:
-        raise DifficultyError(f"{option} is {getattr(kind, option)!r}; expected {wanted}")
-
-
-class _Config:
-    """A difficulty as the only section of a config."""
+@dataclass(frozen=True)
+class _Config(Sections):
+    """A difficulty as the only section of a config, which checks it."""
 
     difficulty: Difficulty
+
+    def __post_init__(self) -> None:
+        self.check(_CHOICES, _RANGES)
+        layouts = self.difficulty.layouts
+        wanted = f"difficulty.layouts is {layouts!r}; expected names of {_LAYOUTS}"
+        expect(bool(layouts) and set(layouts) <= set(_LAYOUTS), wanted)
 
 
 DIFFICULTIES = {
@@ -149,21 +137,16 @@ def choose_difficulty(name: str, texts: Sequence[str] = (), heights: str = "inde
     """The difficulty of this name, with options changed.
 
     Args:
-        name: of `DIFFICULTIES`; texts: ``option=value``, value in YAML; heights: of `HEIGHTS`.
+        name: of `DIFFICULTIES`; texts: ``option=value``, value in YAML; heights: the option of this name.
 
     Raises:
-        DifficultyError: an unknown difficulty, or an option out of bounds; ConfigError: an unknown option, or a value
-            of another type.
+        ConfigError: an unknown difficulty or option, or a value of another type or out of bounds.
     """
-    if name not in DIFFICULTIES:
-        raise DifficultyError(f"difficulty is {name!r}; choose from {list(DIFFICULTIES)}")
-    if heights not in HEIGHTS:
-        raise DifficultyError(f"heights is {heights!r}; choose from {HEIGHTS}")
-    changes = read_tree(None, [f"difficulty.{text}" for text in texts]).get("difficulty", {})
-    if words := [name for name in _WORDS if name in changes]:
-        raise DifficultyError(f"{words[0]} is no option of a difficulty")
-    options = {**dataclasses.asdict(DIFFICULTIES[name]), "heights": heights, **changes}
-    return build_sections(_Config, {"difficulty": options})["difficulty"]
+    expect(name in DIFFICULTIES, f"difficulty is {name!r}; choose from {list(DIFFICULTIES)}")
+    changes = read_tree(None, [f"difficulty.{text}" for text in (f"heights={heights}", *texts)])["difficulty"]
+    expect(changes.keys().isdisjoint(_WORDS), f"{' and '.join(_WORDS)} are no options of a difficulty")
+    options = {**dataclasses.asdict(DIFFICULTIES[name]), **changes}
+    return _Config(**build_sections(_Config, {"difficulty": options})).difficulty
 
 
 def describe_difficulties() -> str:

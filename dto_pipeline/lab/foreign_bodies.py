@@ -134,7 +134,7 @@ def measure_anny() -> Template:
     origin = np.array([0.0, joints[0, 1], vertices[head, 2].mean()])
     joints[_NOSE] = vertices[head][vertices[head, 2].argmax()]
     vertices, joints = ((points - origin).astype(np.float32) for points in (vertices, joints))
-    return Template(vertices, anny.faces, float(vertices[:, 1].max()), joints)
+    return Template(vertices, anny.faces, joints)
 
 
 def _sample_shapes(

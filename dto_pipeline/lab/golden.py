@@ -38,6 +38,14 @@ class Case:
         """False if a strict case has failures."""
         return not (self.strict and self.failures)
 
+    def run(self, check: Callable[[Case], None]) -> Case:
+        """Let `check` compare; an exception is a failure of this case and leaves the others alone."""
+        try:
+            check(self)
+        except Exception as error:
+            self.failures = [f"raised {type(error).__name__}: {error}"]
+        return self
+
     def equal(self, what: str, found: object, recorded: object) -> None:
         """Compare a decision."""
         if found != recorded:
@@ -81,29 +89,17 @@ def sizes(recorded: Any, least: float) -> np.ndarray:
     return np.maximum(np.abs(np.nan_to_num(np.asarray(recorded, np.float64))), least)
 
 
-def run_case(case: Case, check: Callable[[Case], None]) -> Case:
-    """Run one case; an exception is its failure and leaves the other cases alone."""
-    try:
-        check(case)
-    except Exception as error:
-        case.failures[:] = [f"raised {type(error).__name__}: {error}"]
-    return case
-
-
-def run_index(folder: Path, family: str, check: Callable[[Path, dict[str, Any], Case], None]) -> list[Case]:
-    """Every case of `folder`/`family`/index.json; none if there is no such file.
+def run_index(index: Path, check: Callable[[Path, dict[str, Any], Case], None]) -> list[Case]:
+    """Every case of an index; none if there is no such file.
 
     `check` gets the path of a case without suffix, and its entry.
     """
-    place = folder / family
-    return [
-        run_case(Case(family, entry["case"], str(entry.get("kind", ""))), partial(check, place / entry["case"], entry))
-        for entry in read_index(place / "index.json")
-    ]
+    cases = [(Case(index.parent.name, entry["case"], str(entry.get("kind", ""))), entry) for entry in read_index(index)]
+    return [case.run(partial(check, index.parent / case.name, entry)) for case, entry in cases]
 
 
 def read_index(path: Path) -> list[dict[str, Any]]:
-    """The cases an index lists; none if there is no index.
+    """The cases an index lists, none if there is no index; a case without a name is called by its number.
 
     Raises:
         GoldenFolderError: it cannot be read, or lists none.
@@ -111,8 +107,8 @@ def read_index(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        cases = list(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        cases = [{**entry, "case": str(entry.get("case", n))} for n, entry in enumerate(json.loads(path.read_text()))]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise GoldenFolderError(f"{path} cannot be read ({error}); expected a list of cases") from error
     if not cases:
         raise GoldenFolderError(f"{path} lists no case; restore the cases, or remove the file")
@@ -122,7 +118,7 @@ def read_index(path: Path) -> list[dict[str, Any]]:
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of a plain npz."""
     with np.load(path, allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files}
+        return dict(archive)
 
 
 @dataclass(frozen=True)
@@ -138,20 +134,19 @@ class GoldenReport:
 
     def to_json(self) -> dict[str, Any]:
         """Counts, failures by name and worst errors of each family."""
-        families = {family: _summary(cases) for family, cases in self.results.items()}
-        return {"passed": self.passed, "families": families}
+        return {"passed": self.passed, "families": {name: _summary(cases) for name, cases in self.results.items()}}
 
     def as_table(self) -> str:
         """A line per family with cases, then a line per difference."""
         lines = [f"{'family':<10} {'cases':>5} {'passed':>6} {'failed':>6} {'loose':>5}  worst errors and tolerances"]
         for family, cases in self.results.items():
-            summary = _summary(cases)
-            worst = "  ".join(
-                f"{name} {error:.1e}" + ("" if limit is None else f" of {limit:.0e}")
-                for name, (error, limit) in summary["worst_errors"].items()
-            )
-            counts = f"{summary['cases']:>5} {summary['passed']:>6} {summary['failed']:>6} {summary['loose']:>5}"
-            lines += [f"{family:<10} {counts}  {worst}"] if cases else []
+            if cases:
+                cases_n, passed, failed, loose, _, worst = _summary(cases).values()
+                errors = (
+                    f"{name} {error:.1e}" + ("" if limit is None else f" of {limit:.0e}")
+                    for name, (error, limit) in worst.items()
+                )
+                lines.append(f"{family:<10} {cases_n:>5} {passed:>6} {failed:>6} {loose:>5}  {'  '.join(errors)}")
         for case in (case for cases in self.results.values() for case in cases):
             word = "FAILED" if not case.passed else "differs (not strict)"
             lines += [f"{word} {case.family}/{case.name} ({case.kind}): {text}" for text in case.failures]

@@ -36,11 +36,10 @@ from dto_pipeline.data.sources.relative_human import EVALUATED_JOINTS, Annotatio
 from dto_pipeline.evaluate.relative_human import (
     GROUPS,
     EvaluatedImage,
-    MetricStatus,
     evaluate_relative_human,
     project_bodies,
 )
-from dto_pipeline.lab.golden import Case, read_arrays, read_index, run_case, run_index, sizes
+from dto_pipeline.lab.golden import Case, read_arrays, run_index, sizes
 from dto_pipeline.lab.known_scenes import plain_scene
 from dto_pipeline.maths.depth_evidence import measure_depth_evidence
 from dto_pipeline.maths.heights import build_height_prior
@@ -49,14 +48,11 @@ from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth import METRES_PER_DEPTH
 from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.optimizer import SceneOptimizer
-from dto_pipeline.scene import OUTCOMES, MapProblem, OptimizedScenes, PersonMaps, Scene, SceneBatch
+from dto_pipeline.scene import OUTCOMES, MapProblem, PersonMaps, Scene, SceneBatch
 from dto_pipeline.status import FitStatus, PersonStatus
 
 FIT_TOLERANCE = 1e-9  # relative
-MEAN_TOLERANCE, SPREAD_TOLERANCE = (
-    1e-6,
-    1e-5,
-)  # of means; of deviations, slopes and correlations; recorded to 1e-6, 4e-7
+MEAN_TOLERANCE, SPREAD_TOLERANCE = 1e-6, 1e-5  # of means; of deviations, slopes, correlations; recorded to 1e-6, 4e-7
 WOBBLE_FACTOR, LEAST_WOBBLE = 3.0, 1e-4  # z may differ by so many times max(z_wobble, LEAST_WOBBLE), relative
 DEVIATION_TOLERANCE = 0.02  # of the image's height deviation [sigma], on top of what z allows
 MAP_TOLERANCE = {"positions": 1e-5, "network_input": 1e-4, "relative": 2e-5, "metric": 2e-5}
@@ -72,15 +68,7 @@ _RH_COUNTS = {
 _LEAST_SHARE = 0.1  # of a map's mean: smaller values count as this much in relative errors
 
 
-def check_solver_cases(folder: Path) -> list[Case]:
-    """Every case of `folder`/solver/cases.json; none if there is no such file."""
-    return [
-        run_case(Case("solver", f"{entry.get('case', index)}", str(entry["kind"])), partial(_check_fit, entry))
-        for index, entry in enumerate(read_index(folder / "solver" / "cases.json"))
-    ]
-
-
-def _check_fit(entry: dict[str, Any], case: Case) -> None:
+def _check_fit(_: Path, entry: dict[str, Any], case: Case) -> None:
     given, people = entry["input"], len(entry["input"]["height_class"])
     # a class that is missing is an adult of unknown gender, and without the gender prior every adult is
     height_class = torch.tensor([[ADULT if value is None else int(value) for value in given["height_class"]]])
@@ -119,11 +107,6 @@ def _check_fit(entry: dict[str, Any], case: Case) -> None:
         case.near(name, getattr(solution, name)[0], float(recorded), FIT_TOLERANCE, sizes(float(recorded), 1e-6))
 
 
-def check_person_cases(folder: Path) -> list[Case]:
-    """Every case of `folder`/person."""
-    return run_index(folder, "person", _check_person)
-
-
 def _check_person(path: Path, entry: dict[str, Any], case: Case) -> None:
     arrays = read_arrays(path.with_suffix(".npz"))
     maps = PersonMaps(
@@ -139,19 +122,15 @@ def _check_person(path: Path, entry: dict[str, Any], case: Case) -> None:
         case.equal(name, values.tolist(), arrays[name].tolist())
     steep = np.abs(np.nan_to_num(arrays["corr"])) > SPREAD_TOLERANCE  # else the slope is a rounding residue
     slope = np.where(steep | np.isnan(arrays["slope"]), evidence.slope[0].numpy(), arrays["slope"])
-    for name, found, limit, least in (
-        ("depth_mean", evidence.depth[0, :, MEAN], MEAN_TOLERANCE, 1e-12),
-        ("z_mean", evidence.z[0, :, MEAN], MEAN_TOLERANCE, 1e-12),
-        ("depth_std", evidence.depth_std[0], SPREAD_TOLERANCE, 1e-12),
-        ("depth_down", evidence.depth[0, :, GROUND], MEAN_TOLERANCE, 1e-12),
-        ("z_down", evidence.z[0, :, GROUND], MEAN_TOLERANCE, 1e-12),
-        ("y_down", evidence.ground_row[0], MEAN_TOLERANCE, 1e-12),
-        ("lower", evidence.bounds[0, :, 0], MEAN_TOLERANCE, 1e-12),
-        ("upper", evidence.bounds[0, :, 1], MEAN_TOLERANCE, 1e-12),
-        ("corr", evidence.corr[0], SPREAD_TOLERANCE, 1.0),
-        ("slope", slope, SPREAD_TOLERANCE, 1e-12),
-    ):
-        case.near(name, found, arrays[name], limit, sizes(arrays[name], least))
+    means = {
+        **{"depth_mean": evidence.depth[0, :, MEAN], "depth_down": evidence.depth[0, :, GROUND]},
+        **{"z_mean": evidence.z[0, :, MEAN], "z_down": evidence.z[0, :, GROUND], "y_down": evidence.ground_row[0]},
+        **{"lower": evidence.bounds[0, :, 0], "upper": evidence.bounds[0, :, 1]},
+    }
+    spreads = {"depth_std": evidence.depth_std[0], "slope": slope, "corr": evidence.corr[0]}
+    for limit, quantities in ((MEAN_TOLERANCE, means), (SPREAD_TOLERANCE, spreads)):
+        for name, found in quantities.items():
+            case.near(name, found, arrays[name], limit, sizes(arrays[name], 1.0 if name == "corr" else 1e-12))
 
 
 def _batch(case: dict[str, np.ndarray]) -> SceneBatch:
@@ -166,16 +145,11 @@ def _batch(case: dict[str, np.ndarray]) -> SceneBatch:
     return batch.replace(map_size=batch.image_size)
 
 
-def recorded_bodies(folder: Path, device: torch.device | str = "cpu") -> dict[bool, BodyModel]:
-    """The body of recorded cases without and with the kid axis: `folder`/body, or the stand-in."""
+@cache
+def recorded_body(folder: Path, kid_axis: bool, device: torch.device | str = "cpu") -> BodyModel:
+    """The body of recorded cases, with the kid axis or without: `folder`/body, or the stand-in."""
     own = folder / "body"
-    chosen = own if own.is_dir() else STAND_IN_BODY
-    return {kid: load_body(chosen, kid_axis=kid, device=device) for kid in (False, True)}
-
-
-def check_image_cases(folder: Path, device: torch.device | str = "cpu") -> list[Case]:
-    """Every case of `folder`/image."""
-    return run_index(folder, "image", partial(_check_image, cache(partial(recorded_bodies, folder, device))))
+    return load_body(own if own.is_dir() else STAND_IN_BODY, kid_axis, device)
 
 
 def load_image_case(path: Path) -> tuple[Scene, dict[str, np.ndarray]]:
@@ -189,20 +163,25 @@ def load_image_case(path: Path) -> tuple[Scene, dict[str, np.ndarray]]:
     return plain_scene(name, camera, case["betas"], masks, disparity, bbox_xyxy=case["bbox"], **people), case
 
 
-def _check_image(bodies: Callable[[], dict[bool, BodyModel]], path: Path, entry: dict[str, Any], case: Case) -> None:
+def check_image_cases(folder: Path, device: torch.device | str = "cpu") -> list[Case]:
+    """Every case of `folder`/image, computed on a device."""
+    return run_index(folder / "image/index.json", partial(_check_image, device))
+
+
+def _check_image(device: torch.device | str, path: Path, entry: dict[str, Any], case: Case) -> None:
     case.kind, case.strict = f"{entry['scene']}/{entry['label_kind']}", bool(entry["steady"])
     options = {
         "prior": {"age_prior": entry["age_prior"], "gender_prior": entry["gender_prior"]},
         "solver": {"internal_constraint": entry["internal_constraint"]},
         "depth": {"unit": "published"},
     }
-    optimizer = SceneOptimizer(bodies()[bool(entry["kid_shape"])], config_from_dict(options))
+    body = recorded_body(path.parents[1], bool(entry["kid_shape"]), device)
     scene, arrays = load_image_case(path.with_suffix(".npz"))
-    found = optimizer(collate_scenes([scene], optimizer.body.faces.device))
-    optimized = OptimizedScenes(**{name: part.to("cpu") for name, part in vars(found).items()})
+    found = SceneOptimizer(body, config_from_dict(options))(collate_scenes([scene], body.faces.device))
     if entry.get("error"):  # the reference raises: any result is right
         return
-    fits, group = optimized.people.fits, optimized.evidence.group[0].tolist()
+    people, group = found.people.to("cpu"), found.evidence.group[0].tolist()
+    fits = people.fits
     outcomes = [OUTCOMES[code] for code in fits.outcome[0].tolist()]
     far = [outcome is PersonStatus.MOVED and side == FAR for outcome, side in zip(outcomes, group, strict=True)]
     status = [_STATUS.get(outcome, 1) + in_far for outcome, in_far in zip(outcomes, far, strict=True)]
@@ -212,7 +191,7 @@ def _check_image(bodies: Callable[[], dict[bool, BodyModel]], path: Path, entry:
     case.equal("used_ground_points", bool(fits.used_ground[0]), bool(entry["used_ground_points"]))
     wobble = WOBBLE_FACTOR * max(float(entry["z_wobble"]), LEAST_WOBBLE)
     order, recorded = arrays["out_person"], arrays["out_trans"]
-    transl, betas = (getattr(optimized.people, name)[0].numpy()[order] for name in ("transl", "betas"))
+    transl, betas = people.transl[0].numpy()[order], people.betas[0].numpy()[order]
     case.near("z", transl[:, 2], recorded[:, 2], wobble, recorded[:, 2])
     case.near("transl", transl, recorded, None)  # follow from z
     case.near("betas", betas[:, : arrays["out_betas"].shape[1]], arrays["out_betas"], None)
@@ -224,67 +203,60 @@ def check_depth_cases(folder: Path) -> list[Case]:
     path = folder / "depth" / "depth_cases.npz"
     if not path.is_file():
         return []
-    arrays = read_arrays(path)
+    try:
+        arrays = read_arrays(path)
+    except Exception as error:
+        return [Case("depth", path.stem, failures=[f"cannot be read: {type(error).__name__}: {error}"])]
     recorded = [name.split("/")[:2] for name in arrays if name.endswith("/network_size")]
-    with tempfile.TemporaryDirectory() as scratch:
-        folders = {kind: _save_network(arrays, kind, Path(scratch) / kind) for kind in ("relative", "metric")}
-        return [
-            run_case(Case("depth", f"{image}/{side}", "map"), partial(_check_map, arrays, folders, image, int(side)))
-            for image, side in sorted(recorded, key=lambda case: (case[0], int(case[1])))
-        ]
+    return [
+        Case("depth", f"{image}/{side}", "map").run(partial(_check_map, arrays, image, int(side)))
+        for image, side in sorted(recorded, key=lambda case: (case[0], int(case[1])))
+    ]
 
 
-def _save_network(arrays: dict[str, np.ndarray], kind: str, folder: Path) -> Path:
-    """The recorded network as a folder that transformers reads; the metric one differs in its last layer."""
+def _load_network(arrays: dict[str, np.ndarray], kind: str, side: int) -> DepthNetwork:
+    """The recorded network, from a folder as transformers saves one; the metric one differs in its last layer."""
     weights: dict[str, np.ndarray] = {}
-    for part in dict.fromkeys(("relative", kind)):
+    for part in ("relative", kind):
         prefix = f"{part}/weights/"
         weights |= {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
-    folder.mkdir()
-    (folder / "config.json").write_text(str(arrays[f"{kind}/config"]))
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(str(arrays[f"{kind}/config"]))
+        save_file(weights, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+        return DepthNetwork(DepthConfig(source="model", model=folder, short_side=side))
 
 
-def _check_map(arrays: dict[str, np.ndarray], folders: dict[str, Path], image: str, side: int, case: Case) -> None:
-    pixels, recorded = arrays[f"image/{image}"], f"{image}/{side}"
-    networks = {
-        kind: DepthNetwork(DepthConfig(source="model", model=str(folder), short_side=side))
-        for kind, folder in folders.items()
-    }
-    network = networks["relative"]
-    size = network.recipe.size(*pixels.shape[:2])
-    case.equal("network_size", tuple(size), tuple(arrays[f"{recorded}/network_size"].tolist()))
-    found: dict[str, Any] = {"positions": network.positions_at(size)}
-    if f"{recorded}/network_input" in arrays:
-        found["network_input"] = network.recipe.prepare(torch.from_numpy(pixels)[None], size)[0]
-    for name, values in found.items():
-        case.near(name, values, arrays[f"{recorded}/{name}"], MAP_TOLERANCE[name])
-    for kind in folders:
-        (disparity,) = networks[kind].estimate([pixels])
+def _check_map(arrays: dict[str, np.ndarray], image: str, side: int, case: Case) -> None:
+    """Size, positions and input of the network, which both kinds share, and the map of each kind."""
+    pixels, prefix = arrays[f"image/{image}"], f"{image}/{side}/"
+    recorded = {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+    found: dict[str, Any] = {}
+    for kind in ("relative", "metric"):
+        network = _load_network(arrays, kind, side)
+        (disparity,) = network.estimate([pixels])
         assert isinstance(disparity, np.ndarray), disparity
-        values, expected = METRES_PER_DEPTH / disparity if kind == "metric" else disparity, arrays[f"{recorded}/{kind}"]
-        case.near(kind, values, expected, MAP_TOLERANCE[kind], sizes(expected, _LEAST_SHARE * float(expected.mean())))
+        found[kind] = METRES_PER_DEPTH / disparity if kind == "metric" else disparity
+    size = network.recipe.size(*pixels.shape[:2])
+    case.equal("network_size", tuple(size), tuple(recorded["network_size"].tolist()))
+    found |= {"positions": network.positions_at(size)}
+    found |= {"network_input": network.recipe.prepare(torch.from_numpy(pixels)[None], size)[0]}
+    for name, limit in MAP_TOLERANCE.items():
+        if name in recorded or name != "network_input":  # the input is recorded of some images only
+            wanted = recorded[name]
+            is_map = name in ("relative", "metric")
+            scale = sizes(wanted, _LEAST_SHARE * float(wanted.mean())) if is_map else 1.0
+            case.near(name, found[name], wanted, limit, scale)
 
 
-def check_rh_cases(folder: Path) -> list[Case]:
-    """Every case of `folder`/rh_metric."""
-
-    @cache
-    def body() -> tuple[BodyModel, np.ndarray]:
-        own = folder / "body" / "J_regressor_extra.npy"
-        path = own if own.is_file() else str(files("dto_pipeline.assets") / own.name)
-        return recorded_bodies(folder)[True], np.load(path, allow_pickle=False)
-
-    return run_index(folder, "rh_metric", partial(_check_metric, body))
-
-
-def _check_metric(body: Callable[[], tuple[BodyModel, np.ndarray]], path: Path, _: dict[str, Any], case: Case) -> None:
+def _check_metric(path: Path, _: dict[str, Any], case: Case) -> None:
     raw, bodies_file = json.loads(path.with_suffix(".json").read_text()), path.with_name(f"{path.name}_bodies.npz")
     images = [_parse_image(image) for image in raw["images"]]
     if bodies_file.is_file():
-        bodies = read_arrays(bodies_file)
-        keypoints, depth = project_bodies(bodies, *body()), bodies["trans"][:, 2].astype(np.float32)
+        folder, bodies, name = path.parents[1], read_arrays(bodies_file), "J_regressor_extra.npy"
+        own = folder / "body" / name
+        regressor = np.load(own if own.is_file() else str(files("dto_pipeline.assets") / name), allow_pickle=False)
+        keypoints = project_bodies(bodies, recorded_body(folder, True), regressor)
+        depth = bodies["trans"][:, 2].astype(np.float32)
         if "pred_kp2d" in bodies:
             case.near("kp2d_px", keypoints, bodies["pred_kp2d"], PIXEL_TOLERANCE)
         for number, image in enumerate(images):
@@ -296,8 +268,8 @@ def _check_metric(body: Callable[[], tuple[BodyModel, np.ndarray]], path: Path, 
             if recorded.get(key) is not None:
                 case.equal(f"{counted.name}: {key}", getattr(counted, key).tolist(), recorded[key])
     if raw.get("error") is not None:  # the reference failed: any defined result will do, if it says why
-        if raw.get("kind") == MetricStatus.NOTHING_MISSED.value and result.status is MetricStatus.OK:
-            case.equal("status", result.status.value, MetricStatus.NOTHING_MISSED.value)
+        if raw.get("kind") == "nothing_missed" and result.status == "ok":
+            case.equal("status", result.status, "nothing_missed")
         return
     if (expected := raw.get("expected")) is None:
         case.failures.append("neither expected numbers nor an error is recorded")
@@ -325,3 +297,13 @@ def _parse_image(raw: dict[str, Any]) -> EvaluatedImage:
     keypoints = np.array(raw.get("pred_kp2d") or [], np.float32).reshape(-1, len(EVALUATED_JOINTS), 2)
     depth = np.array(raw.get("pred_depth") or [], np.float32)
     return EvaluatedImage(raw["name"], annotations, keypoints, depth, raw["predicted"])
+
+
+FAMILIES: dict[str, Callable[[Path], list[Case]]] = {
+    "solver": lambda folder: run_index(folder / "solver/cases.json", _check_fit),
+    "person": lambda folder: run_index(folder / "person/index.json", _check_person),
+    "image": check_image_cases,
+    "rh_metric": lambda folder: run_index(folder / "rh_metric/index.json", _check_metric),
+    "depth": check_depth_cases,
+}
+"""Family -> all its cases in a folder; none if the folder does not hold the family."""

@@ -18,8 +18,15 @@ import torch
 
 from dto_pipeline.evaluate.matching import match_bodies
 from dto_pipeline.evaluate.mesh_evaluation import agora_errors, threedpw_errors
-from dto_pipeline.lab.golden import Case, read_arrays, run_case, sizes
-from dto_pipeline.lab.golden_mahmr_network import check_loss_case, compare_arrays, read_network_cases
+from dto_pipeline.lab.golden import Case, read_arrays, sizes
+from dto_pipeline.lab.golden_mahmr_network import (
+    Check,
+    check_loss_case,
+    compare_arrays,
+    failing,
+    read_network_cases,
+    take_group,
+)
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.train.augment import Draw, inside_image, project_points, vary
 from dto_pipeline.train.checkpoint import IGNORED
@@ -28,7 +35,6 @@ from dto_pipeline.train.model import MeshNetwork
 from dto_pipeline.train.targets import mark_cells, mesh_edges, person_boxes
 
 Arrays = Mapping[str, np.ndarray]
-Check = Callable[[Case], None]
 NAMES = "state_dict.csv"
 _SIDE = 1288  # S, as published [px]
 _STAGES = {
@@ -48,21 +54,17 @@ def check_mahmr_cases(folder: Path) -> list[Case]:
     inner = folder / "golden" if (folder / "golden").is_dir() and (folder / NAMES).exists() else folder
     if not (folder / NAMES).is_file() and not any((inner / f"{name}.json").is_file() for name in _FILES):
         return []
-    names = next((place / NAMES for place in (folder, inner.parent) if (place / NAMES).is_file()), None)
-    results: list[Case] = []
-    if names is not None:
-        results = [run_case(Case("mahmr", f"names/{stage}"), partial(_check_names, names, stage)) for stage in _STAGES]
+    checks: dict[str, Check] = {}
+    if names := [place / NAMES for place in (folder, inner.parent) if (place / NAMES).is_file()]:
+        checks |= {f"names/{stage}": partial(_check_names, names[0], stage) for stage in _STAGES}
     body = load_body(inner / "body" if (inner / "body").is_dir() else "demo")
     for file, read in _FILES.items():
         try:
-            facts = json.loads((inner / f"{file}.json").read_text())
-            checks = read(facts, read_arrays(inner / f"{file}.npz"), inner, body)
+            facts, arrays = json.loads((inner / f"{file}.json").read_text()), read_arrays(inner / f"{file}.npz")
+            checks |= read(facts, arrays, inner, body) or {file: failing("lists no case")}
         except Exception as error:  # leaves the cases of the other files alone
-            results.append(Case("mahmr", file, failures=[f"cannot be read: {type(error).__name__}: {error}"]))
-            continue
-        results += [run_case(Case("mahmr", name), check) for name, check in checks.items()]
-        results += [] if checks else [Case("mahmr", file, failures=["lists no case"])]
-    return results
+            checks[file] = failing(f"cannot be read: {type(error).__name__}: {error}")
+    return [Case("mahmr", name).run(check) for name, check in checks.items()]
 
 
 def _each(
@@ -70,17 +72,13 @@ def _each(
 ) -> dict[str, Check]:
     """A case per entry of the JSON, and per name of arrays without one."""
     cases: Mapping[str, Any] = recorded.get("cases", recorded)
-    found: dict[str, dict[str, np.ndarray]] = {name: {} for name in cases}
-    for key, values in arrays.items():
-        found.setdefault(key.partition("/")[0], {})[key.partition("/")[2]] = values
+    names = dict.fromkeys([*cases, *(key.partition("/")[0] for key in arrays)])
     return {
-        f"{kind}/{name}": partial(check, cases[name], own) if name in cases else _has_no_entry
-        for name, own in found.items()
+        f"{kind}/{name}": partial(check, cases[name], take_group(arrays, name))
+        if name in cases
+        else failing("has arrays, but no entry in the JSON")
+        for name in names
     }
-
-
-def _has_no_entry(case: Case) -> None:
-    case.failures.append("has arrays, but no entry in the JSON")
 
 
 def _check_names(path: Path, stage: str, case: Case) -> None:
@@ -148,14 +146,9 @@ def _check_augment(recorded: Mapping[str, Any], arrays: Arrays, case: Case, *, b
 
 def _read_eval_cases(recorded: Mapping[str, Any], arrays: Arrays, *_: object) -> dict[str, Check]:
     """A case per image, then one of the totals, which uses the errors of all images."""
-    images = [
-        {key.partition("/")[2]: value for key, value in arrays.items() if key.startswith(f"{number}/")}
-        for number in range(len(recorded["images"]))
-    ]
-    checks: dict[str, Check] = {
-        f"eval/{number}": partial(_check_evaluated, own, image)
-        for number, (own, image) in enumerate(zip(images, recorded["images"], strict=True))
-    }
+    images = [take_group(arrays, f"{number}") for number in range(len(recorded["images"]))]
+    pairs = enumerate(zip(images, recorded["images"], strict=True))
+    checks: dict[str, Check] = {f"eval/{number}": partial(_check_evaluated, *pair) for number, pair in pairs}
     return checks | {"eval/totals": partial(_check_totals, images, recorded["expected"])}
 
 

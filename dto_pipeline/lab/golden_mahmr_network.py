@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -28,6 +28,7 @@ from dto_pipeline.train.model import MeshNetwork, Predictions, shrink_positions,
 from dto_pipeline.train.targets import Targets
 
 Arrays = Mapping[str, torch.Tensor]
+Check = Callable[[Case], None]
 LOSS_TOLERANCE = 2e-6  # of a recorded term
 _LEAST_TERM = 1e-4  # smaller terms are compared as if they were this large: single precision
 TOLERANCE = 1e-4  # of the largest value of an array; of a term or gradient through the whole network
@@ -39,6 +40,16 @@ _EXACT = (
     *("token_level", "scale_map_y", "scale_map_x", "scale_map_lens", "token_lens", "tokens"),
     "self_attention_blocked",
 )
+
+
+def failing(text: str) -> Check:
+    """A check that fails with a sentence."""
+    return lambda case: case.failures.append(text)
+
+
+def take_group(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """The arrays ``name/...`` by their own names."""
+    return {key.removeprefix(f"{name}/"): values for key, values in arrays.items() if key.startswith(f"{name}/")}
 
 
 def compare_arrays(
@@ -67,9 +78,8 @@ def compare_arrays(
 def check_loss_case(recorded: Mapping[str, Any], arrays: Mapping[str, np.ndarray], case: Case) -> None:
     """Assignments of all layers, every term, the total."""
     tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}
-    targets = _targets(tensors, recorded["counts"], recorded.get("valid_3d"), recorded.get("detect_all_people"))
-    groups, known = int(recorded.get("dn_groups", 0)), None
-    if groups:
+    targets, known = _targets(tensors, recorded), None
+    if groups := int(recorded.get("dn_groups", 0)):
         body = torch.cat([tensors["tgt_poses"], tensors["tgt_betas"][:, :10]], dim=-1)
         known = Known(targets.image, len(recorded["counts"]), targets.boxes, body, groups)
     predictions = _predictions(tensors, int(recorded["input_size"]), bool(groups))
@@ -115,14 +125,9 @@ def _compare_losses(
     return losses
 
 
-def _targets(
-    arrays: Arrays,
-    counts: list[int],
-    valid_3d: list[bool] | None = None,
-    complete: list[bool] | None = None,
-    img_size: torch.Tensor | None = None,
-) -> Targets:
+def _targets(arrays: Arrays, facts: Mapping[str, Any]) -> Targets:
     """People of all images one after the other, as the files hold them (``tgt_*``); fields they lack are unknown."""
+    counts = facts["counts"]
     image, images = image_numbers(counts), len(counts)
     people, joints = len(image), arrays["tgt_j2ds"].shape[1]
 
@@ -131,11 +136,10 @@ def _targets(
 
     betas, focals = given("betas", (11,)), given("focals", (1,))[:, 0].float()
     first = torch.tensor(np.cumsum([0, *counts])[:-1], dtype=torch.long)
-    size = arrays["img_size"] if img_size is None else img_size
     pelvis = given("depths", (2,))[:, 0]
     return Targets(
         image=image,
-        has_body=torch.tensor(valid_3d or [True] * images)[image] & ("tgt_poses" in arrays),
+        has_body=torch.tensor(facts.get("valid_3d") or [True] * images)[image] & ("tgt_poses" in arrays),
         boxes=given("boxes", (4,)),
         poses=given("poses", (72,)),
         betas=torch.nn.functional.pad(betas, (0, 11 - betas.shape[-1])),
@@ -150,9 +154,9 @@ def _targets(
         z_covariance=torch.zeros(0),
         scale_map=arrays["tgt_scale_map"],
         cell_image=image_numbers(arrays["scale_map_lens"].tolist()),
-        complete=torch.tensor(complete or [True] * images),
+        complete=torch.tensor(facts.get("detect_all_people") or [True] * images),
         mapped=torch.ones(images, dtype=torch.bool),
-        heights=size[:, 0].float(),
+        heights=arrays["img_size"][:, 0].float(),
         image_focals=torch.where(torch.tensor(counts) > 0, torch.cat([focals, focals.new_zeros(1)])[first], 0.0),
         intrinsics=torch.zeros(images, 3, 3),
     )
@@ -189,8 +193,9 @@ class Recording:
 
     def group(self, name: str) -> dict[str, torch.Tensor]:
         """The arrays of a group by their own names."""
-        found = {key: value for key, value in self.arrays.items() if key.startswith(f"{name}/")}
-        return {key.partition("/")[2]: torch.from_numpy(np.array(value)) for key, value in found.items()}
+        if not (found := take_group(self.arrays, name)):
+            raise ValueError("is not in network_cases.npz")
+        return {key: torch.from_numpy(np.array(value)) for key, value in found.items()}
 
     @property
     def images(self) -> list[torch.Tensor]:
@@ -209,17 +214,10 @@ class Recording:
             hidden=int(encoder["embed_dim"] * encoder["mlp_ratio"]),
             additional=encoder["extra_blocks"],
         )
-        model = ModelConfig(
-            width=decoder["hidden"],
-            heads=decoder["heads"],
-            layers=decoder["layers"],
-            hidden=decoder["feed_forward"],
-            queries=decoder["queries"],
-            betas=11 if config["kid"] else 10,
-            camera=bool(config["fov"]),
-            as_published=True,
-        )
-        model = replace(model, **other)
+        recorded: dict[str, Any] = {name: decoder[name] for name in ("heads", "layers", "queries")}
+        recorded |= {"width": decoder["hidden"], "hidden": decoder["feed_forward"]}
+        recorded |= {"betas": 11 if config["kid"] else 10, "camera": bool(config["fov"]), **other}
+        model = ModelConfig(as_published=True, **recorded)
         network = MeshNetwork(sizes, model, config["input_size"], (sat["conf_thresh"], sat["scale_thresh"]))
         own = network.state_dict()
         kept = {name: value for name, value in self.weights.items() if not IGNORED.match(name)}
@@ -234,20 +232,14 @@ class Recording:
 
 def read_network_cases(
     facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray], folder: Path, body: BodyModel
-) -> dict[str, Callable[[Case], None]]:
+) -> dict[str, Check]:
     """A case per group of the files, and per group that they should have."""
     record = Recording(facts, arrays, load_file(folder / "tiny_checkpoint.safetensors"), body)
     groups = sorted({key.partition("/")[0] for key in arrays if "/" in key} | set(_RULES))
-    return {f"network/{name}": partial(_check_group, record, name) for name in groups}
-
-
-def _check_group(record: Recording, name: str, case: Case) -> None:
-    if name not in _RULES:
-        case.failures.append("has no rule here")
-    elif not record.group(name):
-        case.failures.append("is not in network_cases.npz")
-    else:
-        _RULES[name](record, case)
+    return {
+        f"network/{name}": partial(_RULES[name], record) if name in _RULES else failing("has no rule here")
+        for name in groups
+    }
 
 
 # group -> which images, and how the network differs from the recorded one
@@ -332,8 +324,8 @@ def _check_step(record: Recording, case: Case) -> None:
     found = with_joints(network(record.images), record.body)
     assert found.cells is not None
     recorded["scale_map_lens"] = torch.tensor(found.cells[2])
-    size = torch.tensor([image.shape[1:] for image in record.images])
-    targets = _targets(recorded, recorded["counts"].tolist(), img_size=size)
+    recorded["img_size"] = torch.tensor([image.shape[1:] for image in record.images])
+    targets = _targets(recorded, {"counts": recorded["counts"].tolist()})
     weights = {name.partition(".")[0]: weight for name, (_, weight) in facts["terms"].items()}
     _compare_losses(case, facts, found, targets, weights, TOLERANCE).total.backward()
     gradients = {name: weight.grad for name, weight in network.named_parameters(remove_duplicate=False)}

@@ -5,8 +5,7 @@ Depth maps, masks and keypoints are the truth with errors of the kinds that netw
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
 from typing import Any, ClassVar
@@ -31,12 +30,11 @@ from dto_pipeline.lab.people import (
     sample_heights,
     solve_height,
 )
-from dto_pipeline.lab.picture import Picture, Template, measure_template, render_picture
+from dto_pipeline.lab.picture import Picture, Template, draw_meshes, measure_template, render_picture
 from dto_pipeline.lab.scenery import noise_tile, sample_noise
 from dto_pipeline.maths.camera import map_size
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth import METRES_PER_DEPTH, METRIC_DEPTH
-from dto_pipeline.models.rasterizer import rasterize
 from dto_pipeline.scene import Scene
 
 DISPARITY_SCALE = (380.0, 620.0)  # a of disparity = a / z + b; with b = 0 it is the alpha a fit should find [m]
@@ -47,6 +45,8 @@ _J19_IN_TREE = (8, 5, 2, 1, 4, 7, 21, 19, 17, 16, 18, 20, 12)  # the first of `S
 _J19_PELVIS = 14
 _HIDDEN_BEHIND = 0.12  # a joint this far behind what the picture shows is hidden [m]
 _KEYPOINT_NOISE = 0.004  # of a keypoint, relative to the person's height in the image
+DEMO_DEPTH = Difficulty("demo", "depth maps of the demo", blur=1.2)
+_DEMO_OFFSET, _DEMO_LARGEST_ERROR = (-1.0, 1.0), 0.15  # range of b of disparity = a / z + b; of one person's disparity
 IMAGE_SCALE = 0.75  # of the demo's image sizes: 480 x 360 instead of 640 x 480
 _FARTHEST = 40.0  # of the backdrop [m]
 _OFFSET_AT = 6.0  # distance whose disparity an offset is measured in [m]
@@ -68,8 +68,8 @@ class KnownScene:
 
 
 @dataclass(frozen=True, eq=False)
-class CrowdScene(ABC):
-    """A synthetic image of P people with its truth.
+class CrowdScene:
+    """An image of the demo with P people and its truth; the depth map sees the painted scenery, masks are disjoint.
 
     Every part is made at its first use from a random stream of its own: equal arguments give equal parts in any order.
     """
@@ -77,15 +77,18 @@ class CrowdScene(ABC):
     seed: int
     number: int  # of the image in its data set
     body: BodyModel  # of the labels
+    scale: float = field(default=1.0, kw_only=True)  # of the picture; smaller ones are drawn faster
 
-    steps: ClassVar[dict[str, int]]  # part -> number of its random stream; `plan_crowd` has 1
+    # part -> number of its random stream; `plan_crowd` has 1
+    steps: ClassVar = {"bodies": 2, "labels": 3, "picture": 4, "depth": 5, "masks": 6, "keypoints": 7}
 
     def stream(self, part: str) -> np.random.Generator:
         return np.random.default_rng([self.seed, self.number, self.steps[part]])
 
     @cached_property
     def crowd(self) -> Crowd:
-        return plan_crowd(self.seed, self.number)
+        crowd = plan_crowd(self.seed, self.number)
+        return replace(crowd, view=crowd.view.scaled(self.scale))
 
     @cached_property
     def truth(self) -> Bodies:
@@ -119,10 +122,13 @@ class CrowdScene(ABC):
         """(P, H, W) bool, the people's instance masks."""
         return observe_masks(self.seen[1], self.crowd.num_people, self.stream("masks"))
 
-    @property
-    @abstractmethod
+    @cached_property
     def depth(self) -> tuple[np.ndarray, tuple[float, float]]:
         """(H, W) disparity, and a, b of the line a / z + b that it was made from."""
+        of_map = self.stream("depth")
+        line = float(of_map.uniform(*DISPARITY_SCALE)), float(of_map.uniform(*_DEMO_OFFSET))
+        disparity = observe_disparity(DEMO_DEPTH, *self.seen, self.truth.height, line, of_map, _DEMO_LARGEST_ERROR)
+        return disparity.astype(np.float16), line
 
     @cached_property
     def keypoints(self) -> np.ndarray:
@@ -182,7 +188,9 @@ class SynthScene(CrowdScene):
         transl, age = labels.transl.copy(), np.full_like(labels.age, np.nan)
         transl[:, 2] *= self._shared_factor(kind.focal_error)  # same picture, distances stretched
         if not kind.unknown_ages:
-            age[:] = _wrong_ages(labels.age, kind.wrong_ages, self.stream("spoil"))
+            rng = self.stream("spoil")
+            drawn = np.exp(rng.uniform(0.0, np.log(70.0), len(age)))  # of all ages, uniform in the logarithm
+            age[:] = np.where(rng.random(len(age)) < kind.wrong_ages, drawn, labels.age)
         return replace(labels, transl=transl, age=age)
 
     @property
@@ -201,7 +209,10 @@ class SynthScene(CrowdScene):
 
     @cached_property
     def masks(self) -> np.ndarray:
-        return _leak(super().masks, self.kind.leak, self.stream("spoil"))
+        """As of the demo, then grown by 0 to `leak` pixels each: they overlap, and hold what is not the person."""
+        masks = super().masks
+        reach = self.stream("spoil").integers(0, self.kind.leak + 1, len(masks)).tolist()
+        return np.stack([maximum_filter(mask, 2 * far + 1) for mask, far in zip(masks, reach, strict=True)])
 
     @cached_property
     def depth(self) -> tuple[np.ndarray, tuple[float, float]]:
@@ -257,28 +268,13 @@ def _spoil_labels(labels: Labels, share: float, body: BodyModel, rng: np.random.
 
 def _true_depth(view: View, truth: Bodies, faces: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """True z (H, W) [m] of people, ground and backdrop, and the person seen (H, W), -1 = no person."""
-    size = torch.tensor([[view.height, view.width]])
-    present = torch.ones(1, len(truth.height), dtype=torch.bool)
-    camera = torch.from_numpy(view.intrinsics)[None]
-    raster = rasterize(torch.from_numpy(truth.vertices)[None], faces, camera, size, present)
+    raster = draw_meshes(torch.from_numpy(truth.vertices), faces, view)
     person = raster.person[0].numpy()
     row, column = np.mgrid[: view.height, : view.width] + 0.5
     rays = np.stack([(column - view.width / 2) / view.focal, (row - view.height / 2) / view.focal], -1)
     down = np.concatenate([rays, np.ones_like(rays[..., :1])], -1) @ view.level_to_camera[:, 1]
     ground = np.where(down > view.eye_height / _FARTHEST, view.eye_height / down.clip(1e-6), _FARTHEST)
     return np.where(person >= 0, raster.z[0].numpy(), ground), person
-
-
-def _leak(masks: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    """(P, H, W) masks grown by 0 to `most` pixels each: they overlap, and hold what is not the person."""
-    reach = rng.integers(0, most + 1, len(masks)).tolist()
-    return np.stack([maximum_filter(mask, 2 * far + 1) for mask, far in zip(masks, reach, strict=True)])
-
-
-def _wrong_ages(age: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """(P,) ages, a share of them replaced by ages between 1 and 70 years, uniform in the logarithm."""
-    drawn = np.exp(rng.uniform(0.0, np.log(70.0), len(age)))
-    return np.where(rng.random(len(age)) < share, drawn, age)
 
 
 def plain_scene(
@@ -388,8 +384,8 @@ def keypoints_3d(truth: Bodies) -> np.ndarray:
 
     Bodies that are no SMPL mesh have joints in the places of regressed ones, NaN where they have none.
     """
-    with (files("dto_pipeline.assets") / "SMPL_to_J19.npy").open("rb") as stream:
-        regressor = np.load(stream, allow_pickle=False)
+    with (files("dto_pipeline.assets") / "extra.npz").open("rb") as stream:
+        regressor = np.load(stream, allow_pickle=False)["SMPL_to_J19"]
     if truth.vertices.shape[1] == regressor.shape[1]:
         regressed = regressor @ truth.vertices
     else:

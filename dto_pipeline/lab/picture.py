@@ -72,7 +72,6 @@ class Template:
 
     vertices: np.ndarray  # (V, 3)
     faces: torch.Tensor  # (F, 3) int64
-    top: float  # y of the highest vertex
     joints: np.ndarray  # (45, 3), smplx's order; of other models where they have them, else NaN
 
 
@@ -95,7 +94,7 @@ def measure_template(body: BodyModel) -> Template:
     """The unposed, unshaped body of a model."""
     inputs = (torch.zeros(1, 72), torch.zeros(1, NUM_BETAS), torch.zeros(1, 3))
     vertices, joints = body.vertices(*inputs)[0].numpy(), body.joints(*inputs)[0].numpy()
-    return Template(vertices, body.faces, float(vertices[:, 1].max()), joints)
+    return Template(vertices, body.faces, joints)
 
 
 def sample_outfit(height_class: int, rng: np.random.Generator) -> Outfit:
@@ -138,8 +137,8 @@ def colour_points(template: Template, outfit: Outfit, points: np.ndarray) -> np.
 def _colour_head(template: Template, outfit: Outfit, points: np.ndarray) -> np.ndarray:
     """(n, 3) skin with hair, eyes and a mouth."""
     nose, right_eye, left_eye = template.joints[[24, 25, 26]]
-    neck = template.joints[12, 1]
-    rise = (points[:, 1] - neck) / (template.top - neck)
+    neck, top = template.joints[12, 1], float(template.vertices[:, 1].max())
+    rise = (points[:, 1] - neck) / (top - neck)
     hairline = 0.62 + 2.0 * points[:, 2] - 0.75 * outfit.hair_length * (points[:, 2] < 0.02)
     colour = np.where((rise > hairline)[:, None], outfit.hair, outfit.skin)
     front = points[:, 2] > 0
@@ -167,16 +166,15 @@ def render_picture(crowd: Crowd, vertices: np.ndarray, template: Template, rng: 
     sun = sun_direction(theme, rng)
     outfits = [sample_outfit(int(c), rng) for c in crowd.height_class]
     backdrop = build_backdrop(view, theme, rng)
-    truth = _raster(meshes, template.faces, view, 1)
+    truth = draw_meshes(meshes, template.faces, view)
     colour = backdrop.colour * _ground_light(meshes, template.faces, view, backdrop, sun)[..., None]
     people, cover = _draw_people(meshes, view, (theme, sun), template, outfits)
-    colour = colour * (1 - cover[..., None]) + people
     person = truth.person[0].numpy()
     z = np.where(person >= 0, truth.z[0].numpy(), backdrop.z)
-    return Picture(_to_srgb(colour), person, z.astype(np.float32))
+    return Picture(_to_srgb(colour * (1 - cover[..., None]) + people), person, z.astype(np.float32))
 
 
-def _raster(meshes: torch.Tensor, faces: torch.Tensor, view: View, finer: float) -> Raster:
+def draw_meshes(meshes: torch.Tensor, faces: torch.Tensor, view: View, finer: float = 1.0) -> Raster:
     """Rasterise meshes (P, V, 3) of one scene at `finer` times the image's resolution."""
     intrinsics = torch.from_numpy(view.intrinsics).clone()
     intrinsics[:2] *= finer
@@ -193,7 +191,7 @@ def _draw_people(
     outfits: list[Outfit],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Colour times coverage (H, W, 3) and coverage (H, W) of all people."""
-    raster = _raster(meshes, template.faces, view, _FINER)
+    raster = draw_meshes(meshes, template.faces, view, _FINER)
     intrinsics = torch.from_numpy(view.intrinsics).clone()
     intrinsics[:2] *= _FINER
     surface = find_surface(raster, 0, meshes, template.faces, intrinsics)
@@ -249,7 +247,7 @@ def _flattened_cover(
     level = meshes @ rotation
     away = torch.from_numpy(light / -light[1]).to(meshes.dtype)
     level = level - (view.eye_height - level[..., 1:2]) * away
-    return (_raster(level @ rotation.T, faces, view, finer).person[0] >= 0).numpy().astype(np.float32)
+    return (draw_meshes(level @ rotation.T, faces, view, finer).person[0] >= 0).numpy().astype(np.float32)
 
 
 def _to_srgb(linear: np.ndarray) -> np.ndarray:

@@ -64,20 +64,25 @@ class Backdrop:
 
 @dataclass(frozen=True)
 class _Ground:
-    """n pixels of the ground, level frame."""
+    """n pixels of the ground, level frame; `tile` is the noise that its textures are made of."""
 
     x: np.ndarray  # (n,) [m]
     z: np.ndarray  # (n,) [m]
     across: np.ndarray  # (n,) size of the pixel's footprint along x [m]
     along: np.ndarray  # (n,) along z [m]
+    tile: np.ndarray
 
     @classmethod
-    def of(cls, rays: np.ndarray, ground_z: np.ndarray, view: View) -> _Ground:
+    def of(cls, rays: np.ndarray, ground_z: np.ndarray, view: View, tile: np.ndarray) -> _Ground:
         """Where rays (n, 3) meet the ground, z (n,) metres along the camera axis."""
         x, z = rays[:, 0] * ground_z, rays[:, 2] * ground_z
         sharp = ground_z / view.focal  # footprint of a pixel facing the ground
         along = sharp * ground_z / view.eye_height  # stretched by the grazing view
-        return cls(x, z, sharp + along * np.abs(x) / z, along)
+        return cls(x, z, sharp + along * np.abs(x) / z, along, tile)
+
+    def noise(self, x: np.ndarray, z: np.ndarray, finest: float) -> np.ndarray:
+        """(n,) noise at places of the tile; it fades where footprints are larger than `finest` [m]."""
+        return sample_noise(self.tile, x, z) * np.exp(-((self.along / finest) ** 2))
 
 
 def noise_tile(rng: np.random.Generator) -> np.ndarray:
@@ -109,20 +114,20 @@ def build_backdrop(view: View, theme: Theme, rng: np.random.Generator) -> Backdr
     u = (np.arange(view.width) + 0.5 - view.width / 2) / view.focal
     v = (np.arange(view.height) + 0.5 - view.height / 2) / view.focal
     camera = np.stack(np.broadcast_arrays(u[None, :], v[:, None], 1.0), axis=-1)
-    rays = (camera @ view.level_to_camera).astype(
-        np.float32
-    )  # through pixel centres, of length 1 along the camera axis
+    # through pixel centres, of length 1 along the camera axis
+    rays = (camera @ view.level_to_camera).astype(np.float32)
     flat = np.hypot(rays[..., 0], rays[..., 2])
     ground_z = view.eye_height / np.maximum(rays[..., 1], 1e-6)  # along the camera axis: the ray's parameter
     wall_z = _SKYLINE_DISTANCE / flat
     is_ground = ground_z * flat < _SKYLINE_DISTANCE
-    top, wall_colour = _SKYLINES[theme.skyline](rays, theme, rng)
-    is_wall = ~is_ground & (-rays[..., 1] / flat < top)
+    up, angle = -rays[..., 1] / flat, np.arctan2(rays[..., 0], rays[..., 2])  # tangent of the elevation; azimuth [rad]
+    top, wall_colour = _SKYLINES[theme.skyline](angle, up, theme, noise_tile(rng))
+    is_wall = ~is_ground & (up < top)
     z = np.where(is_ground, ground_z, np.where(is_wall, wall_z, _SKY_Z)).astype(np.float32)
-    colour = _sky_colour(rays, flat, theme, rng)
+    colour = _sky_colour(rays, flat, theme, noise_tile(rng))
     colour[is_wall] = haze_over(wall_colour[is_wall], z[is_wall], theme)
-    ground = _GROUNDS[theme.ground](_Ground.of(rays[is_ground], ground_z[is_ground], view), theme, rng)
-    colour[is_ground] = haze_over(ground.astype(np.float32), z[is_ground], theme)
+    ground = _Ground.of(rays[is_ground], ground_z[is_ground], view, noise_tile(rng))
+    colour[is_ground] = haze_over(_GROUNDS[theme.ground](ground, theme).astype(np.float32), z[is_ground], theme)
     return Backdrop(colour, z, is_ground)
 
 
@@ -132,12 +137,11 @@ def haze_over(colour: np.ndarray, z: np.ndarray, theme: Theme) -> np.ndarray:
     return (colour * clear + np.array(theme.haze, dtype=np.float32) * (1 - clear)).astype(np.float32)
 
 
-def _sky_colour(rays: np.ndarray, flat: np.ndarray, theme: Theme, rng: np.random.Generator) -> np.ndarray:
+def _sky_colour(rays: np.ndarray, flat: np.ndarray, theme: Theme, tile: np.ndarray) -> np.ndarray:
     """(H, W, 3) gradient from haze to zenith with thin clouds."""
     up = np.clip(-rays[..., 1] / flat, 0, 1)
     share = (1 - np.exp(-3.2 * up))[..., None]
     colour = np.array(theme.haze) * (1 - share) + np.array(theme.zenith) * share
-    tile = noise_tile(rng)
     reach = 1.0 / (up + 0.12)  # clouds lie on a plane overhead
     x, y = rays[..., 0] / flat * reach, rays[..., 2] / flat * reach
     cloud = sample_noise(tile, 1.6 * x, 2.4 * y) + 0.5 * sample_noise(tile, 4.1 * x + 9, 6.0 * y)
@@ -145,42 +149,35 @@ def _sky_colour(rays: np.ndarray, flat: np.ndarray, theme: Theme, rng: np.random
     return (colour * (1 - cover) + 0.95 * np.array(theme.sun_colour) * cover).astype(np.float32)
 
 
-def _tiles(at: _Ground, theme: Theme, rng: np.random.Generator) -> np.ndarray:
-    """One-metre paving stones with joints, each stone a little different."""
-    tile = noise_tile(rng)
-    stone = tile[np.floor(at.z).astype(np.int64) % 64, np.floor(at.x).astype(np.int64) % 64]
+def _tiles(at: _Ground, theme: Theme) -> np.ndarray:
+    """(n, 3) one-metre paving stones with joints, each stone a little different."""
+    stone = at.tile[np.floor(at.z).astype(np.int64) % 64, np.floor(at.x).astype(np.int64) % 64]
     fade = np.exp(-((at.along / 0.5) ** 2))
-    shade = 1 + 0.13 * stone * fade + 0.05 * sample_noise(tile, 9 * at.x, 9 * at.z) * np.exp(-((at.along / 0.06) ** 2))
+    shade = 1 + 0.13 * stone * fade + 0.05 * at.noise(9 * at.x, 9 * at.z, 0.06)
     checker = 0.5 + 0.5 * fade * np.where((np.floor(at.x) + np.floor(at.z)) % 2 == 0, 1, -1)
     colour = _mix(theme.earth, checker) * shade[:, None]
     joints = np.maximum(_line(at.x, 1.0, 0.035, at.across), _line(at.z, 1.0, 0.035, at.along))
     return colour * (1 - 0.55 * joints)[:, None]
 
 
-def _grass(at: _Ground, theme: Theme, rng: np.random.Generator) -> np.ndarray:
-    """Mown lawn: soft stripes, tufts, patches."""
-    tile = noise_tile(rng)
+def _grass(at: _Ground, theme: Theme) -> np.ndarray:
+    """(n, 3) mown lawn: soft stripes, tufts, patches."""
     stripes = 0.5 + 0.5 * np.tanh(6 * np.sin(np.pi * (0.35 * at.x + 0.2 * at.z))) * np.exp(-((at.across / 0.4) ** 2))
-    tufts = sample_noise(tile, 14 * at.x, 10 * at.z) * np.exp(-((at.along / 0.05) ** 2))
-    patches = sample_noise(tile, 0.7 * at.x, 0.5 * at.z) * np.exp(-((at.along / 1.5) ** 2))
+    tufts, patches = at.noise(14 * at.x, 10 * at.z, 0.05), at.noise(0.7 * at.x, 0.5 * at.z, 1.5)
     return _mix(theme.earth, stripes) * (1 + 0.22 * tufts + 0.14 * patches)[:, None]
 
 
-def _sand(at: _Ground, theme: Theme, rng: np.random.Generator) -> np.ndarray:
-    """Beach: ripples and a few damp patches."""
-    tile = noise_tile(rng)
-    ripple = sample_noise(tile, 1.4 * at.x + 0.8 * at.z, 6 * at.z) * np.exp(-((at.along / 0.12) ** 2))
-    damp = 0.5 + 0.5 * sample_noise(tile, 0.3 * at.x, 0.25 * at.z)
-    grain = sample_noise(tile, 30 * at.x, 30 * at.z) * np.exp(-((at.along / 0.02) ** 2))
+def _sand(at: _Ground, theme: Theme) -> np.ndarray:
+    """(n, 3) beach: ripples and a few damp patches."""
+    ripple, grain = at.noise(1.4 * at.x + 0.8 * at.z, 6 * at.z, 0.12), at.noise(30 * at.x, 30 * at.z, 0.02)
+    damp = 0.5 + 0.5 * sample_noise(at.tile, 0.3 * at.x, 0.25 * at.z)
     return _mix(theme.earth, damp) * (1 + 0.1 * ripple + 0.06 * grain)[:, None]
 
 
-def _court(at: _Ground, theme: Theme, rng: np.random.Generator) -> np.ndarray:
-    """Red sports ground with white lines every four metres."""
-    tile = noise_tile(rng)
-    grain = sample_noise(tile, 20 * at.x, 20 * at.z) * np.exp(-((at.along / 0.03) ** 2))
-    patches = 0.5 + 0.5 * sample_noise(tile, 0.5 * at.x, 0.5 * at.z)
-    colour = _mix(theme.earth, patches) * (1 + 0.1 * grain)[:, None]
+def _court(at: _Ground, theme: Theme) -> np.ndarray:
+    """(n, 3) red sports ground with white lines every four metres."""
+    patches = 0.5 + 0.5 * sample_noise(at.tile, 0.5 * at.x, 0.5 * at.z)
+    colour = _mix(theme.earth, patches) * (1 + 0.1 * at.noise(20 * at.x, 20 * at.z, 0.03))[:, None]
     white = np.maximum(_line(at.x + 2, 4.0, 0.09, at.across), _line(at.z + 1, 4.0, 0.09, at.along))[:, None]
     return colour * (1 - 0.8 * white) + 0.8 * 0.75 * white
 
@@ -197,38 +194,28 @@ def _mix(colours: tuple[Colour, Colour], share: np.ndarray) -> np.ndarray:
     return np.array(colours[0]) * (1 - share[:, None]) + np.array(colours[1]) * share[:, None]
 
 
-def _trees(rays: np.ndarray, theme: Theme, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _trees(angle: np.ndarray, up: np.ndarray, theme: Theme, tile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Tangent of the elevation of a row of trees per pixel (H, W), and its colour (H, W, 3)."""
-    tile = noise_tile(rng)
-    angle = np.arctan2(rays[..., 0], rays[..., 2])
     waves = [w * sample_noise(tile, f * angle, 0 * angle + f) for f, w in ((9, 0.5), (31, 0.3), (90, 0.12))]
-    up = -rays[..., 1] / np.hypot(rays[..., 0], rays[..., 2])
     leaves = sample_noise(tile, 120 * angle, 120 * up) + sample_noise(tile, 45 * angle, 45 * up)
-    return 0.10 + 0.045 * np.sum(waves, axis=0), np.array(theme.backdrop) * (
-        1 + 0.22 * leaves[..., None] + 2.2 * up[..., None]
-    )
+    colour = np.array(theme.backdrop) * (1 + 0.22 * leaves[..., None] + 2.2 * up[..., None])
+    return 0.10 + 0.045 * np.sum(waves, axis=0), colour
 
 
-def _hills(rays: np.ndarray, theme: Theme, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _hills(angle: np.ndarray, up: np.ndarray, theme: Theme, tile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same for two ranges of hills."""
-    tile = noise_tile(rng)
-    angle = np.arctan2(rays[..., 0], rays[..., 2])
     near = 0.035 + 0.03 * sample_noise(tile, 5 * angle, 0 * angle + 3)
     far = 0.075 + 0.045 * sample_noise(tile, 3 * angle, 0 * angle + 8)
-    up = -rays[..., 1] / np.hypot(rays[..., 0], rays[..., 2])
     hazier = np.where(up < near, 0.0, 0.55)[..., None]
-    colour = np.array(theme.backdrop) * (1 - hazier) + np.array(theme.haze) * hazier
-    return np.maximum(near, far), colour
+    return np.maximum(near, far), np.array(theme.backdrop) * (1 - hazier) + np.array(theme.haze) * hazier
 
 
-def _city(rays: np.ndarray, theme: Theme, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _city(angle: np.ndarray, up: np.ndarray, theme: Theme, tile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same for houses with rows of windows."""
-    tile = noise_tile(rng)
-    angle = np.arctan2(rays[..., 0], rays[..., 2]) * 9
-    house = np.floor(angle + 0.3 * np.sin(1.9 * angle)).astype(np.int64) % 64
+    along = angle * 9
+    house = np.floor(along + 0.3 * np.sin(1.9 * along)).astype(np.int64) % 64
     top = 0.12 + 0.055 * tile[5, house]
-    up = -rays[..., 1] / np.hypot(rays[..., 0], rays[..., 2])
-    window = ((angle * 5 % 1.0 > 0.4) & (up / 0.022 % 1.0 > 0.45) & (up < top - 0.012) & (up > 0.012))[..., None]
+    window = ((along * 5 % 1.0 > 0.4) & (up / 0.022 % 1.0 > 0.45) & (up < top - 0.012) & (up > 0.012))[..., None]
     tint = 1 + 0.35 * tile[np.array([11, 12, 13])[:, None, None], house].transpose(1, 2, 0)
     wall = np.array(theme.backdrop) * (0.85 + 0.5 * tile[9, house])[..., None] * tint
     return top, np.where(window, 0.45 * wall, wall * 1.25)

@@ -26,7 +26,7 @@ from dto_pipeline.data.labels import unpack_covariance
 from dto_pipeline.evaluate.evaluation import Sums
 from dto_pipeline.evaluate.placements import Placement, join_placements, placement_sums
 from dto_pipeline.lab.golden import read_index
-from dto_pipeline.lab.golden_labels import load_image_case, recorded_bodies
+from dto_pipeline.lab.golden_labels import load_image_case, recorded_body
 from dto_pipeline.lab.known_scenes import KnownScene
 from dto_pipeline.maths.crowd_solver import interval_halfwidth
 from dto_pipeline.maths.refine import KID_SHIFT_JOINTS
@@ -190,24 +190,23 @@ def _image_shift(placed: PlacedScene, known: KnownScene) -> np.ndarray:
 
 
 def _inside_intervals(known: Sequence[KnownScene], joint: Outcome) -> Sums:
-    """Per image: number of errors of z, of differences of z and of heights, and how many lie inside each interval."""
-    reach = {(what, level): interval_halfwidth(level) for what in ("z", "pairs") for level in LEVELS}
-    reach |= {("height", level): NormalDist().inv_cdf((1 + level) / 2) for level in LEVELS}
-    rows = []
-    for item, placed in zip(known, joint.placed, strict=True):
-        row: dict[str, float] = {}
-        for what, errors in _errors_in_sigmas(item, placed).items():
-            finite = np.abs(errors[np.isfinite(errors)])
-            row[what] = len(finite)
-            row |= {f"{what} {level:.2f}": float((finite < reach[what, level]).sum()) for level in LEVELS}
-        rows.append(row)
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    """How many errors of z, of differences of z and of heights there are, and how many lie inside each interval."""
+    found: dict[str, np.ndarray] = {}
+    errors = [_errors_in_sigmas(*pair) for pair in zip(known, joint.placed, strict=True)]
+    for what in ("z", "pairs", "height"):
+        size = np.abs(np.concatenate([one[what] for one in errors]))
+        size = size[np.isfinite(size)]
+        found[what] = np.array(len(size))
+        for level in LEVELS:
+            normal = NormalDist().inv_cdf((1 + level) / 2)
+            found[f"{what} {level:.2f}"] = (size < (normal if what == "height" else interval_halfwidth(level))).sum()
+    return found
 
 
 def _errors_in_sigmas(item: KnownScene, placed: PlacedScene) -> dict[str, np.ndarray]:
     """Errors divided by the sigmas of the labels: of z, of differences of z, of heights; empty if there are none."""
     if placed.z_covariance is None:
-        return {"z": np.zeros(0), "pairs": np.zeros(0), "height": np.zeros(0)}
+        return dict.fromkeys(("z", "pairs", "height"), np.zeros(0))
     covariance = unpack_covariance(placed.z_covariance, item.scene.num_people)
     miss, variance = placed.transl[:, 2] - item.z, covariance.diagonal()
     first, second = np.tril_indices(item.scene.num_people, -1)
@@ -221,10 +220,10 @@ def _errors_in_sigmas(item: KnownScene, placed: PlacedScene) -> dict[str, np.nda
 
 def read_recorded(folder: Path) -> list[KnownScene]:
     """The recorded images of a folder as `tests/golden` with their truth; nothing was tuned on them."""
-    bodies, known = recorded_bodies(folder), []
+    known = []
     for entry in read_index(folder / "image" / "index.json"):
         scene, case = load_image_case(folder / "image" / f"{entry['case']}.npz")
         z, height = (case[key].astype(np.float64) for key in ("gt_trans", "gt_height"))
-        line = tuple(case["gt_disparity_ab"].tolist())
-        known.append(KnownScene(scene, z[:, 2], height, line, bodies[bool(entry["kid_shape"])]))
+        body = recorded_body(folder, bool(entry["kid_shape"]))
+        known.append(KnownScene(scene, z[:, 2], height, tuple(case["gt_disparity_ab"].tolist()), body))
     return known

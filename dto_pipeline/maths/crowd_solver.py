@@ -8,7 +8,7 @@ without usable depth are placed by their height prior. Method and origin of cons
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from scipy.special import stdtrit
@@ -25,9 +25,8 @@ from dto_pipeline.maths.line_posterior import (
     find_lines,
     integrate_lines,
     line_coefficients,
-    repeat_fits,
 )
-from dto_pipeline.maths.ordered import fold_softmax, fold_sum
+from dto_pipeline.maths.ordered import fold_logsumexp, fold_softmax, fold_sum
 from dto_pipeline.maths.paper_solver import CODE
 from dto_pipeline.scene import DepthEvidence, GroupFits, HeightMixture, HeightPrior, Posterior
 from dto_pipeline.status import FitStatus, PersonStatus
@@ -65,17 +64,6 @@ class _Crowd:
     present: torch.Tensor  # (B, P) bool: is to be placed
     unknown_ages: torch.Tensor  # (B,) float64 share of the people present
     metric: torch.Tensor  # (B,) bool: the depth is in metres
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The posterior of B scenes over all their fits."""
-
-    log_z: torch.Tensor  # (B, P)
-    covariance: torch.Tensor  # (B, P, P) of log z
-    model: torch.Tensor  # (B,) the more probable one
-    log_scale: torch.Tensor  # (B,) of its line
-    share: torch.Tensor  # (B,) of its line
 
 
 def fit_crowds(
@@ -116,7 +104,7 @@ def fit_crowds(
     )
     found = _solve(crowd, _build_problem(crowd, mixture, config), config)
     tallest = (max_height * crowd.z / torch.where(present, prior.height, 1.0)).log()
-    return _conclude(crowd, replace(found, log_z=torch.minimum(found.log_z, tallest)), config)
+    return _conclude(crowd, found._replace(log_z=torch.minimum(found.log_z, tallest)), config)
 
 
 def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: CrowdConfig) -> CrowdProblem:
@@ -138,7 +126,7 @@ def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: CrowdConfig) -
         log_weight=(mixture.weight / fold_sum(mixture.weight)[..., None]).log(),
         centre=mixture.mean - (height - z.log())[..., None],
         spread=mixture.variance + config.size_sigma**2,
-        tail_log_weight=(weights / weights.sum()).log(),
+        tail_log_weight=(weights / weights.sum()).log().expand(len(z), -1),
         noise=torch.where(measured, noise, _UNMEASURED)[..., None] * tails.square(),
         elasticity=elasticity,
         elasticity_sigma=config.slope_sigma / gain,
@@ -150,7 +138,7 @@ def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: CrowdConfig) -
     )
 
 
-def _solve(crowd: _Crowd, problem: CrowdProblem, config: CrowdConfig) -> _Found:
+def _solve(crowd: _Crowd, problem: CrowdProblem, config: CrowdConfig) -> CrowdPosterior:
     """Both models x all faults x all noise levels, averaged by their evidence (a fixed set of fits per scene)."""
     device, scenes = problem.model.device, len(problem.model)
     chosen = [DEPTH_MODELS.index(name) for name in DEPTH_MODELS if config.depth_model in ("auto", name)]
@@ -159,14 +147,14 @@ def _solve(crowd: _Crowd, problem: CrowdProblem, config: CrowdConfig) -> _Found:
     levels = constant(config.noise_levels, device)
     model, fault = torch.cartesian_prod(models, torch.arange(len(faults), device=device)).unbind(1)
     rows = torch.arange(scenes, device=device).repeat_interleave(len(model))
-    fits = _with_fault(repeat_fits(problem, rows), crowd, rows, faults[fault].repeat(scenes, 1), config)
-    fits = replace(fits, model=model.repeat(scenes))
+    fits = _with_fault(problem.take(rows), crowd, rows, faults[fault].repeat(scenes, 1), config)
+    fits = fits.replace(model=model.repeat(scenes))
     mean, covariance = find_lines(_with_noise(fits, levels[len(levels) // 2].expand(len(rows))))
 
     log_levels = _log_levels(crowd, config).repeat_interleave(len(model), 0).flatten()
     rows = torch.arange(len(rows), device=device).repeat_interleave(len(levels))
-    fits = _with_noise(repeat_fits(fits, rows), levels.repeat(len(fits.model)))
-    fits = replace(fits, log_prior=fits.log_prior + log_levels)
+    fits = _with_noise(fits.take(rows), levels.repeat(len(fits.model)))
+    fits = fits.replace(log_prior=fits.log_prior + log_levels)
     return _average(integrate_lines(fits, mean[rows], covariance[rows]), models, scenes)
 
 
@@ -214,8 +202,7 @@ def _with_fault(
     fewer = ((1 - anybody) / (1 - config.anybody_weight)).log()[:, None, None]
     strange = anybody.log()[:, None, None].expand_as(problem.log_weight[..., -1:])
     shift = exponent[:, None] * (typical[scene] - _LOG_GROWN)
-    return replace(
-        problem,
+    return problem.replace(
         log_depth=(problem.log_depth + exponent[:, None] * (slant - typical)[scene]) / left[:, None],
         log_weight=torch.cat([problem.log_weight[..., :-1] + fewer, strange], -1),
         noise=problem.noise / left.square()[:, None, None],
@@ -225,10 +212,10 @@ def _with_fault(
 
 
 def _with_noise(problem: CrowdProblem, level: torch.Tensor) -> CrowdProblem:
-    return replace(problem, noise=problem.noise * level.square()[:, None, None])
+    return problem.replace(noise=problem.noise * level.square()[:, None, None])
 
 
-def _average(result: CrowdPosterior, models: torch.Tensor, scenes: int) -> _Found:
+def _average(result: CrowdPosterior, models: torch.Tensor, scenes: int) -> CrowdPosterior:
     """Moments over the fits of each scene, weighted by evidence; the line is that of the more probable model.
 
     Variances are averaged as logarithms: the fits of a scene differ much in width, and the interval that holds half or
@@ -238,7 +225,8 @@ def _average(result: CrowdPosterior, models: torch.Tensor, scenes: int) -> _Foun
     def per_scene(value: torch.Tensor) -> torch.Tensor:
         return value.view(scenes, -1, *value.shape[1:])
 
-    weight = fold_softmax(per_scene(result.log_evidence))
+    log_evidence = per_scene(result.log_evidence)
+    weight = fold_softmax(log_evidence)
     means = per_scene(result.log_z)
     log_z = fold_sum(weight[..., None] * means, 1)
     apart = means - log_z[:, None]
@@ -256,10 +244,17 @@ def _average(result: CrowdPosterior, models: torch.Tensor, scenes: int) -> _Foun
         value = fold_sum(by_model * value.view(by_model.shape)) / fold_sum(by_model)
         return value.gather(1, best[:, None]).squeeze(1)
 
-    return _Found(log_z, covariance, models[best], of_best(result.log_scale), of_best(result.share))
+    return CrowdPosterior(
+        log_evidence=fold_logsumexp(log_evidence),
+        model=models[best],
+        log_scale=of_best(result.log_scale),
+        share=of_best(result.share),
+        log_z=log_z,
+        covariance=covariance,
+    )
 
 
-def _conclude(crowd: _Crowd, found: _Found, config: CrowdConfig) -> GroupFits:
+def _conclude(crowd: _Crowd, found: CrowdPosterior, config: CrowdConfig) -> GroupFits:
     """Statuses, places and calibrated variances, in the container of the published fit."""
     evidence, prior, measured, present = crowd.evidence, crowd.prior, crowd.measured, crowd.present
     own = found.covariance.diagonal(dim1=-2, dim2=-1)

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from dto_pipeline.maths.devices import constant, works_at_once
 from dto_pipeline.maths.ordered import add_logarithms, fold_logsumexp, fold_softmax, fold_sum
+from dto_pipeline.scene import Tensors
 
 AFFINE_DEPTH, AFFINE_DISPARITY = range(2)
 DEPTH_MODELS = ("affine_depth", "affine_disparity")  # values of the column and of `joint.depth_model`
@@ -40,7 +42,7 @@ _WRONG_METRES = (0.05, 10.0)  # the same of metric scales, such as millimetres d
 
 
 @dataclass(frozen=True)
-class CrowdProblem:
+class CrowdProblem(Tensors):
     """N fits before the line is known. (N, P, ...) float64."""
 
     log_depth: torch.Tensor  # (N, P) relative depth over the typical one of the scene
@@ -49,7 +51,7 @@ class CrowdProblem:
     log_weight: torch.Tensor  # (N, P, K) of the classes
     centre: torch.Tensor  # (N, P, K) log z at which the person has the height of the class
     spread: torch.Tensor  # (N, P, K) variance of the same
-    tail_log_weight: torch.Tensor  # (S,)
+    tail_log_weight: torch.Tensor  # (N, S)
     noise: torch.Tensor  # (N, P, S) variance of log z about the line
     elasticity: torch.Tensor  # (N, P) d log z / d log depth measured inside the body; NaN = not measured
     elasticity_sigma: torch.Tensor  # (N, P)
@@ -60,11 +62,11 @@ class CrowdProblem:
     metric_sigma: float  # of the same
 
 
-@dataclass(frozen=True)
-class CrowdPosterior:
+class CrowdPosterior(NamedTuple):
     """Moments of N fits."""
 
     log_evidence: torch.Tensor  # (N,)
+    model: torch.Tensor  # (N,) int64, AFFINE_DEPTH or AFFINE_DISPARITY
     log_scale: torch.Tensor  # (N,) mean
     share: torch.Tensor  # (N,) mean
     log_z: torch.Tensor  # (N, P) mean
@@ -75,7 +77,7 @@ def find_lines(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean (N, 2) and covariance (N, 2, 2) of log scale and share, from a coarse grid and one refinement."""
     found = []
     for part in _parts(problem, max(_FIRST_GRID, _ZOOM_GRID)):
-        fits = repeat_fits(problem, part)
+        fits = problem.take(part)
         lines = _first_grid(fits)
         reach = lines.amax(1) - lines.amin(1)
         steps = constant(_FIRST_GRID, reach.device, torch.int64) - 1
@@ -89,15 +91,8 @@ def find_lines(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
 def integrate_lines(problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tensor) -> CrowdPosterior:
     """The posterior on a grid about `mean`, `covariance` of `find_lines` (of a problem with similar noise)."""
     parts = _parts(problem, _LAST_GRID)
-    found = [vars(_integrate(repeat_fits(problem, part), mean[part], covariance[part])) for part in parts]
-    return CrowdPosterior(**{name: torch.cat([part[name] for part in found]) for name in found[0]})
-
-
-def repeat_fits(problem: CrowdProblem, index: torch.Tensor) -> CrowdProblem:
-    """The fits `index` (M,) of a problem as a new one."""
-    rows = {name: value[index] for name, value in vars(problem).items() if torch.is_tensor(value) and value.dim() > 1}
-    of_fit = {"model": problem.model[index], "log_prior": problem.log_prior[index]}
-    return CrowdProblem(**{**vars(problem), **rows, **of_fit})
+    found = [_integrate(problem.take(part), mean[part], covariance[part]) for part in parts]
+    return CrowdPosterior(*map(torch.cat, zip(*found, strict=True)))
 
 
 def _parts(problem: CrowdProblem, grid: tuple[int, int]) -> tuple[torch.Tensor, ...]:
@@ -120,6 +115,7 @@ def _integrate(problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tens
     between = fold_sum((weight[..., None] * apart)[..., None] * apart[:, :, None], 1)
     return CrowdPosterior(
         log_evidence=total + log_cell + problem.log_prior,
+        model=problem.model,
         log_scale=fold_sum(weight * lines[..., 0]),
         share=fold_sum(weight * lines[..., 1]),
         log_z=log_z,
@@ -171,7 +167,7 @@ def _evaluate(problem: CrowdProblem, lines: torch.Tensor) -> tuple[torch.Tensor,
     log_scale, share = lines.unbind(-1)
     model = problem.model[:, None, None]
     on_line, elasticity = log_distance(log_scale[..., None], share[..., None], problem.log_depth[:, None], model)
-    log_weight, centre, variance = _laws(problem)
+    log_weight, centre, variance, _ = _laws(problem)
     laws = (on_line - centre).square_().mul_(-0.5 / variance).add_(log_weight - variance.log() / 2)
     people = fold_sum(torch.where(problem.measured[:, None], fold_logsumexp(laws, 0), 0))
     sigma = problem.elasticity_sigma[:, None]
@@ -190,17 +186,15 @@ def _log_error(miss: torch.Tensor, wrong: float, wider: float) -> torch.Tensor:
     return add_logarithms(math.log(1 - wrong) + square, math.log(wrong / wider) + square / wider**2)
 
 
-def _laws(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(C, N, 1, P) log weight, centre and variance of the laws of log z on the line."""
-    variance = (problem.spread[..., :, None] + problem.noise[..., None, :]).flatten(-2)
-    log_weight = (problem.log_weight[..., :, None] + problem.tail_log_weight).flatten(-2)
-    centre = problem.centre.repeat_interleave(problem.noise.shape[-1], -1)
-    return _laws_first(log_weight), _laws_first(centre), _laws_first(variance)
+def _laws(problem: CrowdProblem) -> list[torch.Tensor]:
+    """(C, N, 1, P) log weight, centre and variance of the laws of log z on the line, and the depth noise in it.
 
-
-def _laws_first(value: torch.Tensor) -> torch.Tensor:
-    """(C, N, 1, P) of (N, P, C), so that sums over the laws are sums of whole tables."""
-    return value.movedim(-1, 0)[:, :, None].contiguous()
+    Laws come first, so that sums over them are sums of whole tables.
+    """
+    noise = problem.noise[..., None, :]
+    log_weight = problem.log_weight[..., None] + problem.tail_log_weight[:, None, None]
+    tables = (log_weight, problem.centre[..., None], problem.spread[..., None] + noise, noise)
+    return [one.expand_as(log_weight).flatten(-2).movedim(-1, 0)[:, :, None].contiguous() for one in tables]
 
 
 def _given_line(problem: CrowdProblem, on_line: torch.Tensor, laws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -209,8 +203,7 @@ def _given_line(problem: CrowdProblem, on_line: torch.Tensor, laws: torch.Tensor
     Under one law the mean lies between the centre of the class (weight: depth noise) and the line (weight: spread of
     heights), so the moments are linear in the shares of the laws.
     """
-    _, centre, variance = _laws(problem)
-    noise = _laws_first(problem.noise.repeat(1, 1, problem.spread.shape[-1]))
+    _, centre, variance, noise = _laws(problem)
     pull = (variance - noise) / variance
     held = centre * (1 - pull)
     share = fold_softmax(laws, 0)

@@ -8,8 +8,6 @@ rejections are counted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import torch
 
 from dto_pipeline.axes import FAR, GROUND, MEAN, NEAR
@@ -31,24 +29,45 @@ def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig
     Args:
         evidence, prior: of B scenes, P people; a scene with fewer than two people must have nobody usable.
     """
-    problem = _build_fits(evidence, prior)
-    lines = _choose_near_evidence(evidence, solve_map(problem, solver, evidence.unit.repeat_interleave(len(_FITS))))
-    lines = _push_far_behind_near(lines, prior, solver)
-    outcome = _outcomes(evidence, lines)
+    fits = solve_map(_build_fits(evidence, prior), solver, evidence.unit.repeat_interleave(len(_FITS)))
+    member = torch.stack([evidence.usable & (evidence.group == group) for group in (NEAR, FAR)], 1)  # (B, 2, P)
+    count = member.sum(-1)
+    lines, ground = _choose_lines(fits.each(lambda value: value.unflatten(0, (-1, len(_FITS)))), count)
+    use_ground = ground[:, None] & member[:, NEAR]
+    depth, z = (torch.where(use_ground, kinds[..., GROUND], kinds[..., MEAN]) for kinds in (evidence.depth, evidence.z))
+    alone = count == 1  # a lone person stays where it is
+    lines = lines.replace(
+        alpha=torch.where(alone, 0, lines.alpha),
+        beta=torch.where(alone, torch.where(member, z[:, None], 0).sum(-1), lines.beta),
+        deviation=torch.where(alone, 0, lines.deviation),
+        num_optimized=torch.where(alone, 0, lines.num_optimized),
+        rejected_order=torch.where(member & ~alone[..., None], lines.rejected_order, -1),
+    )
+    lines = _push_far_behind_near(lines, member, depth, prior.height / z, solver)
+    new_z, rejected_order = _new_z(lines, member, depth), lines.rejected_order.amax(1)
+    outcome = torch.where(evidence.cut > 0, CODE[PersonStatus.TOO_SMALL], CODE[PersonStatus.NOT_RUN])
+    for status, people in (  # the last that holds
+        (PersonStatus.MOVED, member.any(1)),
+        (PersonStatus.BEHIND_CAMERA, member.any(1) & ~(new_z > 0)),
+        (PersonStatus.NO_FIT, (member & (lines.status == int(FitStatus.DEGENERATE))[..., None]).any(1)),
+        (PersonStatus.TOO_TALL, rejected_order >= 0),
+        (PersonStatus.ALONE_IN_GROUP, (member & alone[..., None]).any(1)),
+    ):
+        outcome = torch.where(people, CODE[status], outcome)
     # score of the image: mean deviation of those optimised and a fixed penalty for each set aside by height
     counts = lines.num_optimized.to(torch.float64)
     kept = torch.where(lines.num_optimized > 0, lines.deviation * counts, 0).sum(-1)
     aside = (outcome == CODE[PersonStatus.TOO_TALL]).sum(-1).to(torch.float64)
     total = counts.sum(-1) + aside
     return GroupFits(
-        alpha=torch.where(lines.count >= _TWO, lines.alpha, torch.nan),
-        beta=torch.where(lines.count >= _TWO, lines.beta, torch.nan),
+        alpha=torch.where(count >= _TWO, lines.alpha, torch.nan),
+        beta=torch.where(count >= _TWO, lines.beta, torch.nan),
         status=lines.status,
-        used_ground=lines.used_ground,
-        z=lines.z,
-        new_z=lines.new_z,
+        used_ground=ground,
+        z=z,
+        new_z=new_z,
         outcome=outcome,
-        rejected_order=lines.rejected_order,
+        rejected_order=rejected_order,
         num_optimized=lines.num_optimized,
         is_optimized=(lines.num_optimized >= _TWO).any(-1),
         deviation=torch.where(total > 0, (kept + refine.set_aside_penalty * aside) / total.clamp(min=1), 0),
@@ -62,117 +81,59 @@ def _build_fits(evidence: DepthEvidence, prior: HeightPrior) -> MapProblem:
         return torch.stack([value[..., kind] if value.dim() > 2 else value for _, kind in _FITS], 1).flatten(0, 1)
 
     active = torch.stack([evidence.usable & (evidence.group == group) for group, _ in _FITS], 1)
+    measured = {name: of_each(getattr(evidence, name)) for name in ("z", "depth", "depth_std", "slope", "corr")}
+    heights = {"height": prior.height, "prior_mean": prior.mean, "prior_sigma": prior.sigma}
     return MapProblem(
-        height=of_each(prior.height),
-        z=of_each(evidence.z),
-        depth=of_each(evidence.depth),
-        depth_std=of_each(evidence.depth_std),
-        slope=of_each(evidence.slope),
-        corr=of_each(evidence.corr),
-        prior_mean=of_each(prior.mean),
-        prior_sigma=of_each(prior.sigma),
-        active=active.flatten(0, 1),
+        **measured, **{name: of_each(value) for name, value in heights.items()}, active=active.flatten(0, 1)
     )
 
 
-@dataclass(frozen=True)
-class _Lines:
-    """Both groups of every scene with the evidence that is used."""
+def _choose_lines(fits: MapSolution, count: torch.Tensor) -> tuple[MapSolution, torch.Tensor]:
+    """The lines (B, 2, ...) of both groups from the fits (B, 3, ...), and (B,) whether ground evidence places the near.
 
-    alpha: torch.Tensor  # (B, 2); a lone person has alpha 0 and beta its z
-    beta: torch.Tensor  # (B, 2)
-    status: torch.Tensor  # (B, 2)
-    deviation: torch.Tensor  # (B, 2)
-    num_optimized: torch.Tensor  # (B, 2)
-    count: torch.Tensor  # (B, 2) usable people
-    member: torch.Tensor  # (B, 2, P) usable people
-    rejected_order: torch.Tensor  # (B, P)
-    used_ground: torch.Tensor  # (B,)
-    depth: torch.Tensor  # (B, P)
-    z: torch.Tensor  # (B, P)
+    It does where it optimises at least as many people with a strictly smaller deviation. `count`: (B, 2) usable people.
+    """
+    ground = (count[:, NEAR] >= _TWO) & (fits.num_optimized[:, 1] >= fits.num_optimized[:, 0])
+    ground = ground & (fits.deviation[:, 1] < fits.deviation[:, 0])
 
-    @property
-    def new_z(self) -> torch.Tensor:
-        """(B, P) distance of each person on its group's line; NaN for those in no group."""
-        value = self.alpha[..., None] * self.depth[:, None] + self.beta[..., None]
-        inside = torch.where(self.member, value, 0).sum(1)
-        return torch.where(self.member.any(1), inside, torch.nan)
-
-
-def _choose_near_evidence(evidence: DepthEvidence, solution: MapSolution) -> _Lines:
-    """Ground evidence if it optimises at least as many near people with a strictly smaller deviation."""
-    scenes = len(evidence.usable)
-
-    def per_scene(value: torch.Tensor) -> torch.Tensor:
-        return value.view(scenes, len(_FITS), *value.shape[1:])
-
-    optimized, deviation = per_scene(solution.num_optimized), per_scene(solution.deviation)
-    member = torch.stack([evidence.usable & (evidence.group == group) for group in (NEAR, FAR)], 1)
-    count = member.sum(-1)
-    ground = (count[:, NEAR] >= 2) & (optimized[:, 1] >= optimized[:, 0]) & (deviation[:, 1] < deviation[:, 0])
-
-    def both_groups(value: torch.Tensor) -> torch.Tensor:
-        value = per_scene(value)
+    def choose(value: torch.Tensor) -> torch.Tensor:
         near = torch.where(ground.view(-1, *[1] * (value.dim() - 2)), value[:, 1], value[:, 0])
         return torch.stack([near, value[:, 2]], 1)
 
-    use_ground = ground[:, None] & member[:, NEAR]
-    depth = torch.where(use_ground, evidence.depth[..., GROUND], evidence.depth[..., MEAN])
-    z = torch.where(use_ground, evidence.z[..., GROUND], evidence.z[..., MEAN])
-    alone = count == 1
-    own_z = torch.where(member, z[:, None], 0).sum(-1)
-    rejected = torch.where(member & ~alone[..., None], both_groups(solution.rejected_order), -1)
-    return _Lines(
-        alpha=torch.where(alone, 0, both_groups(solution.alpha)),
-        beta=torch.where(alone, own_z, both_groups(solution.beta)),
-        status=both_groups(solution.status),
-        deviation=torch.where(alone, 0, both_groups(solution.deviation)),
-        num_optimized=torch.where(alone, 0, both_groups(solution.num_optimized)),
-        count=count,
-        member=member,
-        rejected_order=rejected.amax(1),
-        used_ground=ground,
-        depth=depth,
-        z=z,
-    )
+    return fits.each(choose), ground
 
 
-def _push_far_behind_near(lines: _Lines, prior: HeightPrior, solver: SolverConfig) -> _Lines:
-    """Raise the far line until its nearest person starts behind the farthest near one, and check heights again."""
-    depth = torch.where(lines.member, lines.depth[:, None], torch.nan)
-    farthest_near = torch.where(lines.member[:, NEAR], depth[:, NEAR], -torch.inf).amax(-1)
-    nearest_far = torch.where(lines.member[:, FAR], depth[:, FAR], torch.inf).amin(-1)
-    both = (lines.count > 0).all(-1)
+def _push_far_behind_near(
+    lines: MapSolution, member: torch.Tensor, depth: torch.Tensor, ratio: torch.Tensor, solver: SolverConfig
+) -> MapSolution:
+    """Raise the far line until its nearest person starts behind the farthest near one, and check heights again.
+
+    Args: member (B, 2, P); depth (B, P); ratio (B, P) height over z of the labels.
+    """
+    count = member.sum(-1)
+    farthest_near = torch.where(member[:, NEAR], depth, -torch.inf).amax(-1)
+    nearest_far = torch.where(member[:, FAR], depth, torch.inf).amin(-1)
+    both = (count > 0).all(-1)
     border = farthest_near * lines.alpha[:, NEAR] + lines.beta[:, NEAR]
     least = border - nearest_far * lines.alpha[:, FAR]
-    raised = both & (least > lines.beta[:, FAR]) & (lines.count[:, FAR] >= 2)
-    beta = lines.beta.clone()
+    raised = both & (least > lines.beta[:, FAR]) & (count[:, FAR] >= _TWO)
+    beta, order, optimized = lines.beta.clone(), lines.rejected_order.clone(), lines.num_optimized.clone()
     beta[:, FAR] = torch.where(raised, least, lines.beta[:, FAR])
-    pushed = replace(lines, beta=beta)
+    pushed = lines.replace(beta=beta)
 
-    height = prior.height / lines.z * pushed.new_z
-    checked = both[:, None] & lines.member[:, FAR] & (lines.rejected_order < 0) & (lines.count[:, FAR, None] >= 2)
+    height = ratio * _new_z(pushed, member, depth)
+    checked = (both & (count[:, FAR] >= _TWO))[:, None] & member[:, FAR] & (order[:, FAR] < 0)
     late = checked & (height > solver.max_height)
-    first = lines.rejected_order.masked_fill(~lines.member[:, FAR], -1).amax(-1, keepdim=True) + 1
-    order = torch.where(late, first + torch.cumsum(late, -1) - 1, lines.rejected_order)
-    optimized = lines.num_optimized.clone()
+    first = order[:, FAR].amax(-1, keepdim=True) + 1
+    order[:, FAR] = torch.where(late, first + torch.cumsum(late, -1) - 1, order[:, FAR])
     optimized[:, FAR] = (optimized[:, FAR] - late.sum(-1)).clamp(min=0)
-    return replace(pushed, rejected_order=order, num_optimized=optimized)
+    return pushed.replace(rejected_order=order, num_optimized=optimized)
 
 
-def _outcomes(evidence: DepthEvidence, lines: _Lines) -> torch.Tensor:
-    """(B, P) index into OUTCOMES."""
-    in_group = lines.member.any(1)
-
-    def of_group(value: torch.Tensor) -> torch.Tensor:
-        return (lines.member & value[..., None]).any(1)
-
-    outcome = torch.where(evidence.cut > 0, CODE[PersonStatus.TOO_SMALL], CODE[PersonStatus.NOT_RUN])
-    outcome = torch.where(in_group, CODE[PersonStatus.MOVED], outcome)
-    outcome = torch.where(in_group & ~(lines.new_z > 0), CODE[PersonStatus.BEHIND_CAMERA], outcome)
-    outcome = torch.where(of_group(lines.status == int(FitStatus.DEGENERATE)), CODE[PersonStatus.NO_FIT], outcome)
-    outcome = torch.where(lines.rejected_order >= 0, CODE[PersonStatus.TOO_TALL], outcome)
-    return torch.where(of_group(lines.count == 1), CODE[PersonStatus.ALONE_IN_GROUP], outcome)
+def _new_z(lines: MapSolution, member: torch.Tensor, depth: torch.Tensor) -> torch.Tensor:
+    """(B, P) distance of each person on its group's line [m]; NaN for those in no group."""
+    value = lines.alpha[..., None] * depth[:, None] + lines.beta[..., None]
+    return torch.where(member.any(1), torch.where(member, value, 0).sum(1), torch.nan)
 
 
 def solve_map(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | float = 1.0) -> MapSolution:

@@ -208,15 +208,18 @@ def _skin(shaped: torch.Tensor, rigid: torch.Tensor, shift: torch.Tensor, weight
     return posed.mT.to(torch.float32, memory_format=torch.contiguous_format)
 
 
-def read_regressor(path: str, body: BodyModel, option: str) -> np.ndarray:
-    """(9, V) J_regressor_extra.npy of a body model; `option`: what named the file. Raises: DtoError."""
-    wanted = (9, body.num_vertices)
+def read_regressor(
+    path: str, body: BodyModel, option: str, name: str = "J_regressor_extra.npy", joints: int = 9
+) -> np.ndarray:
+    """(joints, V) regressor of a body model, published as `name`; `option`: what named the file. Raises: DtoError."""
+    wanted = (joints, body.num_vertices)
     try:
         with open_regular(path) as stream:
             return read_npy(stream, lambda _, shape, kind: expect(shape == wanted, f"shape {shape}"))
     except (OSError, ValueError) as error:
-        said = f"expected J_regressor_extra.npy, {wanted}, as the body model"
-        raise DtoError(f"{option} {path} cannot be used: {error}; {said}") from error
+        raise DtoError(
+            f"{option} {path} cannot be used: {error}; expected {name}, {wanted}, as the body model"
+        ) from error
 
 
 def _regress(regressor: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -26,7 +27,15 @@ PATCH = 14  # sides are multiples of it [px]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 OFFSET = 0.1  # patches that the published code adds to a grid, so that rounding never loses one
+CROP_SIDE = 224  # of crops of people [px]
 _Result = TypeVar("_Result")
+
+
+class Instances(NamedTuple):
+    """People found in one image, at person-map size."""
+
+    masks: np.ndarray  # (Q, h, w) bool
+    score: np.ndarray  # (Q,) float32 in 0 .. 1: of the class times the mean over the mask
 
 
 def network_size(height: int, width: int, short_side: int, multiple: int = PATCH) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Networks of transformers that look at people: instance masks, and ages and genders.
 
 Masks come from any network of `AutoModelForUniversalSegmentation` that classifies queries (Mask2Former, MaskFormer,
-EoMT) and has a class for people; `models.body_pixels` assigns them. Ages and genders come from plain classifiers, whose
+EoMT) and has a class for people; `models.seeing` assigns them. Ages and genders come from plain classifiers, whose
 class names are ages (``20-29``, ``3-9``, ``more than 70``), genders (``male``, ``woman``) or both, and from MiVOLO with
 its two inputs, of each crop and its mirror image. Years; probabilities 0 .. 1.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,14 @@ from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForUniversalSegmentation
 
 from dto_pipeline.config import AttributeConfig, MaskConfig
-from dto_pipeline.models.body_pixels import CROP_SIDE, Attributes, Instances
-from dto_pipeline.models.network_input import images_at_once, network_size, resize_to_network, run_in_batches
+from dto_pipeline.models.network_input import (
+    CROP_SIDE,
+    Instances,
+    images_at_once,
+    network_size,
+    resize_to_network,
+    run_in_batches,
+)
 from dto_pipeline.models.networks import ModelError, ModelReference, attribute_references, reference_of
 from dto_pipeline.models.pretrained import load_pretrained, read_preprocessing, source_options
 
@@ -93,36 +98,34 @@ def person_classes(names: dict[int, str]) -> list[int]:
     return found
 
 
-@dataclass(frozen=True)
-class ClassMeaning:
-    """Age and gender of a classifier's classes; NaN = unknown."""
+def read_class_names(names: dict[int, str]) -> np.ndarray:
+    """(C, 2) ages in the middle of each class's range [years], and 1 for male, 0 for female; NaN = the name says none.
 
-    age: np.ndarray  # (C,) middle of the class's range [years]
-    male: np.ndarray  # (C,) 1 male, 0 female
-
-    def read(self, probability: np.ndarray) -> Attributes:
-        """Expected age and probability of being male of n people from class probabilities (n, C); NaN = unknown."""
-
-        def expected(value: np.ndarray) -> np.ndarray:
-            known = ~np.isnan(value)
-            share = probability[:, known]
-            mean = share @ value[known] / np.maximum(share.sum(1), 1e-9)
-            return (mean if known.any() else np.full(len(probability), np.nan)).astype(np.float32)
-
-        return Attributes(expected(self.age), expected(self.male))
-
-
-def read_class_names(names: dict[int, str]) -> ClassMeaning:
-    """Ages and genders in the names of classes. Raises: ModelError: there is none in any name."""
+    Raises: ModelError: no name says either.
+    """
     ordered = [str(names[key]).lower().replace("_", " ") for key in sorted(names, key=int)]
-    age = np.array([_age_of(name) for name in ordered])
-    male = np.array([0.0 if _FEMALE.search(name) else 1.0 if _MALE.search(name) else np.nan for name in ordered])
-    if np.isnan(age).all() and np.isnan(male).all():
+    male = [0.0 if _FEMALE.search(name) else 1.0 if _MALE.search(name) else np.nan for name in ordered]
+    meaning = np.array([[_age_of(name) for name in ordered], male]).T
+    if np.isnan(meaning).all():
         raise ModelError(
             f"attributes.model has classes {', '.join(ordered[:6])} ...; expected ages like '20-29' or 'more than 70', "
             "or genders like 'female'; MiVOLO needs attributes.trust_remote_code=true"
         )
-    return ClassMeaning(age, male)
+    return meaning
+
+
+def expect_attributes(probability: np.ndarray, meaning: np.ndarray) -> np.ndarray:
+    """(n, 2) float32 expected age [years] and probability of being male, NaN = unknown.
+
+    Args: probability (n, C) of the classes of n people; meaning (C, 2), see `read_class_names`.
+    """
+    found = np.full((len(probability), 2), np.nan, np.float32)
+    for column, value in enumerate(meaning.T):
+        known = ~np.isnan(value)
+        if known.any():
+            share = probability[:, known]
+            found[:, column] = share @ value[known] / np.maximum(share.sum(1), 1e-9)
+    return found
 
 
 def _age_of(name: str) -> float:
@@ -149,13 +152,13 @@ class CropClassifier:
         self._mean, self._std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in channels)
 
     @torch.inference_mode()
-    def estimate(self, faces: torch.Tensor, bodies: torch.Tensor) -> Attributes:
-        """From (n, 3, s, s) float32 crops in 0 .. 1."""
+    def estimate(self, faces: torch.Tensor, bodies: torch.Tensor) -> np.ndarray:
+        """(n, 2) float32 ages and probabilities of being male, from (n, 3, s, s) float32 crops in 0 .. 1."""
         crops = (faces if self._crop == "face" else bodies).to(self._device)
         crops = functional.interpolate(crops, (self._side, self._side), mode="bilinear", antialias=True)
         inputs = (crops - self._mean) / self._std
         seen = [self.network(pixel_values=pixels).logits.float().softmax(-1) for pixels in (inputs, inputs.flip(-1))]
-        return self.meaning.read(((seen[0] + seen[1]) / 2).cpu().numpy().astype(np.float64))
+        return expect_attributes(((seen[0] + seen[1]) / 2).cpu().numpy().astype(np.float64), self.meaning)
 
 
 class MiVolo:
@@ -170,13 +173,11 @@ class MiVolo:
         self._male = next(int(index) for index, name in genders if name.lower() == "male")
 
     @torch.inference_mode()
-    def estimate(self, faces: torch.Tensor, bodies: torch.Tensor) -> Attributes:
-        """From (n, 3, s, s) float32 crops in 0 .. 1."""
-        seen = [self._classify(faces, bodies), self._classify(faces.flip(-1), bodies.flip(-1))]
-        age, male = (np.mean([part[key] for part in seen], axis=0).astype(np.float32) for key in (0, 1))
-        return Attributes(age, male)
+    def estimate(self, faces: torch.Tensor, bodies: torch.Tensor) -> np.ndarray:
+        """(n, 2) float32 ages and probabilities of being male, from (n, 3, s, s) float32 crops in 0 .. 1."""
+        return np.mean([self._classify(faces, bodies), self._classify(faces.flip(-1), bodies.flip(-1))], axis=0)
 
-    def _classify(self, faces: torch.Tensor, bodies: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def _classify(self, faces: torch.Tensor, bodies: torch.Tensor) -> np.ndarray:
         inputs = []
         for crops in (faces, bodies):
             # as its processor takes them: (s, s, 3) uint8, OpenCV's channel order
@@ -185,7 +186,7 @@ class MiVolo:
         output = self.network(faces_input=inputs[0].to(self._device), body_input=inputs[1].to(self._device))
         certain = output.gender_probs.flatten().float()  # of the class that was chosen
         male = torch.where(output.gender_class_idx.flatten() == self._male, certain, 1 - certain)
-        return output.age_output.flatten().float().cpu().numpy(), male.cpu().numpy()
+        return torch.stack([output.age_output.flatten().float(), male], 1).cpu().numpy()
 
 
 AttributeModel = CropClassifier | MiVolo

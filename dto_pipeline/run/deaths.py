@@ -7,7 +7,7 @@ kills leave out nothing. Where the machine ran out of memory the row says so: th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TypeVar
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.files import json_bytes
 from dto_pipeline.reading import parse_json
-from dto_pipeline.run.folder import IN_FLIGHT, Failure, RunDirectory, failure_name, read_shard_failure
+from dto_pipeline.run.folder import Failure, RunDirectory, failure_name, read_shard_failure
 from dto_pipeline.run.publish import lacks_receipt_only
 from dto_pipeline.status import ImageStatus
 
@@ -46,46 +46,36 @@ def find_deadly(failure: Failure) -> dict[str, tuple[ImageStatus, str]]:
     return {image: memory if failure.memory.get(image) else died for image in deadly}
 
 
-class DeathRecords:
-    """The driver's counts of deaths per shard and image; kept in failure records, so that later launches continue."""
+def count_death(
+    directory: RunDirectory, failure: Failure, attempt: int, out_of_memory: bool, config: RunConfig
+) -> tuple[Failure, bool]:
+    """Count an attempt at a shard that ended with its process, and remove the worker's note.
 
-    def __init__(self, directory: RunDirectory, failures: Mapping[int, Failure], config: RunConfig) -> None:
-        self._directory, self._config = directory, config
-        self._failures = dict(failures)
-
-    def of(self, shard: int) -> Failure:
-        """The failure record of a shard; an empty one if it never failed."""
-        return self._failures.get(shard) or Failure(shard, 0, False, "", "", 0.0)
-
-    def allows_another(self, shard: int, attempt: int, out_of_memory: bool = False) -> bool:
-        """Count an attempt that ended with its process, and remove the worker's note.
-
-        Returns:
-            Whether one more attempt makes progress: a single image was in work, or only the receipt is missing.
-        """
-        note = read_note(self._directory, shard)
-        clear_note(self._directory, shard)
-        failure = replace(self.of(shard), deaths=self.of(shard).deaths + 1)
-        self._failures[shard] = failure
-        some_left = attempt < self._config.max_attempts + _MORE_ATTEMPTS * self._config.max_poison_images
-        if lacks_receipt_only(self._directory, shard):
-            return some_left
-        if note is None or note.attempt != attempt or not note.image:
-            return False
-        suspects, memory = (
-            {image: deaths for image, deaths in counts.items() if image not in note.survived}
-            for counts in (failure.suspects, failure.memory)
-        )
-        suspects[note.image] = suspects.get(note.image, 0) + 1
-        if out_of_memory:
-            memory[note.image] = memory.get(note.image, 0) + 1
-        self._failures[shard] = replace(failure, suspects=suspects, memory=memory)
-        return some_left and len(find_deadly(self._failures[shard])) <= self._config.max_poison_images
+    Returns:
+        The shard's failure record, and whether one more attempt makes progress: a single image was in work, or only
+        the receipt is missing.
+    """
+    note = read_note(directory, failure.shard)
+    clear_note(directory, failure.shard)
+    failure = replace(failure, deaths=failure.deaths + 1)
+    some_left = attempt < config.max_attempts + _MORE_ATTEMPTS * config.max_poison_images
+    if lacks_receipt_only(directory, failure.shard):
+        return failure, some_left
+    if note is None or note.attempt != attempt or not note.image:
+        return failure, False
+    suspects, memory = (
+        {image: deaths for image, deaths in counts.items() if image not in note.survived}
+        for counts in (failure.suspects, failure.memory)
+    )
+    for counts in (suspects, memory) if out_of_memory else (suspects,):
+        counts[note.image] = counts.get(note.image, 0) + 1
+    failure = replace(failure, suspects=suspects, memory=memory)
+    return failure, some_left and len(find_deadly(failure)) <= config.max_poison_images
 
 
 def find_earlier_deaths(directory: RunDirectory, shard: int, attempt: int, max_attempts: int) -> Failure | None:
     """The failure record if this attempt is to go image by image: a last attempt at a shard whose process died."""
-    if attempt < max_attempts or attempt < 2:
+    if attempt < max(2, max_attempts):
         return None
     failure = read_shard_failure(directory, shard)
     return failure if failure is not None and failure.deaths else None
@@ -107,21 +97,21 @@ def work_one_by_one(
     """
     suspects, deadly = failure.suspects, find_deadly(failure)
     rows: dict[int, _Row] = {}
-    survived: list[str] = []
+    survived: tuple[str, ...] = ()
     for position in sorted(range(len(images)), key=lambda position: (-suspects.get(images[position], 0), position)):
         image = images[position]
         if image in deadly:
             rows[position] = leave_out(position, *deadly[image])
             continue
-        write_note(directory, InFlight(failure.shard, attempt, image, tuple(survived)))
+        write_note(directory, InFlight(failure.shard, attempt, image, survived))
         rows[position] = work(position)
-        survived += [image] if image in suspects else []
+        survived += (image,) if image in suspects else ()
     return [rows[position] for position in range(len(images))]
 
 
 def note_name(shard: int) -> str:
     """Name of a shard's in-flight note below the run's folder."""
-    return failure_name(shard, IN_FLIGHT)
+    return failure_name(shard, "in-flight")
 
 
 def write_note(directory: RunDirectory, note: InFlight) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
@@ -17,19 +18,31 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dto_pipeline.config import PipelineConfig, RunConfig
-from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.data.storage import absolute, as_location
-from dto_pipeline.models.networks import DEMO_MODEL
+from dto_pipeline.errors import DeviceLost, one_line
 from dto_pipeline.run import folder as files
-from dto_pipeline.run.deaths import DeathRecords
-from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunScan
-from dto_pipeline.run.identity import RunIdentity, find_places, identify_run, settle_config
-from dto_pipeline.run.lease import DriverLock, RunLockLost
-from dto_pipeline.run.loop import RunAborted, Schedule, TooManyFailed, drive, likely_next
+from dto_pipeline.run.deaths import count_death
+from dto_pipeline.run.folder import Failure, RunDirectory, RunDirectoryError, RunScan
+from dto_pipeline.run.identity import RunIdentity, find_places, identify_run, settle_config, warn_of_demo_network
+from dto_pipeline.run.lease import DriverLock, RunLockLost, process_name
+from dto_pipeline.run.loop import (
+    Event,
+    FailedAttempt,
+    RunAborted,
+    Runner,
+    Schedule,
+    ShardDone,
+    ShardRaised,
+    TooManyFailed,
+    WorkerCounts,
+    WorkerLost,
+    WorkerPool,
+    WorkerReady,
+    drive,
+)
 from dto_pipeline.run.plan import EVERYTHING, Retry, RunPlan, Selection, find_refusals, plan_run
-from dto_pipeline.run.pool import FailedAttempt, InProcessPool, Runner, WorkerCounts, WorkerPool
 from dto_pipeline.run.report import LaunchCounts, RunSummary, find_example, summarize
 from dto_pipeline.run.sanity import FailureBudget
 
@@ -89,16 +102,14 @@ def run_pipeline(
     with directory.lock(config.run) as lock:
         identity = identify_run(config, manifest, absolute(manifest.path))
         plan = plan_run(directory, identity, manifest, selection, retry, recheck, lock)
-        _warn_of_demo_network(config, manifest)
+        warn_of_demo_network(config, manifest)
         counts, scan = LaunchCounts(), None
         if plan.work:
             if runner is None:
                 from dto_pipeline.run.worker import ShardRunner  # loads PyTorch: only when there is work
 
-                fresh = [shard for shard in plan.work if shard not in plan.repairs]
-                following = likely_next(fresh, config.run.workers)
                 where = manifest_path, run_dir, places.images, places.depth
-                runner = ShardRunner(config, *where, retry.images, following)
+                runner = ShardRunner(config, *where, retry.images)
             try:
                 counts = _do_work(directory, plan, config.run, runner, address, progress, lock)
             except Exception:
@@ -110,23 +121,12 @@ def run_pipeline(
         return summarize(directory, plan, scan, counts, wall_s, config.run.max_failed_images)
 
 
-def _warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
-    synthetic = str(manifest.dataset.get("licence", "")).startswith(SYNTHETIC)
-    if config.depth.source == "model" and config.depth.model == DEMO_MODEL and not synthetic:
-        _LOG.warning(
-            "depth.model=demo was trained on synthetic crowds only: on other pictures its maps, and the labels, mean "
-            "nothing; take a published network (docs/seeing.md) for %s",
-            manifest.subset,
-        )
-
-
 def _clean_up(directory: RunDirectory, identity: RunIdentity, lock: DriverLock) -> RunScan:
     """Remove what workers that died left, and label files that do not count. Raises: RunLockLost."""
     lock.check(ask=True)
     files.sweep_leftovers(directory)
     scan = files.scan_run(directory, identity)
-    for name in scan.labels.surplus:
-        directory.store.remove(name)
+    files.settle_records(directory, scan, going_on=scan.done)
     return scan
 
 
@@ -139,9 +139,6 @@ def _do_work(
     progress: bool,
     lock: DriverLock,
 ) -> LaunchCounts:
-    deaths = DeathRecords(directory, plan.earlier, config)
-    attempts = {shard: failure.attempts for shard, failure in plan.earlier.items()}
-    schedule = Schedule(plan.work, config, attempts, deaths.allows_another, plan.repairs)
     pool: WorkerPool
     with ExitStack() as stack:
         if config.workers == 0:
@@ -151,9 +148,11 @@ def _do_work(
 
             pool = RayPool(runner, config, address)
         stack.enter_context(closing(pool))
-        ledger = stack.enter_context(closing(FileLedger(directory, plan, deaths, progress, lock.check)))
+        ledger = stack.enter_context(closing(FileLedger(directory, plan, config, progress, lock.check)))
         if progress:
             stack.enter_context(logging_redirect_tqdm())  # log lines go above the progress line, not through it
+        attempts = {shard: failure.attempts for shard, failure in plan.earlier.items()}
+        schedule = Schedule(plan.work, config, attempts, ledger.allows_another, plan.repairs)
         budget = FailureBudget(config.max_failed_images, plan.work, plan.repairs, config.workers)
         try:
             drive(schedule, pool, ledger, budget)
@@ -167,6 +166,37 @@ def _do_work(
     return ledger.counts
 
 
+class InProcessPool(WorkerPool):
+    """One worker: this process, which nothing can end. Without Ray, and without a watchdog for hangs."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._events: list[Event] = []
+        self._started = 0
+
+    def start_worker(self) -> str:
+        self._started += 1
+        worker = f"{process_name()}/{self._started}"
+        try:
+            self._runner.warm_up()
+            self._events.append(WorkerReady(worker))
+        except Exception as error:
+            self._events.append(WorkerLost(worker, one_line(error), traceback.format_exc()))
+        return worker
+
+    def assign(self, worker: str, shard: int, attempt: int, following: int | None = None) -> None:
+        """Do the shard; returns when it is done."""
+        try:
+            self._events.append(ShardDone(worker, shard, self._runner.run(shard, attempt, following)))
+        except Exception as error:
+            fatal = isinstance(error, DeviceLost)
+            self._events.append(ShardRaised(worker, shard, one_line(error), traceback.format_exc(), fatal))
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+
 class FileLedger:
     """The `Ledger` of a real run: failure records, counts, a log line per shard, a progress line."""
 
@@ -174,15 +204,15 @@ class FileLedger:
         self,
         directory: RunDirectory,
         plan: RunPlan,
-        deaths: DeathRecords,
+        config: RunConfig,
         progress: bool = True,
         check_lock: Callable[[], None] = lambda: None,
     ) -> None:
         """`check_lock`: raises if another driver has taken the run over."""
         self.counts = LaunchCounts()
         self._check_lock = check_lock
-        self._directory, self._plan, self._deaths = directory, plan, deaths
-        self._recorded = set(plan.earlier)  # shards with a failure record
+        self._directory, self._plan, self._config = directory, plan, config
+        self._failures = dict(plan.earlier)  # shard -> its failure record
         self._given_up = len(plan.failed)
         self._failed_images = sum(receipt.failed_images for receipt in plan.done.values())
         self._images = 0  # done in this launch
@@ -198,15 +228,13 @@ class FileLedger:
 
     def shard_done(self, receipt: Receipt) -> None:
         shard, before = receipt.shard, self._plan.done.get(receipt.shard)
-        outcome = "adopted" if receipt.adopted else "done"
-        failed_before = 0
-        if shard in self._plan.repairs and before is not None:
-            outcome, failed_before = "repaired", before.failed_images
-            self.counts.mended += failed_before - receipt.failed_images
-            self.counts.repaired += receipt.generation != before.generation
-        if shard in self._recorded:
-            files.clear_failure(self._directory, shard)
-        self._failed_images += receipt.failed_images - failed_before
+        outcome = "repaired" if before else "adopted" if receipt.adopted else "done"
+        if before:
+            self.counts.mended += before.failed_images - receipt.failed_images
+            self._failed_images -= before.failed_images
+        if self._failures.pop(shard, None) is not None:
+            self._directory.store.remove(files.failure_name(shard))
+        self._failed_images += receipt.failed_images
         self._images += self._plan.work.get(shard, receipt.images)
         speed = receipt.images / receipt.wall_s if receipt.wall_s > 0 else 0.0
         statuses = ", ".join(f"{count} {word}" for word, count in receipt.image_status.items())
@@ -218,12 +246,21 @@ class FileLedger:
             extra={"facts": {**facts, "outcome": outcome, "images_per_s": round(speed, 3)}},
         )
 
+    def allows_another(self, shard: int, attempt: int, out_of_memory: bool = False) -> bool:
+        """Count an attempt that ended with its process; whether one more makes progress, see `count_death`."""
+        failure = self._failure(shard)
+        self._failures[shard], another = count_death(self._directory, failure, attempt, out_of_memory, self._config)
+        return another
+
+    def _failure(self, shard: int) -> Failure:
+        return self._failures.get(shard) or Failure(shard, 0, False, "", "", 0.0)
+
     def attempt_failed(self, attempt: FailedAttempt, worker: str, error: str, detail: str) -> None:
         shard, attempts, given_up = attempt
-        failure = replace(self._deaths.of(shard), attempts=attempts, given_up=given_up, error=error)
-        failure = replace(failure, worker=worker, failed_at=time.time(), detail=detail)
+        failure = replace(self._failure(shard), attempts=attempts, given_up=given_up)
+        failure = replace(failure, error=error, worker=worker, failed_at=time.time(), detail=detail)
         files.record_failure(self._directory, failure)
-        self._recorded.add(shard)
+        self._failures[shard] = failure
         self._given_up += given_up
         self.counts.failed_attempts += 1
         if given_up and shard in self._plan.repairs:
@@ -244,14 +281,12 @@ class FileLedger:
             _LOG.warning("no worker has been ready for %.0f s: %s", workers.idle_s, what)
         self._workers = workers
         self._check_lock()
-        now = time.monotonic()
-        if now - self._drawn_at >= self._draw_every:
-            self._drawn_at = now
+        if time.monotonic() - self._drawn_at >= self._draw_every:
             self._draw()
 
     def _draw(self) -> None:
         """The progress line: images, workers and why others are missing, failures."""
-        now = self._workers
+        self._drawn_at, now = time.monotonic(), self._workers
         notes = [f"{now.loading} loading"] if now.loading else []
         notes += [f"{now.leaving} leaving with their nodes"] if now.leaving else []
         if not now.working and now.wanted:

@@ -9,7 +9,6 @@ The files are the only state: a shard is pending until it has a valid receipt. T
     labels/shard-00042.r1.parquet, receipts/shard-00042.r1.json    the same, repaired or done again: `data.receipts`
     failures/shard-00042.json    last error and attempts; never counts as done
     failures/shard-00042.in-flight.json    the image that a worker has begun, see `run.deaths`
-    failures/shard-00042.damage.json    `dto verify` found its label file damaged; the next launch checks it
     lease/00000001.json          which driver has the run, see `run.lease`
 
 Labels and receipts are only created, under names that were never used before, and only label files that do not count
@@ -22,7 +21,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -33,6 +33,7 @@ from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.config_tree import build_sections, shorten
 from dto_pipeline.data.files import is_abandoned, is_temporary, json_bytes
 from dto_pipeline.data.label_files import LabelFile, RunLabels
+from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels
 from dto_pipeline.data.receipts import (
     LABELS,
     RECEIPTS,
@@ -56,6 +57,7 @@ from dto_pipeline.data.storage import (
     list_names,
     open_store,
     read_many,
+    sha256_of,
 )
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import IrregularFile, parse_json
@@ -64,7 +66,6 @@ from dto_pipeline.run.lease import LEASE_FOLDER, DriverLock
 
 RUN_SCHEMA = "dto-run/1"
 FAILURE_SCHEMA = "dto-failure/1"
-DAMAGE_SCHEMA = "dto-damage/1"
 _MOST_SHARDS = 10_000_000  # a run of a hundred billion images; more is damage
 _READ = {
     "body": ("model_path", "kid_axis"),
@@ -73,12 +74,16 @@ _READ = {
     "refine": ("accept_below",),
     "solver": ("mode", "max_height"),
 }  # section of the config -> keys that readers of finished runs ask for
+# rules of `check_label_file`
+SAME_HASH, READABLE = "sha256 of the file is the receipt's", "file has the label schema"
+SAME_COUNTS = "counts and keys are the receipt's"
 Place = TypeVar("Place", bound=Location)
 FAILURES = "failures"
-DAMAGE, IN_FLIGHT = "damage", "in-flight"  # kinds of notes in failures/
 _RESTORE = "put run.json back as it was, or start anew in another folder: the labels stay where they are"
 _FAILURE = re.compile(r"shard-(\d{5,})\.json")
+_NOTE = re.compile(r"shard-\d{5,}\.[a-z-]+\.json")
 _NAMED = 5  # files an error lists
+LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
 _FOOTER_TAIL = 1 << 16  # bytes; the key-value part stands at the end of a Parquet file, well within them
 _MANIFEST_FACTS = ("manifest_path", "manifest_fingerprint", "subset", "shards", "images", "persons")
 
@@ -161,43 +166,29 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class RunScan:
+class RunScan(CountedLabels):
     """State of a run's shards by its files."""
 
-    labels: CountedLabels
-    records: dict[int, Failure] = field(default_factory=dict)  # shard -> its failure record
+    records: dict[int, Failure] = field(default_factory=dict)  # shard -> its failure record; in order
     unreadable: dict[int, str] = field(default_factory=dict)  # shard -> why its failure record counts as none
     damaged: dict[int, int] = field(default_factory=dict)  # shard -> generation whose label file is of no use
 
-    @property
-    def done(self) -> dict[int, Receipt]:
-        return self.labels.done
-
-    @property
-    def void(self) -> dict[int, str]:
-        return self.labels.void
-
     @cached_property
     def failures(self) -> dict[int, Failure]:
-        """Failure records of shards that were never done."""
-        return {shard: failure for shard, failure in self.records.items() if shard not in self.settled}
+        """Failure records of shards that were never done; in order."""
+        settled = self.done.keys() | self.damaged.keys()
+        return {shard: failure for shard, failure in self.records.items() if shard not in settled}
 
     @property
     def given_up(self) -> dict[int, Failure]:
         """Shards without attempts left, until --retry-failed; in order."""
-        return {shard: failure for shard, failure in sorted(self.failures.items()) if failure.given_up}
-
-    @cached_property
-    def settled(self) -> frozenset[int]:
-        """Shards with a failure record that are done, or were before damage was found."""
-        return frozenset(self.records.keys() & (self.done.keys() | self.damaged.keys()))
+        return {shard: failure for shard, failure in self.failures.items() if failure.given_up}
 
     def without(self, damage: Mapping[int, str]) -> RunScan:
         """The same scan with these shards (-> reason) not done, as their label files are damaged."""
         damaged = {shard: receipt.generation for shard, receipt in self.done.items() if shard in damage}
         done = {shard: receipt for shard, receipt in self.done.items() if shard not in damage}
-        labels = replace(self.labels, done=done, void={**self.void, **damage})
-        return replace(self, labels=labels, damaged={**self.damaged, **damaged})
+        return replace(self, done=done, void={**self.void, **damage}, damaged={**self.damaged, **damaged})
 
 
 def open_run(directory: RunDirectory, identity: RunIdentity, lock: DriverLock | None = None) -> RunIdentity:
@@ -283,19 +274,27 @@ def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = Fal
     A failure record that cannot be read counts as no attempts. `footers`: check the end of every label file too.
     """
     labels = count_labels(directory.root, identity.config_hash, identity.manifest_fingerprint)
-    failures: dict[int, Failure] = {}
-    unreadable = {}
     matches = filter(None, map(_FAILURE.fullmatch, directory.store.entries(FAILURES)))
-    shards = {f"{FAILURES}/{match[0]}": int(match[1]) for match in matches}
-    for name, data in read_many(directory.root, sorted(shards, key=lambda name: shards[name])):
+    shards = {failure_name(shard): shard for shard in sorted(int(match[1]) for match in matches)}
+    scan = RunScan(**vars(labels))
+    for name, data in read_many(directory.root, list(shards)):
         shard = shards[name]
         try:
-            failures[shard] = parse_failure(data, directory.failure_file(shard))
+            scan.records[shard] = parse_failure(data, directory.at(name))
         except RecordInvalid as error:
-            unreadable[shard] = str(error)
-            failures[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
-    scan = RunScan(labels, failures, unreadable)
+            scan.unreadable[shard] = str(error)
+            scan.records[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
     return scan.without(_check_footers(scan)) if footers else scan
+
+
+def list_generations(directory: RunDirectory) -> dict[int, int]:
+    """Shard -> its highest generation with a file, where that is not 0."""
+    names = (name for folder in (LABELS, RECEIPTS) for name in directory.store.entries(folder))
+    highest: dict[int, int] = {}
+    for shard, generation in filter(None, map(parse_name, names)):
+        if generation:
+            highest[shard] = max(generation, highest.get(shard, 0))
+    return highest
 
 
 def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Sequence[str | Path] = ()) -> RunLabels:
@@ -319,7 +318,7 @@ def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Seque
             f"{run_dir} is not finished: {len(missing)} of {identity.shards} shards have no valid receipt "
             f"({named}){void}; `dto run` does what is left, --partial takes what is done"
         )
-    files = scan.labels.files.items()
+    files = scan.files.items()
     return RunLabels(
         name=str(run_dir),
         subset=identity.subset,
@@ -332,25 +331,24 @@ def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Seque
     )
 
 
-def settle_records(directory: RunDirectory, scan: RunScan, going_on: Collection[int] = ()) -> None:
+def settle_records(
+    directory: RunDirectory, scan: RunScan, going_on: Collection[int] = (), forgiven: Collection[int] = ()
+) -> None:
     """Remove label files that do not count or are damaged, and failure records of shards that are done.
 
-    `going_on`: shards whose failure record is kept, as their repair is not finished.
+    Args:
+        going_on: shards that are done and whose failure record is kept, as their repair is not finished.
+        forgiven: further shards whose failure record is removed: they start again with no attempts.
     """
     damaged = (label_name(*place) for place in scan.damaged.items())
-    settled = (failure_name(shard) for shard in scan.settled - set(going_on))
-    for name in (*scan.labels.surplus, *damaged, *settled):
+    settled = {*(scan.records.keys() - scan.failures.keys() - set(going_on)), *forgiven}
+    for name in (*scan.surplus, *damaged, *map(failure_name, settled)):
         directory.store.remove(name)
 
 
 def record_failure(directory: RunDirectory, failure: Failure) -> None:
     """Write or replace the failure record of a shard."""
     directory.store.replace(failure_name(failure.shard), json_bytes(failure.to_dict()))
-
-
-def clear_failure(directory: RunDirectory, shard: int) -> None:
-    """Remove the failure record of a shard that is done, or starts again with no attempts."""
-    directory.store.remove(failure_name(shard))
 
 
 def read_shard_failure(directory: RunDirectory, shard: int) -> Failure | None:
@@ -364,18 +362,6 @@ def read_shard_failure(directory: RunDirectory, shard: int) -> Failure | None:
 def parse_failure(data: bytes, path: Location) -> Failure:
     """Parse a failure record; errors name `path`. Raises: RecordInvalid."""
     return Failure(**parse_record(data, path, FAILURE_SCHEMA, Failure))
-
-
-def note_damage(directory: RunDirectory, shards: Iterable[int]) -> None:
-    """Note for the next launch that label files are damaged. Raises: OSError if it cannot be written."""
-    for shard in shards:
-        directory.store.replace(failure_name(shard, DAMAGE), json_bytes({"schema": DAMAGE_SCHEMA, "shard": shard}))
-
-
-def find_notes(directory: RunDirectory, kind: str) -> list[int]:
-    """Shards with a note of a kind in failures/."""
-    found = (re.fullmatch(rf"shard-(\d{{5,}})\.{kind}\.json", name) for name in directory.store.entries(FAILURES))
-    return sorted(int(match[1]) for match in found if match)
 
 
 def find_strays(directory: RunDirectory, identity: RunIdentity) -> list[str]:
@@ -395,10 +381,54 @@ def sweep_leftovers(directory: RunDirectory) -> None:
     store = directory.store
     for folder in ("", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER):
         is_left = is_abandoned if folder in ("", LEASE_FOLDER) else is_temporary
-        for name in filter(is_left, store.entries(folder)):
-            store.remove(f"{folder}/{name}".lstrip("/"))
-    for shard in find_notes(directory, IN_FLIGHT):
-        store.remove(failure_name(shard, IN_FLIGHT))
+        for name in store.entries(folder):
+            if is_left(name) or (folder == FAILURES and _NOTE.fullmatch(name)):
+                store.remove(f"{folder}/{name}".lstrip("/"))
+
+
+def count_statuses(table: LabelTable) -> tuple[dict[str, int], dict[str, int]]:
+    """Statuses of the images and of the persons of a label table, counted."""
+    persons = table.column("persons").combine_chunks().flatten().field("status").to_pylist()
+    images = Counter(table.column("status").to_pylist())
+    return dict(sorted(images.items())), dict(sorted(Counter(persons).items()))
+
+
+def check_label_file(
+    directory: RunDirectory, shard: int, receipt: Receipt
+) -> tuple[LabelTable | None, dict[str, str], dict[str, str]]:
+    """Compare a finished shard's label file with its receipt.
+
+    Returns:
+        Its rows (None if it cannot be read), its footer, and the differences: rule (`SAME_HASH` ...) -> what was found.
+    """
+    path, wrong = directory.label_file(shard, receipt.generation), {}
+    try:
+        found, expected = sha256_of(path), receipt.label_sha256
+        if found != expected:
+            wrong[SAME_HASH] = f"its sha256 is {found[:16]}, the receipt says {expected[:16]}"
+        table, footer = read_labels(path), read_label_metadata(path)
+    except (LabelsError, OSError) as error:
+        return None, {}, {**wrong, READABLE: str(error)}
+    images, persons = count_statuses(table)
+    facts = {
+        "rows": (table.num_rows, receipt.rows),
+        "images by status": (images, receipt.image_status),
+        "persons by status": (persons, receipt.person_status),
+        "shard_key": (footer.get("shard_key"), receipt.shard_key),
+        "config_hash": (footer.get("config_hash"), receipt.config_hash),
+    }
+    different = [
+        f"{fact} {held}, the receipt says {recorded}" for fact, (held, recorded) in facts.items() if held != recorded
+    ]
+    return table, footer, {**wrong, **({SAME_COUNTS: "; ".join(different)} if different else {})}
+
+
+def find_damage(directory: RunDirectory, done: Mapping[int, Receipt]) -> dict[int, str]:
+    """Shards whose label file differs from its receipt -> what was found. Reads every label file."""
+    checked = {shard: check_label_file(directory, shard, receipt)[2] for shard, receipt in sorted(done.items())}
+    return {
+        shard: f"its label file is damaged: {'; '.join(wrong.values())}" for shard, wrong in checked.items() if wrong
+    }
 
 
 def _check_footers(scan: RunScan) -> dict[int, str]:
@@ -408,7 +438,7 @@ def _check_footers(scan: RunScan) -> dict[int, str]:
     """
     void = dict.fromkeys(scan.done, "its label file is gone")
     shards = {label_name(shard, receipt.generation): shard for shard, receipt in scan.done.items()}
-    for name, tail in read_many(scan.labels.root, list(shards), -_FOOTER_TAIL):
+    for name, tail in read_many(scan.root, list(shards), -_FOOTER_TAIL):
         shard = shards[name]
         if not tail.endswith(b"PAR1"):
             void[shard] = "its label file does not end as Parquet does: it is damaged"

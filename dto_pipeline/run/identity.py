@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import Any
 from dto_pipeline import __version__
 from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, config_from_dict, require_body, with_body
 from dto_pipeline.config_tree import describe_difference
+from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.storage import Location, absolute, as_location, folder_exists, local_copy
 from dto_pipeline.models.networks import (
@@ -44,6 +46,7 @@ _PLACES = {
 _ALWAYS = ("source", "unit")
 # options that count only without a network; all others count only with one
 _WITHOUT_NETWORK: dict[str, tuple[str, ...]] = {"depth": ("kind", "scale"), "masks": (), "attributes": ()}
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,23 +122,16 @@ def describe_run_difference(recorded: RunIdentity, wanted: RunIdentity) -> list[
     if ("joint" in before) != ("joint" in after):  # solver.mode differs; the forty options of one mode would hide it
         before.pop("joint", None)
         after.pop("joint", None)
-    lines = describe_difference(before, after)
-    old, new = _facts(recorded), _facts(wanted)
-    names = [*old, *(name for name in new if name not in old)]
-    lines += [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
+    lines = [*describe_difference(before, after), *describe_difference(_facts(recorded), _facts(wanted))]
     if not lines and recorded.config_hash != wanted.config_hash:
         lines = [f"config hash: {recorded.config_hash} -> {wanted.config_hash}"]
-    return lines
+    return [line.replace("content.", "content of the ", 1) for line in lines]
 
 
-def _facts(identity: RunIdentity) -> dict[str, Any]:
-    return {
-        "manifest.fingerprint": identity.manifest_fingerprint,
-        "manifest.shards": identity.shards,
-        "manifest.images": identity.images,
-        **{f"versions.{name}": identity.versions[name] for name in sorted(identity.versions)},
-        **{f"content of the {name}": identity.inputs[name] for name in sorted(identity.inputs)},
-    }
+def _facts(identity: RunIdentity) -> dict[str, dict[str, Any]]:
+    size = {"shards": identity.shards, "images": identity.images}
+    manifest = {"fingerprint": identity.manifest_fingerprint, **size}
+    return {"manifest": manifest, "versions": identity.versions, "content": identity.inputs}
 
 
 @dataclass(frozen=True)
@@ -202,6 +198,17 @@ def find_missing(config: PipelineConfig, manifest: Manifest, places: Places, her
     except BodyModelError as error:
         missing.append(f"body.model_path: {error}; --body names another place")
     return missing
+
+
+def warn_of_demo_network(config: PipelineConfig, manifest: Manifest) -> None:
+    """Log that the demo's depth network is of no use on photographs."""
+    synthetic = str(manifest.dataset.get("licence", "")).startswith(SYNTHETIC)
+    if config.depth.source == "model" and config.depth.model == DEMO_MODEL and not synthetic:
+        _LOG.warning(
+            "depth.model=demo was trained on synthetic crowds only: on other pictures its maps, and the labels, mean "
+            "nothing; take a published network (docs/seeing.md) for %s",
+            manifest.subset,
+        )
 
 
 def identify_inputs(config: PipelineConfig) -> dict[str, str]:

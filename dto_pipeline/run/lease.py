@@ -102,29 +102,37 @@ class DriverLock:
         self._thread = threading.Thread(target=self._keep_beating, name="lease", daemon=True)
 
     def __enter__(self) -> DriverLock:
-        """Raises: RunLocked if a live driver holds the run; DtoError if the folder cannot be written."""
+        """Take the lease: at once if it is free, else after watching its owner for as long as the lease lasts.
+
+        Raises: RunLocked if a live driver holds the run; DtoError if the folder cannot be written.
+        """
         try:
-            self.acquire()
+            before = self._take()
         except OSError as error:
             if isinstance(error, DtoError):
                 raise
             advice = "make it writable, or room on the disk, or choose another folder"
             raise DtoError(f"{self._store.root} cannot be written ({error}); {advice}") from error
+        if before is not None and not before.released and before.token not in _LEFT:
+            advice = "if a run without workers dies at the same image again, --workers 1 finds that image and goes on"
+            _LOG.warning("%s drove %s and died; %s", before.describe(), self._store.root, advice)
+        self._renewed_at = self._clock()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop the heartbeat and give the lease back, if it is still ours."""
+        self._stop.set()
+        self._thread.join()
         try:
-            self.release()
+            if not self._lost and _epochs(self._store)[-1:] == [self._epoch]:
+                self._store.replace(_name(self._epoch), replace(self._record, released=True).to_bytes())
         except OSError as problem:  # others wait until it expires, or this process ends; an earlier error matters more
             _LEFT.add(self._record.token)
             _LOG.warning("the lease of %s could not be given back: %s", self._store.root, problem)
 
-    def acquire(self) -> None:
-        """Take the lease: at once if it is free, else after watching its owner for as long as the lease lasts.
-
-        Raises:
-            RunLocked: a live driver holds it.
-        """
+    def _take(self) -> LeaseRecord | None:
+        """Create the next lease file; returns the record of the one before."""
         while True:
             epoch, data = read_newest(self._store)
             record = parse_lease(data)
@@ -132,12 +140,7 @@ class DriverLock:
                 raise self._locked(record)
             free = data is None or (record is not None and record.is_free)
             if (free or self._watch(epoch, data, record)) and self._claim(epoch + 1):
-                break
-        if record is not None and not record.released and record.token not in _LEFT:
-            advice = "if a run without workers dies at the same image again, --workers 1 finds that image and goes on"
-            _LOG.warning("%s drove %s and died; %s", record.describe(), self._store.root, advice)
-        self._renewed_at = self._clock()
-        self._thread.start()
+                return record
 
     def _watch(self, epoch: int, data: bytes | None, record: LeaseRecord | None) -> bool:
         """Watch a lease; True if it did not change, False if its owner gave it back.
@@ -176,13 +179,6 @@ class DriverLock:
             self.beat()
         if self._lost:
             raise RunLockLost(self._lost)
-
-    def release(self) -> None:
-        """Stop the heartbeat and give the lease back, if it is still ours."""
-        self._stop.set()
-        self._thread.join()
-        if not self._lost and _epochs(self._store)[-1:] == [self._epoch]:
-            self._store.replace(_name(self._epoch), replace(self._record, released=True).to_bytes())
 
     def _claim(self, epoch: int) -> bool:
         """Create the lease file `epoch`; if the store's answer was lost, the token shows whether it is ours."""

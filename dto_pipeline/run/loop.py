@@ -1,34 +1,24 @@
-"""The driver's loop: assign shards to workers, count failures, replace dead workers, end hung ones.
+"""The driver's loop and its interface to workers: assign shards, count failures, replace dead workers, end hung ones.
 
 `Schedule` has the shards, `drive` the workers: it connects a schedule with any `WorkerPool` and reports to a `Ledger`,
 so that the same loop drives real workers and, in virtual time, thousands of simulated ones. No files, no Ray, and no
-clock but the pool's. A worker has a name and one shard at a time; its death counts against that shard. Seconds.
+clock but the pool's, which is monotonic. A worker has a name and one shard at a time; its death counts against that
+shard. Seconds.
 """
 
 from __future__ import annotations
 
 import statistics
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
+from typing import NamedTuple, Protocol
 
 from dto_pipeline.config import RunConfig
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DtoError
-from dto_pipeline.run.pool import (
-    Event,
-    FailedAttempt,
-    Ledger,
-    ShardDone,
-    ShardProgress,
-    ShardRaised,
-    WorkerCounts,
-    WorkerDraining,
-    WorkerLost,
-    WorkerPlaced,
-    WorkerPool,
-    WorkerReady,
-)
 from dto_pipeline.run.sanity import FailureBudget
 
 DEADLINE_FACTOR = 10.0  # a first attempt may take this many times the median shard ...
@@ -53,12 +43,133 @@ class TooManyFailed(RunAborted):
     exit_code = 1  # as for a run that ended with so many
 
 
-def likely_next(order: Sequence[int], workers: int) -> dict[int, int]:
-    """Shard -> the next shard of the same worker: each `workers`-th, as long as no worker comes or goes.
+class Runner(Protocol):
+    """Does shards. Light until `warm_up`, which loads models in the worker's process: the runner is sent there."""
 
-    So each worker knows what to load ahead, and no two load the same.
-    """
-    return dict(zip(order, order[max(1, workers) :], strict=False))
+    def warm_up(self) -> object: ...
+
+    def run(self, shard: int, attempt: int = 1, following: int | None = None) -> Receipt:
+        """Do one shard and publish it; raises if it cannot be done. `following`: probably the next, to load ahead."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """News of a worker."""
+
+    worker: str
+    node: str = field(default="", kw_only=True)  # its machine; "" = unknown
+
+
+@dataclass(frozen=True)
+class WorkerPlaced(Event):
+    """It has its CPUs and GPUs and loads; from now on it may hang."""
+
+
+@dataclass(frozen=True)
+class WorkerReady(Event):
+    """It has loaded and can be given a shard."""
+
+
+@dataclass(frozen=True)
+class ShardDone(Event):
+    shard: int
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class ShardProgress(Event):
+    shard: int
+    images: int  # done
+
+
+@dataclass(frozen=True)
+class ShardRaised(Event):
+    """The runner raised; the worker goes on unless `fatal`."""
+
+    shard: int
+    error: str  # one line
+    detail: str  # trace
+    fatal: bool = False
+
+
+@dataclass(frozen=True)
+class WorkerLost(Event):
+    """It is gone, with its shard."""
+
+    error: str  # one line
+    detail: str = ""
+    blameless: bool = False  # True: pre-empted or drained, it does not count against its shard
+    begun: bool = True  # False: as far as known it had not begun its shard
+    out_of_memory: bool = False  # True: it was ended because its machine lacked memory
+
+
+@dataclass(frozen=True)
+class WorkerDraining(Event):
+    """Its machine is about to be taken away: it gets no more shards."""
+
+
+class WorkerPool:
+    """Starts, feeds and ends workers. Names are never used twice; no event of a lost worker follows."""
+
+    def start_worker(self) -> str:
+        """Ask for one more worker; `WorkerPlaced` follows where that is known, then `WorkerReady` or `WorkerLost`."""
+        raise NotImplementedError
+
+    def assign(self, worker: str, shard: int, attempt: int, following: int | None = None) -> None:
+        """Give a shard to an idle worker. `following`: the one that it probably gets next."""
+        raise NotImplementedError
+
+    def wait(self, timeout_s: float) -> list[Event]:
+        """The next events, in order; empty after `timeout_s` without any."""
+        raise NotImplementedError
+
+    def kill(self, worker: str) -> None:
+        """End a worker and drop its shard; no event of it follows. It may be lost already."""
+
+    def avoid_node(self, node: str) -> None:
+        """Start no more workers on a machine."""
+
+    def close(self) -> None:
+        """End all workers."""
+
+    def now(self) -> float:
+        """Monotonic clock [s]."""
+        return time.monotonic()
+
+
+class FailedAttempt(NamedTuple):
+    """An attempt that a shard has used up."""
+
+    shard: int
+    attempts: int  # so far
+    given_up: bool  # True: no more attempts, else it is queued again
+
+
+class WorkerCounts(NamedTuple):
+    """State of the workers, for display."""
+
+    working: int = 0  # ready, on nodes that stay
+    leaving: int = 0  # finish their shard before their node is taken away
+    loading: int = 0  # have their CPUs and GPUs, and load
+    wanted: int = 0  # there is work for so many
+    images: int = 0  # done in unfinished shards
+    idle_s: float = 0.0  # for so long no worker has been ready
+
+
+class Ledger(Protocol):
+    """Records events: in files and on a progress line in a real run, in counters in a simulation."""
+
+    def shard_done(self, receipt: Receipt) -> None:
+        """A shard is finished; its receipt is on disk."""
+
+    def attempt_failed(self, attempt: FailedAttempt, worker: str, error: str, detail: str) -> None:
+        """A shard used up an attempt."""
+
+    def worker_lost(self, worker: str, error: str, out_of_memory: bool = False) -> None:
+        """A worker died, or was ended because its machine lacked memory; it is replaced while there is work."""
+
+    def tick(self, workers: WorkerCounts) -> None:
+        """Called every few seconds at least."""
 
 
 class Schedule:
@@ -85,7 +196,6 @@ class Schedule:
         self.given_up: set[int] = set()
         self.attempts: dict[int, int] = dict(attempts or {})
         self._partial = frozenset(partial)
-        self._following = likely_next([shard for shard in self.pending if shard not in partial], config.workers)
         self._allows_another = allows_another
         self._memory_deaths: Counter[int] = Counter()  # deaths for lack of memory that did not count
         self._spared: set[int] = set()  # shards whose worker died once before it had begun, as far as known
@@ -96,14 +206,20 @@ class Schedule:
         """Shards pending or under way."""
         return len(self.pending) + len(self.under_way)
 
-    def take(self, before: int | None, workers: int) -> int:
-        """The shard for a worker that did `before` last: the one it has loaded ahead, if that is next or nearly so."""
-        shard = self._following.get(-1 if before is None else before)
-        if shard is None or shard not in islice(self.pending, 2 * workers):
-            shard = self.pending[0]
+    def take(self, expected: int | None = None) -> int:
+        """The next shard of a worker: the one that it has loaded ahead, if it is still pending."""
+        shard = expected if expected is not None and expected in self.pending else self.pending[0]
         self.pending.remove(shard)
         self.under_way.add(shard)
         return shard
+
+    def expect(self, workers: int) -> int | None:
+        """The shard that a worker which begins one now probably gets next, as the others take those before it.
+
+        So each worker knows what to load ahead, and no two load the same. None if that is a `partial` one, or none.
+        """
+        shard = next(islice(self.pending, workers - 1, None), None)
+        return None if shard in self._partial else shard
 
     def done(self, shard: int, seconds: float, computed: bool = True) -> None:
         """`computed`: False if the labels were found on disk, so that the duration does not count."""
@@ -111,9 +227,16 @@ class Schedule:
         if computed and shard not in self._partial:
             self._durations.append(seconds)
 
-    def failed(self, shard: int) -> FailedAttempt:
-        """Its runner raised: one attempt used up; queued again at the end, or given up."""
-        return self._charge(shard, another=False)
+    def failed(self, shard: int, another: bool = False) -> FailedAttempt:
+        """Use up an attempt; queue the shard again, or give it up after `max_attempts`. `another`: not this time."""
+        self.under_way.discard(shard)
+        self.attempts[shard] = self.attempts.get(shard, 0) + 1
+        given_up = self.attempts[shard] >= self.config.max_attempts and not another
+        if given_up:
+            self.given_up.add(shard)
+        else:
+            self.pending.append(shard)
+        return FailedAttempt(shard, self.attempts[shard], given_up)
 
     def died(
         self, shard: int, blameless: bool = False, begun: bool = True, out_of_memory: bool = False
@@ -125,18 +248,17 @@ class Schedule:
         used up, `MEMORY_ATTEMPTS` times; after that the shard itself may be the cause.
         """
         self.under_way.discard(shard)
-        spared = blameless
-        if not begun and not blameless:
-            spared = shard not in self._spared
-            self._spared.add(shard)
         if out_of_memory and not blameless and self._memory_deaths[shard] < MEMORY_ATTEMPTS:
             self._memory_deaths[shard] += 1
             self.pending.append(shard)
             return None
-        if spared:
+        if not begun and not blameless:
+            blameless = shard not in self._spared
+            self._spared.add(shard)
+        if blameless:
             self.pending.appendleft(shard)
             return None
-        return self._charge(shard, self._allows_another(shard, self.attempts.get(shard, 0) + 1, out_of_memory))
+        return self.failed(shard, self._allows_another(shard, self.attempts.get(shard, 0) + 1, out_of_memory))
 
     def deadline(self, shard: int) -> float:
         """Seconds a shard may take: a multiple of the median for a first attempt, the configured limit afterwards."""
@@ -144,17 +266,6 @@ class Schedule:
         if self.attempts.get(shard, 0) > 0 or len(self._durations) < _DEADLINE_SAMPLES:
             return limit
         return min(limit, max(DEADLINE_FLOOR_S, DEADLINE_FACTOR * statistics.median(self._durations)))
-
-    def _charge(self, shard: int, another: bool) -> FailedAttempt:
-        """Count an attempt; queue the shard again or give it up. `another`: one more also beyond `max_attempts`."""
-        self.under_way.discard(shard)
-        self.attempts[shard] = self.attempts.get(shard, 0) + 1
-        given_up = self.attempts[shard] >= self.config.max_attempts and not another
-        if given_up:
-            self.given_up.add(shard)
-        else:
-            self.pending.append(shard)
-        return FailedAttempt(shard, self.attempts[shard], given_up)
 
 
 def drive(schedule: Schedule, pool: WorkerPool, ledger: Ledger, budget: FailureBudget | None = None) -> None:
@@ -173,7 +284,7 @@ class _Worker:
     leaving: bool = False  # its node is about to be taken away: it finishes its shard and gets no other
     node: str = ""
     shard: int | None = None  # None = idle
-    before: int | None = None  # the shard it had last
+    expected: int | None = None  # the shard it probably gets next, and loads ahead
     since: float = 0.0  # when it got its shard
     images: int = 0  # of the shard that are done
 
@@ -197,9 +308,9 @@ class _Loop:
                 self.workers[pool.start_worker()] = _Worker()
             for name, worker in self.workers.items():
                 if worker.ready and not worker.leaving and worker.shard is None and schedule.pending:
-                    worker.shard = schedule.take(worker.before, len(self.workers))
-                    worker.before, worker.since, worker.images = worker.shard, pool.now(), 0
-                    pool.assign(name, worker.shard, schedule.attempts.get(worker.shard, 0) + 1)
+                    worker.shard = schedule.take(worker.expected)
+                    worker.expected, worker.since, worker.images = schedule.expect(counts.wanted), pool.now(), 0
+                    pool.assign(name, worker.shard, schedule.attempts.get(worker.shard, 0) + 1, worker.expected)
             for event in pool.wait(POLL_S):
                 if event.worker in self.workers:  # else it was ended a moment ago
                     self._handle(event, self.workers[event.worker])
@@ -253,30 +364,27 @@ class _Loop:
         self.ledger.worker_lost(event.worker, event.error, event.out_of_memory)
         worker = self.workers.pop(event.worker)
         node = event.node or worker.node
-        if not event.blameless:
-            self._judge_node(node, worker.shard, event.error)
-        if not worker.ready:
-            if in_a_row and not event.blameless and node not in self.avoided:
+        if not event.blameless and node not in self.avoided:
+            if node:
+                self._judge_node(node, worker.shard, event.error)
+            if not worker.ready and in_a_row and node not in self.avoided:
                 self._start_failed(node, event.error)
-        elif worker.shard is not None:
+        if worker.shard is not None:
             attempt = self.schedule.died(worker.shard, event.blameless, event.begun, event.out_of_memory)
             if attempt is not None:
                 self._attempt_failed(attempt, event.worker, event.error, event.detail)
 
     def _judge_node(self, node: str, shard: int | None, error: str) -> None:
-        """Count a death; avoid a node on which workers die in a row, if there is another."""
-        if not node or node in self.avoided:
-            return
+        """Count a death; avoid a node on which workers die in a row, not all at one shard, if there is another."""
         died = self.died_on.setdefault(node, [])
         died.append(shard)
         various = None in died or len(set(died)) > 1
-        if len(died) < MAX_NODE_FAILURES or not various or not self._other_nodes(node) - self.avoided:
-            return
-        self.avoided.add(node)
-        self.pool.avoid_node(node)
-        self.failed_starts = [other for other in self.failed_starts if other != node]
-        what = f"{MAX_NODE_FAILURES} workers in a row died there; the last error: {error}"
-        self.ledger.worker_lost(f"node {node}", f"no more workers are started on it: {what}")
+        if len(died) >= MAX_NODE_FAILURES and various and self._other_nodes(node) - self.avoided:
+            self.avoided.add(node)
+            self.pool.avoid_node(node)
+            self.failed_starts = [other for other in self.failed_starts if other != node]
+            what = f"{MAX_NODE_FAILURES} workers in a row died there; the last error: {error}"
+            self.ledger.worker_lost(f"node {node}", f"no more workers are started on it: {what}")
 
     def _other_nodes(self, node: str) -> set[str]:
         return {worker.node for worker in self.workers.values() if worker.ready and worker.node} - {node}

@@ -93,9 +93,9 @@ class ScenePlacer:
             DeviceLost: the accelerator failed; this process cannot go on.
         """
         self._optimizer.clock = clock
-        batches = self._plan(rows)
+        batches, windows = self._plan(rows)
         placed: dict[int, PlacedScene] = {}
-        coming = self._see_ahead(rows, batches, clock, following)
+        coming = self._see_ahead(map(rows.take, windows), clock, following)
         for positions in batches:
             with clock("wait for scenes"):
                 scenes = [next(coming) for _ in positions]
@@ -111,41 +111,35 @@ class ScenePlacer:
         self.images_done += len(scenes)
         return [keep_labels(scene) for scene in scenes]
 
-    def _plan(self, rows: ManifestRows) -> list[list[int]]:
-        side = self._config.evidence.render_max_side
-        return plan_batches(scene_sizes(rows), self._sizes["run.batch_images"], side)
+    def _plan(self, rows: ManifestRows) -> tuple[list[list[int]], list[list[int]]]:
+        """Positions in `rows` that are optimised together, and that are loaded together, in the same order.
+
+        Options of the section `run` count for what is loaded together only if no network processes it.
+        """
+        config, sizes, images = self._config, scene_sizes(rows), self._sizes["run.batch_images"]
+        batches = plan_batches(sizes, images, config.evidence.render_max_side)
+        if config.depth.source == "model":
+            images = _BATCHES_PER_WINDOW * self._sizes["depth.batch"]
+        elif config.masks.source == "model":
+            images = _BATCHES_PER_WINDOW * config.masks.batch
+        return batches, cut_windows(sizes, [position for batch in batches for position in batch], images)
 
     def _see_ahead(
-        self,
-        rows: ManifestRows,
-        batches: Sequence[Sequence[int]],
-        clock: StageClock,
-        following: Callable[[], ManifestRows] | None,
+        self, windows: Iterable[ManifestRows], clock: StageClock, following: Callable[[], ManifestRows] | None
     ) -> Iterator[Scene]:
-        """The scenes of some rows, loaded and processed by networks, in the order of the batches."""
+        """The scenes of windows, loaded and processed by networks; then the first window of `following` is loaded."""
 
-        def windows() -> Iterator[tuple[ManifestRows, _Ahead | None]]:
+        def items() -> Iterator[tuple[ManifestRows, _Ahead | None]]:
             ahead, self._ahead = self._ahead, None
-            for window in self._windows(rows, batches):
+            for window in windows:
                 yield window, ahead
                 ahead = None
             if following is not None:
                 self._ahead = self._loading.submit(self._load_first, following)
 
-        loaded = run_ahead(self._loading, lambda item: self._load(*item, clock), windows())
+        loaded = run_ahead(self._loading, lambda item: self._load(*item, clock), items())
         for scenes in run_ahead(self._perceiving, lambda scenes: self._perceive(scenes, clock), loaded):
             yield from scenes
-
-    def _windows(self, rows: ManifestRows, batches: Sequence[Sequence[int]]) -> Iterator[ManifestRows]:
-        """Rows that are loaded together; options of the section `run` count only if no network processes them."""
-        config, images = self._config, self._sizes["run.batch_images"]
-        if config.depth.source == "model":
-            images = _BATCHES_PER_WINDOW * self._sizes["depth.batch"]
-        elif config.masks.source == "model":
-            images = _BATCHES_PER_WINDOW * config.masks.batch
-        order = [position for batch in batches for position in batch]
-        for positions in cut_windows(scene_sizes(rows), order, images):
-            yield rows.take(positions)
 
     def _load(self, window: ManifestRows, ahead: _Ahead | None, clock: StageClock) -> list[Scene]:
         """The scenes of a window, loaded ahead if they are of these images."""
@@ -158,7 +152,7 @@ class ScenePlacer:
 
     def _load_first(self, following: Callable[[], ManifestRows]) -> tuple[ManifestRows, list[Scene], StageClock]:
         rows, clock = following(), StageClock()
-        window = next(self._windows(rows, self._plan(rows)))
+        window = rows.take(self._plan(rows)[1][0])
         return window, self._loader.load(window, self._decoders, clock), clock
 
     def _perceive(self, scenes: Sequence[Scene], clock: StageClock) -> Sequence[Scene]:
@@ -266,10 +260,9 @@ def plan_batches(sizes: Sequence[SceneSize], batch_images: int, map_side: int = 
     """
     batches: list[list[int]] = []
     for position in sorted(range(len(sizes)), key=lambda i: (sizes[i], i)):
-        together = [*(batches[-1] if batches else ()), position]
-        fits = len(together) <= batch_images and _fit_together([sizes[i] for i in together], map_side)
-        if batches and fits:
-            batches[-1].append(position)
+        together = [*batches[-1], position] if batches else []
+        if 0 < len(together) <= batch_images and _fit_together([sizes[i] for i in together], map_side):
+            batches[-1] = together
         else:
             batches.append([position])
     return batches

@@ -1,7 +1,7 @@
 """Plan one launch of a run: which shards are done, given up, selected, to be repaired, or left for later.
 
 A selection limits one launch; the run stays the whole manifest. `survey_run` only reads, so that a dry run can use it;
-`plan_run` first cleans up what an earlier launch left. Counts are images.
+`plan_run` also cleans up what an earlier launch left. Counts are images.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from dto_pipeline.run import folder as files
 from dto_pipeline.run.folder import Failure, RunDirectory, RunScan
 from dto_pipeline.run.identity import Places, RunIdentity, find_missing
 from dto_pipeline.run.lease import DriverLock
-from dto_pipeline.run.publish import find_damage
 from dto_pipeline.status import ImageStatus, ShardStatus
 
 _LOG = logging.getLogger(__name__)
@@ -87,15 +86,15 @@ class Retry:
         Raises:
             SelectionError: a word that is not a failure, or statuses without a retry.
         """
-        words = [word for word in statuses if word]
+        words = {word for word in statuses if word}
         failures = frozenset(str(status) for status in ImageStatus if status.is_failure)
         choices = failures | {str(ShardStatus.FAILED)}
-        if unknown := sorted(set(words) - choices):
+        if unknown := sorted(words - choices):
             raise SelectionError(f"{unknown} are no failures; choose from {sorted(choices)} (failed: whole shards)")
         if words and not wanted:
             raise SelectionError("--status selects failures to try again: use it with --retry-failed")
-        every = wanted and not words
-        return cls(every or ShardStatus.FAILED in words, failures if every else failures.intersection(words))
+        chosen = words or choices if wanted else set()
+        return cls(ShardStatus.FAILED in chosen, failures & chosen)
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class RunPlan:
     """Work of one launch."""
 
     identity: RunIdentity
-    scan: RunScan  # of the folder before
+    done: dict[int, Receipt]  # before the launch
     work: dict[int, int]  # shard -> images to be done in it, shards in order
     repairs: frozenset[int]  # finished shards in `work`: only their failed images are done again
     unselected: list[int]  # shards that are neither done nor given up nor selected
@@ -112,8 +111,9 @@ class RunPlan:
     forgiven: tuple[int, ...]  # shards given up earlier that are tried again, from no attempts
 
     @property
-    def done(self) -> dict[int, Receipt]:
-        return self.scan.done
+    def fresh(self) -> list[int]:
+        """Shards of `work` that are done as a whole; in order."""
+        return [shard for shard in self.work if shard not in self.repairs]
 
 
 def find_refusals(
@@ -137,33 +137,21 @@ def survey_run(
     Raises:
         SelectionError: a selection that this manifest cannot have.
     """
-    chosen = selection.find_shards(manifest.num_shards, manifest.subset)
-    given_up = scan.given_up
-    forgiven = tuple(sorted(chosen & given_up.keys())) if retry.shards else ()
-    failed = {shard: failure.error for shard, failure in given_up.items() if shard not in forgiven}
-    open_shards = [shard for shard in range(identity.shards) if shard not in scan.done and shard not in failed]
+    chosen, done = selection.find_shards(manifest.num_shards, manifest.subset), scan.done
+    forgiven = tuple(sorted(chosen & scan.given_up.keys())) if retry.shards else ()
+    failed = {shard: failure.error for shard, failure in scan.given_up.items() if shard not in forgiven}
+    open_shards = [shard for shard in range(identity.shards) if shard not in done and shard not in failed]
     wanted = {shard: manifest.shard_sizes[shard].images for shard in open_shards if shard in chosen}
-    for shard in sorted(chosen & scan.done.keys()):
-        statuses = scan.done[shard].image_status
-        if again := sum(statuses[word] for word in statuses if word in retry.images):
-            wanted[shard] = again
+    failures = {shard: done[shard].image_status for shard in chosen & done.keys()}
+    again = {shard: sum(words[word] for word in retry.images & words.keys()) for shard, words in failures.items()}
+    wanted |= {shard: images for shard, images in again.items() if images}
     taken = selection.take(wanted)
-    repairs = frozenset(taken) & scan.done.keys()
-    earlier = {shard: scan.failures[shard] for shard in taken if shard in scan.failures and shard not in forgiven}
-    for shard in repairs.intersection(scan.settled):  # unfinished repairs; those given up start from no attempts
-        failure = files.read_shard_failure(directory, shard)
-        if failure is not None and not failure.given_up:
-            earlier[shard] = failure
+    repairs = frozenset(taken) & done.keys()
+    # a repair that was given up starts from no attempts, as this launch was asked for it
+    tried = {shard: scan.records[shard] for shard in taken if shard in scan.records and shard not in scan.damaged}
+    earlier = {shard: failure for shard, failure in tried.items() if not failure.given_up}
     work, unselected = {shard: wanted[shard] for shard in taken}, sorted(set(open_shards) - set(taken))
-    return RunPlan(identity, scan, work, repairs, unselected, failed, earlier, forgiven)
-
-
-def scan_closely(directory: RunDirectory, identity: RunIdentity, recheck: bool = False) -> tuple[RunScan, list[int]]:
-    """Scan a run as a launch does; also returns the shards with notes of damage. `recheck`: read every label file."""
-    scan = files.scan_run(directory, identity, footers=True)
-    noted = files.find_notes(directory, files.DAMAGE)
-    checked = scan.done if recheck else {shard: scan.done[shard] for shard in noted if shard in scan.done}
-    return scan.without(find_damage(directory, checked)), noted
+    return RunPlan(identity, done, work, repairs, unselected, failed, earlier, forgiven)
 
 
 def plan_run(
@@ -175,18 +163,19 @@ def plan_run(
     recheck: bool = False,
     lock: DriverLock | None = None,
 ) -> RunPlan:
-    """Open the run, clean up what earlier launches left, and plan what is left to do. Call it under the lock."""
+    """Open the run, clean up what earlier launches left, and plan what is left to do. Call it under the lock.
+
+    `recheck`: read every label file, and do those again that differ from their receipts.
+    """
     files.open_run(directory, identity, lock)
     files.sweep_leftovers(directory)
-    scan, noted = scan_closely(directory, identity, recheck)
+    scan = files.scan_run(directory, identity, footers=True)
+    if recheck:
+        scan = scan.without(files.find_damage(directory, scan.done))
     for reason in scan.unreadable.values():
         _LOG.warning("%s; the attempts at its shard are counted from 0", reason)
     plan = survey_run(directory, identity, manifest, scan, selection, retry)
-    files.settle_records(directory, scan, going_on=plan.repairs & plan.earlier.keys())
-    for shard in noted:
-        directory.store.remove(files.failure_name(shard, files.DAMAGE))
-    for shard in plan.forgiven:
-        files.clear_failure(directory, shard)
+    files.settle_records(directory, scan, going_on=plan.repairs & plan.earlier.keys(), forgiven=plan.forgiven)
     for shard, reason in scan.void.items():
         _LOG.warning("shard %d is done again: %s", shard, reason)
     return plan

@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -26,27 +25,21 @@ from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.labels import LabelsError, read_label_metadata, read_labels, write_label_shard
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import (
-    LABELS,
-    RECEIPTS,
     Receipt,
     RecordInvalid,
     label_name,
-    parse_name,
     parse_receipt,
     receipt_name,
     why_void,
 )
 from dto_pipeline.data.storage import absolute, sha256_of
-from dto_pipeline.run.folder import RunDirectory, open_run, scan_run, settle_records
+from dto_pipeline.run import folder as files
+from dto_pipeline.run.folder import LabelTable, RunDirectory, count_statuses
 from dto_pipeline.run.identity import RunIdentity, identify_run, label_settings, settle_config
-from dto_pipeline.run.lease import process_name
+from dto_pipeline.run.lease import DriverLock, process_name
 from dto_pipeline.run.sanity import count_signs
 
 _LOG = logging.getLogger(__name__)
-# rules of `check_label_file`
-SAME_HASH, READABLE = "sha256 of the file is the receipt's", "file has the label schema"
-SAME_COUNTS = "counts and keys are the receipt's"
-LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
 
 
 class PublishError(RuntimeError):
@@ -87,20 +80,11 @@ def find_shard_files(
     raise AssertionError("generations without end")
 
 
-def list_generations(directory: RunDirectory) -> dict[int, int]:
-    """Shard -> its highest generation with a file, where that is not 0."""
-    names = (name for folder in (LABELS, RECEIPTS) for name in directory.store.entries(folder))
-    highest: dict[int, int] = {}
-    for shard, generation in filter(None, map(parse_name, names)):
-        if generation:
-            highest[shard] = max(generation, highest.get(shard, 0))
-    return highest
-
-
 def lacks_receipt_only(directory: RunDirectory, shard: int) -> bool:
     """Whether a shard has a label file without a receipt: its process died at the very end."""
-    free = next(n for n in count() if _or_none(directory.store.size, receipt_name(shard, n)) is None)
-    return _or_none(directory.store.size, label_name(shard, free)) is not None
+    store = directory.store
+    free = next(generation for generation in count() if not store.exists(receipt_name(shard, generation)))
+    return store.exists(label_name(shard, free))
 
 
 def shard_key(identity: RunIdentity, image_ids: Sequence[str]) -> str:
@@ -224,13 +208,6 @@ def commit_receipt(
     return counting
 
 
-def count_statuses(table: LabelTable) -> tuple[dict[str, int], dict[str, int]]:
-    """Statuses of the images and of the persons of a label table, counted."""
-    persons = table.column("persons").combine_chunks().flatten().field("status").to_pylist()
-    images = Counter(table.column("status").to_pylist())
-    return dict(sorted(images.items())), dict(sorted(Counter(persons).items()))
-
-
 def _or_none(ask: Callable[[str], Any], name: str) -> Any:
     """The store's answer about a file; None if it does not exist."""
     try:
@@ -239,46 +216,9 @@ def _or_none(ask: Callable[[str], Any], name: str) -> Any:
         return None
 
 
-def check_label_file(
-    directory: RunDirectory, shard: int, receipt: Receipt
-) -> tuple[LabelTable | None, dict[str, str], dict[str, str]]:
-    """Compare a finished shard's label file with its receipt.
-
-    Returns:
-        Its rows (None if it cannot be read), its footer, and the differences: rule (`SAME_HASH` ...) -> what was found.
-    """
-    path, wrong = directory.label_file(shard, receipt.generation), {}
-    try:
-        found, expected = sha256_of(path), receipt.label_sha256
-        if found != expected:
-            wrong[SAME_HASH] = f"its sha256 is {found[:16]}, the receipt says {expected[:16]}"
-        table, footer = read_labels(path), read_label_metadata(path)
-    except (LabelsError, OSError) as error:
-        return None, {}, {**wrong, READABLE: str(error)}
-    images, persons = count_statuses(table)
-    facts = {
-        "rows": (table.num_rows, receipt.rows),
-        "images by status": (images, receipt.image_status),
-        "persons by status": (persons, receipt.person_status),
-        "shard_key": (footer.get("shard_key"), receipt.shard_key),
-        "config_hash": (footer.get("config_hash"), receipt.config_hash),
-    }
-    different = [
-        f"{fact} {held}, the receipt says {recorded}" for fact, (held, recorded) in facts.items() if held != recorded
-    ]
-    return table, footer, {**wrong, **({SAME_COUNTS: "; ".join(different)} if different else {})}
-
-
-def find_damage(directory: RunDirectory, done: Mapping[int, Receipt]) -> dict[int, str]:
-    """Shards whose label file differs from its receipt -> what was found. Reads every label file."""
-    checked = {shard: check_label_file(directory, shard, receipt)[2] for shard, receipt in sorted(done.items())}
-    return {
-        shard: f"its label file is damaged: {'; '.join(wrong.values())}" for shard, wrong in checked.items() if wrong
-    }
-
-
 def finish_run(
     directory: RunDirectory,
+    lock: DriverLock,
     manifest: Manifest,
     config: PipelineConfig,
     read_labels: Callable[[int], LabelTable],
@@ -288,26 +228,23 @@ def finish_run(
     """Make a folder the finished run of a manifest, so that all verbs read predictions like any run.
 
     Args:
+        lock: of the folder, held.
         manifest: its rows are those of the labels, shard by shard.
         config: options that readers need, above all the body model.
         read_labels: shard -> its label table.
         facts: versions of run.json that identify what made the labels.
         body_sha256: of the body model.
 
-    Raises:
-        RunMismatch: the folder belongs to another run.
-        RunLocked: another process works on it.
+    Raises: RunMismatch: the folder belongs to another run.
     """
     plain = identify_run(settle_config(config, manifest), manifest, absolute(manifest.path))
     identity = dataclasses.replace(plain, versions={**plain.versions, **facts})
-    directory.create_folders()
-    with directory.lock() as lock:
-        identity = open_run(directory, identity, lock)
-        generations = list_generations(directory)
-        for shard in range(manifest.num_shards):
-            found = find_shard_files(directory, identity, shard, highest=generations.get(shard, -1))
-            if found.receipt is None:
-                started, where = time.perf_counter(), (directory, identity, shard, found.free)
-                table = publish_labels(*where, read_labels(shard), {"body_sha256": body_sha256})
-                commit_receipt(*where, table, time.perf_counter() - started)
-        settle_records(directory, scan_run(directory, identity))
+    identity = files.open_run(directory, identity, lock)
+    generations = files.list_generations(directory)
+    for shard in range(manifest.num_shards):
+        found = find_shard_files(directory, identity, shard, highest=generations.get(shard, -1))
+        if found.receipt is None:
+            started, where = time.perf_counter(), (directory, identity, shard, found.free)
+            table = publish_labels(*where, read_labels(shard), {"body_sha256": body_sha256})
+            commit_receipt(*where, table, time.perf_counter() - started)
+    files.settle_records(directory, files.scan_run(directory, identity))

@@ -19,7 +19,7 @@ from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.errors import DeviceLost, DtoError, one_line
 from dto_pipeline.run.deaths import UNKNOWN, oom_kills
 from dto_pipeline.run.lease import process_name
-from dto_pipeline.run.pool import (
+from dto_pipeline.run.loop import (
     Event,
     Runner,
     ShardDone,
@@ -31,7 +31,7 @@ from dto_pipeline.run.pool import (
     WorkerPool,
     WorkerReady,
 )
-from dto_pipeline.run.ray_start import start_ray
+from dto_pipeline.run.ray_start import gpus_per_worker, start_ray
 
 _LOOK_S = 5.0  # how often a worker reports its progress [s]
 _SENT_S = 0.05  # how long a worker waits until its report is sent before it begins a shard [s]
@@ -66,14 +66,14 @@ class _Worker:
         self._runner = ray.get(self._packed)
         self._runner.warm_up()
 
-    def run(self, shard: int, attempt: int) -> Receipt:
+    def run(self, shard: int, attempt: int, following: int | None) -> Receipt:
         with self._news:
             self._begun, self._shard = self._begun + 1, shard
             self._sent.clear()
             self._news.notify_all()
         self._sent.wait(_SENT_S)
         assert self._runner is not None
-        return self._runner.run(shard, attempt)
+        return self._runner.run(shard, attempt, following)
 
     @ray.method(concurrency_group="report")
     def report(self, begun: int) -> tuple[int, int, int]:
@@ -148,8 +148,8 @@ class RayPool(WorkerPool):
         self._tasks[handle.ping.remote()] = _Task(worker, "ping")
         return worker
 
-    def assign(self, worker: str, shard: int, attempt: int) -> None:
-        reference = self._actors[worker].handle.run.remote(shard, attempt)
+    def assign(self, worker: str, shard: int, attempt: int, following: int | None = None) -> None:
+        reference = self._actors[worker].handle.run.remote(shard, attempt, following)
         self._tasks[reference] = _Task(worker, "run", shard)
 
     def wait(self, timeout_s: float) -> list[Event]:
@@ -263,12 +263,3 @@ class RayPool(WorkerPool):
             return bool(ray.get(asked, timeout=_COUNT_S) > actor.oom_kills)
         except (ray.exceptions.RayError, TimeoutError):  # the machine is gone, or too busy to answer
             return False
-
-
-def gpus_per_worker(config: RunConfig, there: int) -> float:
-    """GPUs an actor asks for: as configured; else one of the GPUs `there`, or a part of one if workers are more."""
-    if config.gpus_per_worker >= 0:
-        return config.gpus_per_worker
-    if config.device == "cpu" or there == 0:
-        return float(config.device.startswith("cuda"))
-    return 1 / -(-config.workers // there)

@@ -72,6 +72,15 @@ def start_ray(config: RunConfig, address: str) -> None:
         raise ClusterUnreachable(f"{what}: {one_line(error)}; {start_advice(address)}") from error
 
 
+def gpus_per_worker(config: RunConfig, there: int) -> float:
+    """GPUs an actor asks for: as configured; else one of the GPUs `there`, or a part of one if workers are more."""
+    if config.gpus_per_worker >= 0:
+        return config.gpus_per_worker
+    if config.device == "cpu" or there == 0:
+        return float(config.device.startswith("cuda"))
+    return 1 / -(-config.workers // there)
+
+
 def check_reachable(address: str) -> None:
     """Refuse an address where nothing answers: Ray would try for minutes."""
     target, host, port = _resolve(address)

@@ -9,22 +9,31 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.labels import LabelsError, read_labels
+from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt, add_counts
 from dto_pipeline.data.storage import as_location
-from dto_pipeline.run.folder import RunDirectory, RunScan, find_strays, read_identity, scan_run
+from dto_pipeline.run.folder import (
+    RunDirectory,
+    RunDirectoryError,
+    RunScan,
+    find_strays,
+    holds_labels,
+    read_identity,
+    scan_run,
+)
+from dto_pipeline.run.identity import describe_run_difference, find_places, identify_run, settle_config
 from dto_pipeline.run.lease import read_holder
+from dto_pipeline.run.plan import EVERYTHING, Retry, RunPlan, Selection, find_refusals, survey_run
 from dto_pipeline.run.sanity import FailureBudget, Sanity, judge_run
 from dto_pipeline.status import ImageStatus, PersonStatus, ShardStatus
-
-if TYPE_CHECKING:  # `dto status` plans nothing
-    from dto_pipeline.run.plan import RunPlan
 
 RECENT_S = 3600.0  # speed is that of the last hour of work
 _EXAMPLE = ("image_id", "status", "message")
@@ -180,8 +189,7 @@ class LaunchCounts:
     failed_attempts: int = 0
     workers_lost: int = 0
     out_of_memory: int = 0  # of them, those whose machine lacked memory
-    repaired: int = 0  # finished shards whose failed images were done again, with another result
-    mended: int = 0  # images that had failed in them and do not now
+    mended: int = 0  # images that had failed in finished shards and do not now
     failed_repairs: dict[int, str] = field(default_factory=dict)  # given up -> last error; the shard stays as it was
 
 
@@ -201,7 +209,6 @@ class RunSummary(LaunchCounts):
     image_status: dict[str, int]
     person_status: dict[str, int]
     failed_images: int  # images with their labels as given because they could not be processed
-    retries: int  # attempts beyond the first, of shards done now, those of earlier launches included
     wall_s: float  # of this launch
     images_per_s: float  # of this launch, workers' start-up included
     stage_seconds: dict[str, float]  # of shards done now, threads added up
@@ -287,7 +294,6 @@ def summarize(
         image_status=add_counts(receipt.image_status for receipt in receipts),
         person_status=add_counts(receipt.person_status for receipt in receipts),
         failed_images=sum(receipt.failed_images for receipt in receipts),
-        retries=sum(receipt.attempt - 1 for receipt in fresh),
         wall_s=wall_s,
         images_per_s=sum(receipt.images for receipt in fresh) / wall_s,
         stage_seconds=_sum_stages(fresh),
@@ -312,3 +318,114 @@ def find_example(directory: RunDirectory, budget: FailureBudget) -> list[str]:
     items += [(row["image_id"], person) for row in rows for person in row["persons"]]
     lost = (f"for example {image}: {row['message'] or commonest}" for image, row in items if row["status"] == commonest)
     return list(islice(lost, 1))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Plan of a launch, with its time: hours of workers at work, without start-up."""
+
+    run_dir: str
+    shards: int  # of the manifest; those below are parts of it
+    done: int
+    pending: int  # neither done nor given up
+    failed: int  # given up, and not to be tried again
+    selected: int  # pending shards this launch would do
+    repairs: int  # finished shards in which failed images would be done again
+    images: int  # to be done in selected shards and repairs
+    persons: int  # in selected shards
+    workers: int  # 0 = in this process
+    worker_hours: float | None  # None = not known
+    gpu_hours: float | None
+    time_origin: str
+    driver: str  # the process that drives the run now; "" = none
+    refusals: list[str]  # why a launch would be refused now
+
+    @property
+    def exit_code(self) -> int:
+        """0: it could start; 2: it would be refused."""
+        return 2 if self.refusals else 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "exit_code": self.exit_code}
+
+    def as_table(self) -> str:
+        hours = self.time_origin
+        if self.worker_hours is not None:
+            wall = format_duration(self.worker_hours * 3600 / max(1, self.workers))
+            of_gpus = "" if self.gpu_hours is None else f", {self.gpu_hours:.2f} GPU-hours"
+            hours = f"{self.worker_hours:.2f} worker-hours{of_gpus}, {wall} with all workers ({self.time_origin})"
+        lines = [
+            f"plan     {self.run_dir}: nothing has been written",
+            f"shards   {self.done} done, {self.pending} pending, {self.failed} given up, of {self.shards}",
+            f"work     {self.selected} shards selected, failed images of {self.repairs} finished shards",
+            f"images   {self.images}",
+            f"persons  {self.persons} (in selected shards)",
+            f"workers  {self.workers or 'none: in this process, without Ray'}",
+            f"time     {hours}",
+            f"driver   {self.driver} works on it; counted is what it has done so far" if self.driver else "",
+            *(f"refused  {reason}" for reason in self.refusals),
+        ]
+        return "\n".join(filter(None, lines))
+
+
+def plan_pipeline(
+    manifest_path: str | Path,
+    run_dir: str | Path,
+    config: PipelineConfig,
+    retry_failed: bool = False,
+    retry_statuses: Collection[str] = (),
+    selection: Selection = EVERYTHING,
+    address: str = "local",
+    images_root: str | Path | None = None,
+    depth_root: str | Path | None = None,
+) -> Forecast:
+    """Plan `run_pipeline` with the same arguments. Writes nothing and takes no lease.
+
+    Raises:
+        ManifestError, SelectionError: there is nothing to plan.
+        ConfigError, BodyModelError: no body model is named, or it does not exist.
+    """
+    directory, manifest = RunDirectory(as_location(run_dir)), Manifest.open(manifest_path)
+    config = settle_config(config, manifest)
+    places = find_places(config, manifest, images_root, depth_root)
+    refusals = find_refusals(directory, manifest, config, address, places)
+    retry = Retry.of(retry_failed, retry_statuses)
+    identity = identify_run(config, manifest, manifest.path)
+    holder = read_holder(directory.root)
+    driver = "" if holder is None or holder.state == "gone" else f"{holder.describe()} ({holder.state})"
+    if holder is not None and holder.state == "alive":
+        refusals.append(f"locked: {holder.describe()} drives this run; wait for it")
+    scan = RunScan(directory.root)
+    if directory.is_run():
+        try:
+            recorded = read_identity(directory)
+            differences = describe_run_difference(recorded, identity)
+            if not differences or holds_labels(directory):  # else a launch replaces run.json
+                scan = scan_run(directory, recorded, footers=True)
+                refusals += [f"mismatch: {line}" for line in differences]
+        except RunDirectoryError as error:
+            refusals.append(str(error))
+    plan = survey_run(directory, identity, manifest, scan, selection, retry)
+    images, workers, gpus = sum(plan.work.values()), config.run.workers, config.run.gpus_per_worker
+    computed = [receipt for receipt in plan.done.values() if not receipt.adopted and receipt.images]
+    hours, time_origin = None, "unknown: no receipts yet; do a few shards first (--limit)"
+    if seconds := sum(receipt.wall_s for receipt in computed):
+        hours = images * seconds / sum(receipt.images for receipt in computed) / 3600
+        time_origin = f"from this run's {len(computed)} receipts"
+    return Forecast(
+        run_dir=str(directory.root),
+        shards=identity.shards,
+        done=len(plan.done),
+        pending=len(plan.fresh) + len(plan.unselected),
+        failed=len(plan.failed),
+        selected=len(plan.fresh),
+        repairs=len(plan.repairs),
+        images=images,
+        persons=sum(manifest.shard_sizes[shard].people for shard in plan.fresh),
+        workers=min(workers, max(1, len(plan.work))),
+        worker_hours=hours,
+        gpu_hours=hours * gpus if hours is not None and gpus >= 0 else None,  # -1: one where there are GPUs
+        time_origin=time_origin,
+        driver=driver,
+        refusals=refusals,
+    )

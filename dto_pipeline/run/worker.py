@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,18 +25,16 @@ from dto_pipeline.data.tars import open_images
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.seeing import Perception
 from dto_pipeline.optimizer import SceneOptimizer
+from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import clear_note, find_earlier_deaths, work_one_by_one
-from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity
+from dto_pipeline.run.folder import LabelTable, RunDirectory, RunDirectoryError, RunMismatch
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference, find_missing, find_places, identify_run
 from dto_pipeline.run.lease import process_name
 from dto_pipeline.run.placing import ManifestRows, ScenePlacer
 from dto_pipeline.run.publish import (
-    LabelTable,
-    ShardFiles,
     commit_receipt,
     find_orphan,
     find_shard_files,
-    list_generations,
     publish_labels,
 )
 from dto_pipeline.timing import StageClock
@@ -50,7 +48,7 @@ class _Loaded:
     manifest: Manifest
     placer: ScenePlacer
     facts: dict[str, str]  # about the inputs, for the footer: the same on every machine, so no paths
-    generations: dict[int, int]  # of shards that were done more than once, see `publish.list_generations`
+    generations: dict[int, int]  # of shards that were done more than once, see `folder.list_generations`
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,7 @@ class _Job:
 
     shard: int
     attempt: int
+    following: int | None  # probably the next shard
     rows: ManifestRows
     started: float  # on `time.perf_counter` [s]
     clock: StageClock
@@ -75,13 +74,11 @@ class ShardRunner:
         images_root: str | Path | None = None,
         depth_root: str | Path | None = None,
         retry_images: Collection[str] = (),
-        following: Mapping[int, int] | None = None,
     ) -> None:
         """
         Args:
             images_root, depth_root: folders in place of those of manifest and config.
             retry_images: statuses; images of finished shards with one of them are done again.
-            following: shard -> the probable next one (`loop.likely_next`), which is loaded ahead.
         """
         self.config = config
         self.manifest_path = absolute(manifest_path)
@@ -89,7 +86,6 @@ class ShardRunner:
         self._images_root = images_root
         self._depth_root = depth_root
         self._retry_images = frozenset(retry_images)
-        self._next = dict(following or {})
         self._loaded: _Loaded | None = None
 
     @property
@@ -97,13 +93,14 @@ class ShardRunner:
         """Images done of the current shard."""
         return 0 if self._loaded is None else self._loaded.placer.images_done
 
-    def warm_up(self) -> None:
+    def warm_up(self) -> _Loaded:
         """Load the models once in this process. Raises: a DtoError if an input of the run is not there."""
         if self._loaded is None:
             self._loaded = self._load()
+        return self._loaded
 
-    def run(self, shard: int, attempt: int = 1) -> Receipt:
-        """Do one shard, so that its label file and its receipt exist.
+    def run(self, shard: int, attempt: int = 1, following: int | None = None) -> Receipt:
+        """Do one shard, so that its label file and its receipt exist; load the beginning of the `following` one ahead.
 
         On its last attempts a shard whose process died goes image by image.
 
@@ -111,20 +108,23 @@ class ShardRunner:
             DeviceLost: the accelerator failed; this process cannot go on.
             Exception: an error of the whole shard (disk full, manifest gone ...); single images never raise.
         """
-        loaded = self._warm()
+        loaded = self.warm_up()
         found = find_shard_files(self.directory, loaded.identity, shard, highest=loaded.generations.get(shard, -1))
-        if found.receipt is not None and not self._needs_repair(found.receipt):
-            return found.receipt
+        receipt = found.receipt
+        if receipt is not None and not self._needs_repair(receipt):
+            return receipt
         started, clock = time.perf_counter(), StageClock()
         loaded.placer.images_done = 0
         with clock("read"):
             rows = loaded.manifest.read_shard(shard)
-        job = _Job(shard, attempt, rows, started, clock)
+        job = _Job(shard, attempt, following, rows, started, clock)
         try:
-            receipt = self._adopt(job, found) or found.receipt
+            if found.orphan is not None:
+                ids = rows.column("image_id").to_pylist()
+                table = find_orphan(self.directory, loaded.identity, shard, found.orphan, ids)
+                receipt = receipt if table is None else self._commit(job, found.orphan, table, adopted=True)
             if receipt is None:
-                table = self._publish(job, found.free, self._place(job, rows))
-                return self._commit(job, found.free, table)
+                return self._commit(job, found.free, self._publish(job, found.free, self._place(job, rows)))
             if not self._needs_repair(receipt):
                 return receipt
             return self._repair(job, receipt, max(found.free, receipt.generation + 1))
@@ -135,16 +135,8 @@ class ShardRunner:
     def _needs_repair(self, receipt: Receipt) -> bool:
         return not self._retry_images.isdisjoint(receipt.image_status)
 
-    def _adopt(self, job: _Job, found: ShardFiles) -> Receipt | None:
-        """Declare a whole label file without a receipt done."""
-        if found.orphan is None:
-            return None
-        ids = job.rows.column("image_id").to_pylist()
-        table = find_orphan(self.directory, self._warm().identity, job.shard, found.orphan, ids)
-        return None if table is None else self._commit(job, found.orphan, table, adopted=True)
-
     def _publish(self, job: _Job, generation: int, table: LabelTable) -> LabelTable:
-        loaded = self._warm()
+        loaded = self.warm_up()
         with job.clock("write"):
             return publish_labels(self.directory, loaded.identity, job.shard, generation, table, loaded.facts)
 
@@ -157,7 +149,7 @@ class ShardRunner:
         if before is not None:
             seconds.update(before.stage_seconds)
             wall_s, adopted = wall_s + before.wall_s, before.adopted
-        where = self.directory, self._warm().identity, job.shard, generation
+        where = self.directory, self.warm_up().identity, job.shard, generation
         return commit_receipt(*where, table, wall_s, seconds, job.attempt, adopted)
 
     def _repair(self, job: _Job, before: Receipt, generation: int) -> Receipt:
@@ -174,12 +166,11 @@ class ShardRunner:
 
     def _place(self, job: _Job, rows: ManifestRows) -> LabelTable:
         """Label rows of manifest rows: all together, or image by image if processes died at this shard."""
-        loaded, shard, attempt = self._warm(), job.shard, job.attempt
+        loaded, shard, attempt = self.warm_up(), job.shard, job.attempt
         placer = loaded.placer
         failure = find_earlier_deaths(self.directory, shard, attempt, self.config.run.max_attempts)
         if failure is None:
-            following = self._next.get(shard)
-            read = None if following is None else functools.partial(loaded.manifest.read_shard, following)
+            read = None if job.following is None else functools.partial(loaded.manifest.read_shard, job.following)
             return build_label_table(placer.place(rows, job.clock, read))
         images = rows.column("image_id").to_pylist()
         placed = work_one_by_one(
@@ -189,14 +180,9 @@ class ShardRunner:
         )
         return build_label_table(placed)
 
-    def _warm(self) -> _Loaded:
-        self.warm_up()
-        assert self._loaded is not None
-        return self._loaded
-
     def _load(self) -> _Loaded:
         manifest = Manifest.open(self.manifest_path)
-        identity = read_identity(self.directory)
+        identity = files.read_identity(self.directory)
         places = find_places(self.config, manifest, self._images_root, self._depth_root)
         if missing := find_missing(self.config, manifest, places):
             raise RunDirectoryError(f"the worker {process_name()} cannot do this run: {missing[0]}")
@@ -218,7 +204,7 @@ class ShardRunner:
             name: text for name, text in manifest.metadata.items() if name in ("dataset", "label_files")
         }
         facts |= {"licence": str(manifest.dataset.get("licence", "")), "body_sha256": body.sha256, **perception.facts}
-        return _Loaded(identity, manifest, placer, facts, list_generations(self.directory))
+        return _Loaded(identity, manifest, placer, facts, files.list_generations(self.directory))
 
 
 def choose_device(name: str) -> torch.device:

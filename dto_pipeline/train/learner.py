@@ -124,11 +124,7 @@ class Learner:
 
 def build_optimizer(network: MeshNetwork, config: LoopConfig) -> torch.optim.AdamW:
     """AdamW; the rate of the encoder's weights is multiplied by `encoder_rate`, and 0 freezes them."""
-    names = (
-        "encoder.blocks.",
-        "encoder.norm.",
-        "encoder_",
-    )  # weights that come from a DINOv2, without additional blocks
+    names = ("encoder.blocks.", "encoder.norm.", "encoder_")  # from a DINOv2, without additional blocks
     encoder = [weight for name, weight in network.named_parameters() if name.startswith(names)]
     others = [weight for name, weight in network.named_parameters() if not name.startswith(names)]
     for weight in encoder:

@@ -21,14 +21,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dto_pipeline.axes import HEIGHT_CLASSES, NUM_BETAS
-from dto_pipeline.data.files import commit_over, staged
+from dto_pipeline.data.files import replaced
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.people import People as FilePeople
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PLACED, ImageStatus, UnusableImage
-from dto_pipeline.tables import align
+from dto_pipeline.terminal import align
 from dto_pipeline.view.drawing import (
     INK,
     MUTED,
@@ -270,9 +270,8 @@ def _draw_table(figure: Figure, size: np.ndarray, top: int, table: Table) -> Non
 def save_png(picture: Image.Image, path: str | Path) -> None:
     """Write a picture as PNG, replacing an older one; its folder is made if missing."""
     path = Path(path)
-    with staged(path) as temporary:
+    with replaced(path) as temporary:
         picture.save(temporary, format="PNG")
-        commit_over(temporary, path)
 
 
 def file_name(image_id: str) -> str:

@@ -49,7 +49,7 @@ class RunFiles:
 
     def label_file(self, shard: int) -> Location:
         """The label file of a shard that counts."""
-        return self.scan.labels.files[shard]
+        return self.scan.files[shard]
 
     def read_shard(self, shard: int) -> Any:
         """Label rows of one shard, a `pyarrow.Table`. Raises: LabelsError."""

@@ -24,9 +24,8 @@ from dto_pipeline.data.manifest import ManifestError
 from dto_pipeline.data.receipts import LABELS, parse_name, shard_name
 from dto_pipeline.data.storage import base_name
 from dto_pipeline.models.body import BodyModel, BodyModelError
-from dto_pipeline.run.folder import find_strays
+from dto_pipeline.run.folder import READABLE, SAME_COUNTS, SAME_HASH, check_label_file, find_strays
 from dto_pipeline.run.lease import read_holder
-from dto_pipeline.run.publish import READABLE, SAME_COUNTS, SAME_HASH, check_label_file
 from dto_pipeline.run.report import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
 
@@ -157,7 +156,7 @@ def _check_receipts(run: RunFiles, verdict: Verdict) -> None:
         failure = scan.failures.get(shard)
         if failure is not None and failure.given_up:
             verdict.given_up[shard] = f"{failure.error}; `dto run --retry-failed` does it again"
-        elif shard in scan.labels.orphans:
+        elif shard in scan.orphans:
             verdict.pending[shard] = "its labels lie there without a receipt; `dto run` adopts them if they are whole"
         else:
             verdict.pending[shard] = "no receipt; `dto run` does it" + (f"; tried: {failure.error}" if failure else "")
@@ -172,7 +171,7 @@ def _check_folder(run: RunFiles, verdict: Verdict) -> None:
     offences = dict.fromkeys(
         find_strays(run.directory, run.identity), "it is no label file of this run; move it elsewhere"
     )
-    for name in map(base_name, run.scan.labels.surplus):
+    for name in map(base_name, run.scan.surplus):
         if place := parse_name(name):
             counting = base_name(run.label_file(place[0]))
             offences[name] = f"{counting} counts, so its images are there twice; `dto run` removes it"
@@ -187,8 +186,8 @@ def _check_file(run: RunFiles, shard: int, wanted: dict[str, str], verdict: Verd
     name = base_name(run.label_file(shard))
     table, footer, wrong = check_label_file(run.directory, shard, run.scan.done[shard])
     for rule in (SAME_HASH, READABLE, *((SAME_COUNTS,) if table is not None else ())):
-        # `commands.verify` leaves a note for the next run
-        verdict.check(rule, f"{name}: {wrong[rule]}; `dto run` does the shard again" if rule in wrong else "", shard)
+        advice = "`dto run --recheck` does the shard again"
+        verdict.check(rule, f"{name}: {wrong[rule]}; {advice}" if rule in wrong else "", shard)
     if table is None:
         return None
     other = [f"{key} {footer.get(key)}, expected {value}" for key, value in wanted.items() if footer.get(key) != value]

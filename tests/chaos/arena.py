@@ -81,10 +81,10 @@ def build_demo_manifest(folder: Path, images: int, shard_images: int) -> Path:
     Returns:
         The manifest's path.
     """
-    from dto_pipeline.lab.demo_data import DemoSettings, build_demo_data
+    from dto_pipeline.lab.crowd_files import build_demo_data
     from dto_pipeline.models.body import load_body
 
-    build_demo_data(folder / "data", load_body("demo"), DemoSettings(images=images))
+    build_demo_data(folder / "data", load_body("demo"), images)
     dataset = load_dataset(str(_DATASET), folder / "data")
     build_manifest(dataclasses.replace(dataset, shard_images=shard_images), folder / "manifest.parquet", progress=False)
     return folder / "manifest.parquet"

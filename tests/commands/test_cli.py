@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -46,16 +47,11 @@ def test_every_option_that_takes_a_number_refuses_what_means_nothing() -> None:
                 read(text)
 
 
-def test_the_help_of_a_run_ends_in_paragraphs_whose_names_are_whole(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+def test_the_help_of_a_run_ends_in_paragraphs_whose_names_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         build_parser().parse_args(["run", "--help"])
     shown = capsys.readouterr().out
     epilog = shown[shown.index("A depth network instead") :]
-
-    assert max(map(len, epilog.splitlines())) <= 80
     assert [part.splitlines()[0].partition(" (")[0] for part in epilog.split("\n\n")] == [
         "A depth network instead of depth files:",
         "Licences of known networks",
@@ -144,3 +140,24 @@ def test_a_full_disk_is_one_sentence_also_where_the_system_names_no_file(
     monkeypatch.setattr("dto_pipeline.data.manifest.Manifest.open", full)
     assert main(["run", str(tmp_path / "m.parquet"), "-o", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.strip() == "dto run: No space left on device; make room and start again"
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_every_verb_that_is_asked_to_end_does_so_in_good_order(
+    sign: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        (tmp_path / "half").touch()
+        try:
+            os.kill(os.getpid(), sign)
+        finally:
+            (tmp_path / "half").unlink()
+
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody handles it"))
+    monkeypatch.setattr("dto_pipeline.data.dataset.load_dataset", interrupted)
+    try:
+        assert main(["manifest", "build", "coco", "-o", str(tmp_path / "m.parquet")]) == 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert capsys.readouterr().err == "dto manifest: interrupted; finished work is kept\n"
+    assert list(tmp_path.iterdir()) == []

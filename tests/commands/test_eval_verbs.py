@@ -168,14 +168,3 @@ def test_broken_files_cost_one_message(made: Path, tmp_path: Path, capsys: pytes
     assert "expected one dict" in capsys.readouterr().err
     assert main(["eval", "rh", str(label), "--annotations", str(tmp_path), "--body", "bodies"]) == 2
     assert capsys.readouterr().err
-
-
-def test_a_regressor_in_another_format_costs_one_message(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    np.savez(tmp_path / "r.npz", J=np.ones((17, 6890)))
-    (tmp_path / "cut.npy").write_bytes(b"PK\3\4")
-    for name in ("r.npz", "cut.npy"):
-        command = ["eval", "3dpw", str(made / "run"), str(made / "run"), "--body", "demo"]
-        assert main([*command, "--regressor", str(tmp_path / name)]) == 2
-        assert "expected a plain .npy" in capsys.readouterr().err

@@ -108,7 +108,7 @@ def test_the_status_says_what_to_make_of_a_driver():
 
 @pytest.mark.slow
 def test_a_driver_that_is_asked_to_end_leaves_in_good_order_and_charges_nobody(manifest, run_dir):
-    script = "from dto_pipeline.commands.run import interrupt_on_sigterm as leaving; "
+    script = "from dto_pipeline.cli import interrupt_on_sigterm as leaving; "
     script += "from tests.run.chaos import main\nwith leaving(): main()"
     command = [sys.executable, "-c", script, manifest, run_dir, "0", "0.5"]
     with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as driver:

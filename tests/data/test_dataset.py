@@ -24,7 +24,7 @@ def test_paths_are_relative_to_the_data_root_and_optional_ones_may_be_absent():
     dataset = dataset_from_dict({**PLAIN, "depth": "d"}, "/data")
     assert dataset.images_root == Path("/data/i")
     assert dataset.depth_root == Path("/data/d")
-    assert dataset.sidecar_path is None
+    assert dataset.place("sidecar") is None
     assert "root" not in dataset.describe()
 
 

@@ -14,14 +14,14 @@ import pytest
 
 from dto_pipeline.data import files
 from dto_pipeline.data.files import (
-    commit_new,
-    commit_over,
     is_temporary,
+    replaced,
     staged,
     sweep_abandoned,
     sync,
     take_lock,
     write_bytes_atomic,
+    write_new,
 )
 from tests.small_disks import files_no_larger_than
 
@@ -33,9 +33,7 @@ def names(folder):
 def test_the_first_to_create_a_file_wins_and_the_second_changes_nothing(tmp_path):
     path = tmp_path / "receipts" / "shard-00001.json"
     for content, is_first in ((b"one", True), (b"other", False)):
-        with staged(path) as temporary:
-            temporary.write_bytes(content)
-            assert commit_new(temporary, path) == is_first
+        assert write_new(path, content) == is_first
     assert path.read_bytes() == b"one"
     assert names(path.parent) == [path.name]
 
@@ -45,7 +43,7 @@ def test_a_writer_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
     write_bytes_atomic(path, b"old")
 
     def fail_half_way():
-        with staged(path) as temporary:
+        with replaced(path) as temporary:
             temporary.write_bytes(b"half")
             raise RuntimeError
 
@@ -53,6 +51,16 @@ def test_a_writer_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
         fail_half_way()
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["x.bin"]
+
+
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match="pipe, socket or device"):
+            write_bytes_atomic(tmp_path / name, b"report")
+    assert names(tmp_path) == ["link", "pipe"]
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_the_leftover_of_a_killed_writer_is_recognised_by_its_name(tmp_path):
@@ -74,23 +82,15 @@ def refusal(number):
 def test_where_hard_links_are_refused_the_first_writer_still_wins(tmp_path, monkeypatch, number):
     monkeypatch.setattr(os, "link", refusal(number))
     for content, is_first in ((b"one", True), (b"other", False)):
-        with staged(tmp_path / "x") as temporary:
-            temporary.write_bytes(content)
-            assert commit_new(temporary, tmp_path / "x") == is_first
+        assert write_new(tmp_path / "x", content) == is_first
     assert (tmp_path / "x").read_bytes() == b"one"
     assert names(tmp_path) == ["x"]
 
 
 def test_of_many_writers_without_hard_links_exactly_one_creates_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refusal(errno.EPERM))
-
-    def write(number):
-        with staged(tmp_path / "x") as temporary:
-            temporary.write_bytes(str(number).encode())
-            return commit_new(temporary, tmp_path / "x")
-
     with ThreadPoolExecutor(8) as threads:
-        won = list(threads.map(write, range(40)))
+        won = list(threads.map(lambda number: write_new(tmp_path / "x", str(number).encode()), range(40)))
     assert won.count(True) == 1
     assert int((tmp_path / "x").read_bytes()) == won.index(True)
 
@@ -100,10 +100,13 @@ def test_a_folder_that_cannot_be_synced_stops_nobody(tmp_path, monkeypatch, numb
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: refusal(number)() if stat.S_ISDIR(os.fstat(fd).st_mode) else real(fd))
     write_bytes_atomic(tmp_path / "x", b"1")
-    with staged(tmp_path / "y") as temporary:
-        temporary.write_bytes(b"2")
-        assert commit_new(temporary, tmp_path / "y")
+    assert write_new(tmp_path / "y", b"2")
     assert names(tmp_path) == ["x", "y"]
+
+
+def test_a_file_that_another_process_removed_meanwhile_is_no_fault_of_the_file_system(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No such file or directory"), replaced(tmp_path / "x") as temporary:
+        assert not temporary.exists()
 
 
 def test_a_file_or_folder_whose_sync_fails_is_named_with_the_cause(tmp_path, monkeypatch):
@@ -117,11 +120,10 @@ def test_a_file_or_folder_whose_sync_fails_is_named_with_the_cause(tmp_path, mon
 def test_a_file_system_that_neither_links_nor_renames_without_replacing_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refusal(errno.ENOTSUP))
     monkeypatch.setattr(files, "_rename_new", lambda *_: errno.EINVAL)
-    with staged(tmp_path / "x") as temporary:
-        temporary.write_bytes(b"1")
-        with pytest.raises(OSError, match="hard links"):
-            commit_new(temporary, tmp_path / "x")
-        commit_over(temporary, tmp_path / "x")
+    with pytest.raises(OSError, match="hard links"):
+        write_new(tmp_path / "x", b"1")
+    assert names(tmp_path) == []
+    write_bytes_atomic(tmp_path / "x", b"1")
     assert (tmp_path / "x").read_bytes() == b"1"
 
 

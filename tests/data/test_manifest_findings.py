@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from dto_pipeline.data.manifest import ManifestError, report_path
-from dto_pipeline.data.manifest_build import build_report as manifest_findings
+from dto_pipeline.data.manifest import ManifestError
+from dto_pipeline.data.manifest_build.build_report import findings_path
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from tests.data.small_set import (
     all_rows,
@@ -90,7 +87,7 @@ def test_images_another_manifest_has_too_are_reported_and_used(root):
         ("b.jpg", "also in other as other/b.jpg", True),
         ("c.jpg", "also in other as other/c.jpg", True),
     }
-    assert report.also_in == {"other": 2}
+    assert report.findings == {"also_in": 2}
     with pytest.raises(ManifestError, match="does not exist"):
         build_manifest(small_dataset(root), out, progress=False, against=[root / "none.parquet"])
     data = bytearray(other_path.read_bytes())
@@ -99,23 +96,7 @@ def test_images_another_manifest_has_too_are_reported_and_used(root):
     with pytest.raises(ManifestError, match="cannot be read"):
         build_manifest(small_dataset(root), out, progress=False, against=[root / "damaged.parquet"])
     with pytest.raises(ManifestError, match="has schema"):
-        build_manifest(small_dataset(root), out, progress=False, against=[manifest_findings.findings_path(out)])
-
-
-def test_contradicting_cameras_are_counted_by_what_is_wrong(root):
-    cameras = label_arrays(NAMES)["cam_int"]
-    cameras[2, 0, 0] = 41
-    _, report = build_small(root, NAMES, {"cam_int": cameras})
-    assert report.camera_faults == {"intrinsics differ between its label rows; expected one camera per image": 1}
-    assert "camera faults: intrinsics differ" in report.as_table()
-
-
-def test_many_findings_are_written_in_pieces(root, monkeypatch):
-    monkeypatch.setattr(manifest_findings, "_ROWS_AT_ONCE", 3)
-    names = [f"{number}.jpg" for number in range(10)]
-    manifest, _ = build_small(root, names)
-    assert [row["image"] for row in found(manifest) if row["kind"] == "image_missing"] == names
-    assert json.loads(Path(report_path(manifest.path)).read_text())["findings"]["image_missing"] == 10
+        build_manifest(small_dataset(root), out, progress=False, against=[findings_path(out)])
 
 
 def test_prefixes_move_images_but_neither_keys_nor_depth_files(root):

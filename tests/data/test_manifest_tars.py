@@ -82,7 +82,7 @@ def test_a_broken_tar_costs_its_broken_members_and_everything_is_told(tmp_path):
     assert "truncated" in told["tar_damaged", "1.tar"]
     assert ("image_without_labels", "0.tar!a/b/9.jpg") in told
     assert report.findings["tar_member_refused"] == 4
-    assert report.rows_without_image == 4
+    assert report.image_problems["image_missing"] == 4
     assert "findings: tar_damaged" in report.as_table()
 
 
@@ -100,7 +100,7 @@ def test_a_corrupt_jpeg_in_the_middle_costs_one_scene(tmp_path):
     store = open_images(manifest.images_root, manifest.path)
     scenes = SceneLoader(store, None).load(manifest.read_shard(0))
     assert [scene.problem and str(scene.problem[0]) for scene in scenes] == [None, "image_corrupt", None]
-    assert check_manifest(manifest.path, progress=False).exit_code == 0
+    assert check_manifest(manifest.path, progress=False).faults == []
     deep = check_manifest(manifest.path, deep=True, progress=False)
     assert [(fault.image_id, fault.fault) for fault in deep.faults] == [("small/1.jpg", "corrupt")]
 
@@ -173,7 +173,7 @@ def test_masks_in_tars_go_to_people_by_keypoints_and_sidecar_masks_come_first(tm
     assert masks[1] == []
     np.testing.assert_array_equal(masks[2], own[None])
     assert [row["mask_origin"] for row in rows] == ["detection", None, "sidecar"]
-    assert (report.masks_given, report.masks_missing) == (3, 1)
+    assert (report.masks_given, report.persons) == (3, 4)
 
 
 def test_labels_without_keypoints_borrow_those_of_the_people_in_the_tar(tmp_path):
@@ -204,7 +204,7 @@ def test_hostile_or_broken_masks_cost_the_masks_only_and_nothing_runs(tmp_path, 
     points = {"gtkps": keypoints_at(3)}
     manifest, report = build(tmp_path, ["0.jpg"], points, key_parts=1, masks="detection")
     assert all_rows(manifest)[0]["persons"][0]["problem"] is None
-    assert report.masks_missing == 1
+    assert report.masks_given == report.persons - 1
     assert why in found(tmp_path)["masks_unreadable", "t.tar!0.jpg"]
     assert not (tmp_path / SENTINEL).exists()
 
@@ -230,7 +230,7 @@ def test_masks_go_to_the_people_who_name_them_wherever_their_joints_lie(tmp_path
     manifest, report = build(tmp_path, names, spoil, key_parts=1, masks="detection")
     persons = all_rows(manifest)[0]["persons"]
     np.testing.assert_array_equal([decode_rle(p["mask_rle"], HEIGHT, WIDTH) for p in persons], halves()[::-1])
-    assert report.masks_missing == 1
+    assert report.masks_given == report.persons - 1
     assert "1.data.pyd" in found(tmp_path)["masks_unreadable", "t.tar!1.jpg"]
 
 
@@ -245,7 +245,7 @@ def test_masks_beside_images_in_a_folder_are_found_as_those_in_tars(tmp_path):
     first, second = (row["persons"][0] for row in all_rows(manifest))
     np.testing.assert_array_equal(decode_rle(first["mask_rle"], HEIGHT, WIDTH), halves()[1])
     assert second["mask_rle"] is None
-    assert (report.masks_given, report.masks_missing) == (1, 1)
+    assert (report.masks_given, report.persons) == (1, 2)
     assert [row["mask_origin"] for row in all_rows(manifest)] == ["detection", None]
 
 

@@ -119,7 +119,6 @@ def test_a_prediction_equal_to_a_released_person_is_always_dropped(merge, tiny, 
     manifest, report = merge(finite)
     assert report.outcomes["added"] == report.outcomes["duplicate"] == 0
     assert report.outcomes["matched"] == sum(row["status"] == "matched" for row in merge.outcomes()) > 15
-    assert (report.by_keypoints > 0, report.by_overlap > 0) == (keypoints, not keypoints)
     assert manifest.fingerprint == Manifest.open(tiny).fingerprint
 
 
@@ -141,10 +140,10 @@ def test_without_keypoints_half_the_overlap_decides(merge, tiny, body):
 
 
 def test_keypoints_nobody_is_sure_of_are_absent(merge, tiny, body):
-    people = released(tiny, body)
+    people = shifted(released(tiny, body), body, 0.3)  # more than the threshold of keypoints, not of boxes
     people["keypoints"][..., 2] = 0.1
     _, report = merge(people)
-    assert (report.by_keypoints, report.by_overlap) == (0, len(people["image"]))
+    assert report.outcomes["added"] == 0
 
 
 def test_released_people_keep_order_and_content_and_added_ones_follow_by_score(merge, tiny, body):
@@ -259,7 +258,7 @@ def test_a_prediction_of_another_camera_lands_where_it_was_seen(merge, tiny, bod
     zoom, stretch = np.array([[2, 1, 1], [1, 2, 1], [1, 1, 1]]), np.array([1, 1, 2], np.float32)
     there = {**here, "intrinsics": here["intrinsics"] * zoom, "transl": here["transl"] * stretch}
     manifest, report = merge(there)
-    assert (report.carried, report.outcomes["matched"], report.outcomes["added"]) == (2, 1, 1)
+    assert (report.outcomes["matched"], report.outcomes["added"]) == (1, 1)
     np.testing.assert_allclose(rows_of(manifest)[0]["persons"][-1]["transl"], here["transl"][1], atol=0.1)
 
 
@@ -269,9 +268,7 @@ def test_focal_alone_means_the_image_centre_and_no_camera_the_labels(merge, tiny
     count = len(people["image"])
     _, none = merge(bare, "none")
     _, focal = merge({**bare, "focal": np.full(count, FOCAL)}, "focal")
-    _, other = merge({**bare, "focal": np.full(count, 2 * FOCAL)}, "other")
     assert none.outcomes["matched"] == focal.outcomes["matched"] == count
-    assert (none.carried, focal.carried, other.carried) == (0, 0, count)
 
 
 def test_a_crowd_beyond_the_limit_is_cut_to_the_surest(merge, tiny, body, monkeypatch):

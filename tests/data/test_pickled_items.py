@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dto_pipeline.data.inert_pickle import BrokenPickle, UnsafePickle, check_values
-from dto_pipeline.data.npz import ITEM_LIMITS, MappedNpz, read_items
+from dto_pipeline.data.npz import ITEM_LIMITS, read_items
+from dto_pipeline.data.sources.annots import open_ma_hmr
+from dto_pipeline.data.sources.rows import LabelFileError
 from tests.released_files import released_annots
 
 PROTOCOLS = (2, 3, 4, 5)
@@ -110,7 +112,7 @@ class Armed:
 def test_a_command_deep_in_the_file_is_refused_by_name_and_not_run(protocol, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     annots: dict[str, Any] = {**released_annots(1500, 1), "last.jpg": [Armed()]}
-    with pytest.raises(UnsafePickle, match=r"a\.npz: annots: byte \d+: refuses .*system"):
+    with pytest.raises(UnsafePickle, match=r"a\.npz, array .annots.: its pickle: byte \d+: refuses .*system"):
         read(npz(tmp_path / "a.npz", dumped(annots, protocol)))
     assert not (tmp_path / "ran").exists()
 
@@ -122,7 +124,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
             read(npz(tmp_path / "a.npz", raw[:end]))
 
 
-def test_bytes_changed_on_the_disk_are_told_by_the_checksum(tmp_path: Path) -> None:
+def test_bytes_changed_on_the_disk_are_found_by_the_checksum(tmp_path: Path) -> None:
     path = npz(tmp_path / "a.npz", dumped(released_annots(20, 2)))
     whole = bytearray(path.read_bytes())
     whole[len(whole) // 2] ^= 1  # a digit of a pose: the pickle is as sound as before
@@ -131,18 +133,17 @@ def test_bytes_changed_on_the_disk_are_told_by_the_checksum(tmp_path: Path) -> N
         read(path)
 
 
-def test_a_file_on_a_mount_without_maps_is_unpacked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    annots = released_annots(5, 2)
-    path = npz(tmp_path / "a.npz", dumped(annots))
-    monkeypatch.setattr(MappedNpz, "_whole", None)
-    assert same(read(path), annots)
-
-
 @pytest.mark.parametrize("values", [np.zeros(3), np.array([1, None], object), np.array({}, object).reshape(1)])
 def test_arrays_of_another_kind_are_named(values: np.ndarray, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", annots=values)
     with pytest.raises(BrokenPickle, match=r"expected one object"):
         read(tmp_path / "a.npz")
+
+
+def test_an_image_listed_twice_far_apart_is_refused_in_the_words_of_its_reader(tmp_path: Path) -> None:
+    raw = dumped(released_annots(1500, 1)).replace(b"001400.jpg", b"000003.jpg")
+    with pytest.raises(LabelFileError, match=r"a\.npz: image 000003\.jpg is listed twice; expected every image once$"):
+        open_ma_hmr(npz(tmp_path / "a.npz", raw))
 
 
 def test_a_key_set_twice_is_refused(tmp_path: Path) -> None:

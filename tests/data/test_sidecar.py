@@ -54,7 +54,7 @@ def test_numbers_out_of_range_become_unknown_and_are_counted(tmp_path):
     assert sorted(rows.notes.values()) == [2, 3]
 
 
-def test_masks_are_judged_damaged_or_empty(tmp_path):
+def test_damaged_masks_are_found(tmp_path):
     full = encode_rle(BLOCK)
     masks = [full, encode_rle(np.zeros((3, 4), bool)), b"\x00damaged", full, full, None, b""]
     write_sidecar(
@@ -67,7 +67,6 @@ def test_masks_are_judged_damaged_or_empty(tmp_path):
     sidecar = Sidecar(tmp_path / "s.parquet", 7)
     rows = sidecar.rows(np.arange(7))
     assert rows.mask_damaged.tolist() == [False, False, True, True, True, False, True]
-    assert rows.mask_empty.tolist() == [False, True, False, False, False, False, False]
     assert rows.mask_rle.to_pylist() == masks
     assert rows.mask_width.tolist() == [4, 4, 4, 4, 4, 0, 4]
 

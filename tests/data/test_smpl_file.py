@@ -31,7 +31,7 @@ from tests.official_smpl import chumpy_array, official_dict, official_modules, p
 from tests.pickle_streams import SENTINEL, Armed
 
 ASSETS = Path(str(files("dto_pipeline.assets")))
-KID_TEMPLATE = ASSETS / "smpl_kid_template.npy"
+KID_TEMPLATE = np.load(ASSETS / "extra.npz")["smpl_kid_template"]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_reading_an_official_file_needs_no_chumpy(plain: Model, tmp_path: Path) 
 
 
 def test_the_kid_axis_is_the_published_formula(plain: Model) -> None:
-    template = np.load(KID_TEMPLATE)
+    template = KID_TEMPLATE
     model = add_kid_axis(plain, template + 5.0)  # anywhere in space
     assert model["shapedirs"].shape[-1] == 11
     body = model["v_template"] + model["shapedirs"][..., 10]
@@ -128,9 +128,10 @@ def test_the_kid_axis_is_the_published_formula(plain: Model) -> None:
 
 
 def test_the_kid_axis_equals_what_smplx_builds(plain: Model, tmp_path: Path) -> None:
-    model = add_kid_axis(plain, np.load(KID_TEMPLATE))
+    model = add_kid_axis(plain, KID_TEMPLATE)
     struct = smplx.utils.Struct(**plain)
-    theirs = smplx.SMPL("", data_struct=struct, age="kid", kid_template_path=str(KID_TEMPLATE))
+    np.save(tmp_path / "kid.npy", KID_TEMPLATE)
+    theirs = smplx.SMPL("", data_struct=struct, age="kid", kid_template_path=str(tmp_path / "kid.npy"))
     assert np.abs(theirs.shapedirs.numpy() - model["shapedirs"]).max() < 1e-6
 
 
@@ -148,7 +149,7 @@ def _checkpoint(plain: Model, template: np.ndarray) -> dict[str, torch.Tensor]:
 
 
 def test_a_smpla_checkpoint_reads_back_equal(plain: Model, tmp_path: Path) -> None:
-    template = np.load(KID_TEMPLATE)
+    template = KID_TEMPLATE
     path = tmp_path / "SMPLA_NEUTRAL.pth"
     torch.save(_checkpoint(plain, template), path)
     found = read_smpl(path)
@@ -176,12 +177,12 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, monkeypatch
 )
 def test_what_is_no_kid_template_is_refused(change: Callable[[Any], Any], mentions: str, plain: Model) -> None:
     with pytest.raises(SmplFileError, match=mentions):
-        add_kid_axis(plain, change(np.load(KID_TEMPLATE)))
+        add_kid_axis(plain, change(KID_TEMPLATE))
 
 
 def test_a_second_kid_axis_is_refused() -> None:
     with pytest.raises(SmplFileError, match="has a kid axis"):
-        add_kid_axis(read_smpl(ASSETS / "SMPLA_NEUTRAL.npz"), np.load(KID_TEMPLATE))
+        add_kid_axis(read_smpl(ASSETS / "SMPLA_NEUTRAL.npz"), KID_TEMPLATE)
 
 
 # writing
@@ -199,7 +200,8 @@ def test_an_npz_reads_back_equal_and_has_equal_bytes(plain: Model, tmp_path: Pat
 def test_import_writes_what_the_body_model_loads(plain: Model, tmp_path: Path) -> None:
     with official_modules() as classes:
         source = _write(tmp_path / "SMPL_NEUTRAL.pkl", python2_dumps(official_dict(classes, plain), 2))
-    written = import_smpl(source, tmp_path / "out", KID_TEMPLATE)
+    np.save(tmp_path / "kid.npy", KID_TEMPLATE)
+    written = import_smpl(source, tmp_path / "out", tmp_path / "kid.npy")
     assert [path.name for path in written] == ["SMPL_NEUTRAL.npz", "SMPLA_NEUTRAL.npz"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in written)
     imported, demo_body = load_body(tmp_path / "out"), load_body("demo")

@@ -146,7 +146,8 @@ def test_predictions_without_any_camera_are_rows_with_a_problem(tmp_path):
     write_predictions(tmp_path, ["a.jpg"], focal=None)
     rows, report = build(tmp_path, source="predictions", labels="p.npz")
     assert rows[0]["problem_status"] == "label_invalid"
-    assert report.camera_faults == {"intrinsics are not finite": 1}
+    assert "intrinsics are not finite" in rows[0]["problem"]
+    assert report.image_problems == {"label_invalid": 1}
 
 
 def annotate(root, *names):

@@ -4,13 +4,11 @@ import io
 import os
 import tarfile
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.data import tars
 from dto_pipeline.data.images import ImageCorrupt, ImageMissing
 from dto_pipeline.data.tar_walk import sample_key, walk_tar
 from dto_pipeline.data.tars import TarImages, TarIndexError, build_tar_index, list_tars, split_address
@@ -100,7 +98,7 @@ def test_contents_are_the_bytes_written(indexed):
     assert index.read_bytes("a.tar!x/2.jpg", limit=4) == b"twot"
     assert index.read_bytes("b.tar!1.jpg") == b""
     assert index.rows("a.tar")["member"].to_pylist() == ["x/1.jpg", "x/2.jpg"]
-    assert index.problems().num_rows == 0
+    assert list(index.problems()) == []
 
 
 def test_truncated_tar_keeps_its_good_members_and_tells_the_rest():
@@ -268,11 +266,3 @@ def test_addresses_split_at_the_end_of_the_tars_name():
     assert split_address("s/000.tar!a/b!c.jpg") == ("s/000.tar", "a/b!c.jpg")
     assert split_address("a/b!c.jpg") is None
     assert split_address("a.tar!") is None
-
-
-def test_many_tars_stay_readable_in_any_order(indexed, monkeypatch):
-    files = {f"t{k}": tar_bytes([("1.jpg", bytes([k]))]) for k in range(20)}
-    index = indexed(**files)
-    monkeypatch.setattr(tars, "_LISTINGS_KEPT", 3)
-    for k in np.random.default_rng(0).permutation(np.tile(np.arange(20), 2)):
-        assert index.read_bytes(f"t{k}.tar!1.jpg") == bytes([k])

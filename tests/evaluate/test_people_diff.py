@@ -140,13 +140,3 @@ def test_acceptance_of_a_run_is_held_against_a_file_that_lists_accepted_images(p
     assert diff.accepted == {"both": 15, "before": 1, "after": 0}
     assert diff.images_only == {"before": 5, "after": 0}
     assert diff.images_apart == ["000004.jpg: before only"]
-
-
-def test_images_of_hundreds_of_people_are_compared_in_bounded_pieces(tmp_path: Path, monkeypatch) -> None:
-    from dto_pipeline.evaluate import people_diff
-
-    monkeypatch.setattr(people_diff, "_PAIRS", 200)
-    annots = {**released_annots(3, 30), "few.jpg": released_annots(1, 1)["000000.jpg"]}
-    mixed = {key: crowd[::-1] for key, crowd in annots.items()}
-    diff = compare(people_of(annots, tmp_path / "a.npz"), people_of(mixed, tmp_path / "b.npz"))
-    assert (diff.people, diff.equal) == (91, True)

@@ -43,10 +43,14 @@ def test_the_truth_has_no_errors_against_itself(crowd: Path, regressor: Path, tm
 
 def test_what_does_not_fit_is_refused(crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "small.npy", np.zeros((17, 10)))
-    command = ["eval", "3dpw", str(crowd), str(crowd), "--body", "demo", "--regressor", str(tmp_path / "small.npy")]
-    assert main(command) == 2
-    assert "needs a regressor (17, 6890)" in capsys.readouterr().err
+    np.savez(tmp_path / "r.npz", J=np.ones((17, 6890)))
+    (tmp_path / "cut.npy").write_bytes(b"PK\3\4")
     np.save(tmp_path / "far.npy", np.array([7000]))
-    command = ["eval", "agora", str(crowd), str(crowd), "--body", "demo", "--vertices", str(tmp_path / "far.npy")]
-    assert main(command) == 2
-    assert "holds no numbers of vertices 0 .. 6889" in capsys.readouterr().err
+    np.save(tmp_path / "share.npy", np.array([0.5]))
+    vertices, regressor = ["far.npy", "share.npy"], ["small.npy", "r.npz", "cut.npy", "nowhere.npy"]
+    for option, action, names in (("--vertices", "agora", vertices), ("--regressor", "3dpw", regressor)):
+        for name in names:
+            command = ["eval", action, str(crowd), str(crowd), "--body", "demo", option, str(tmp_path / name)]
+            assert main(command) == 2
+            words = "holds no numbers of vertices 0 .. 6889", "expected J_regressor_h36m.npy, (17, 6890)"
+            assert words[action == "3dpw"] in capsys.readouterr().err

@@ -23,6 +23,7 @@ from dto_pipeline.data.sources.sidecar import Sidecar, write_sidecar
 from tests.data.small_set import label_arrays
 from tests.data.test_start_sources import placed_scene
 from tests.pickle_streams import F8, HOSTILE, array, attributes, buffer, call, instance, integer, name, text
+from tests.released_files import released_annots
 from tests.tars import jpeg
 
 ROWS = 6
@@ -74,6 +75,7 @@ SEEDS = {
     "predictions_npz": ("predictions", save_npz(**predictions())),
     "predictions_parquet": ("predictions", write_prediction_table),
     "labels": ("labels", write_labels),
+    "ma_hmr": ("ma_hmr", save_npz(annots=released_annots(4, 2))),
     "relative_human": ("relative_human", save_npz(annots=ANNOTATIONS)),
     "sidecar": ("sidecar", write_small_sidecar),
 }

@@ -29,7 +29,7 @@ from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.npz import safe_load_npz
 from dto_pipeline.data.receipts import parse_receipt
-from dto_pipeline.data.rle import RleError, decode_rle, encode_rle, measure_rles, sample_rle
+from dto_pipeline.data.rle import RleError, decode_rle, encode_rle, measure_rles
 from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_loads
 from dto_pipeline.data.smpl_file import read_smpl
 from dto_pipeline.data.tar_walk import walk_tar
@@ -332,7 +332,7 @@ def _read_mask(path: Path) -> None:
     for read in (
         lambda: decode_rle(data, SIDE, SIDE),
         lambda: decode_rle(data, 1 << 14, 1 << 14),
-        lambda: sample_rle(data, SIDE, SIDE, places, places),
+        lambda: decode_rle(data, SIDE, SIDE, places, places),
         lambda: measure_rles(np.frombuffer(data, np.uint8), np.array([0, len(data)])),
     ):
         try:

@@ -24,8 +24,9 @@ from train_demo_depth import (
 
 from dto_pipeline.config import DepthConfig
 from dto_pipeline.data.images import read_image
+from dto_pipeline.lab.crowd_files import DEMO_SEED, build_demo_data, build_true_pictures
 from dto_pipeline.lab.demo import depth_quality, measure_network
-from dto_pipeline.lab.demo_data import DemoScene, DemoSettings, build_demo_data, build_true_pictures
+from dto_pipeline.lab.known_scenes import CrowdScene
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth_anything import DepthNetwork
 
@@ -65,8 +66,8 @@ def test_the_loss_is_zero_for_the_truth_and_sees_an_offset_that_scale_and_shift_
 
 
 def test_training_scenes_are_those_of_the_generator_with_seeds_of_their_own(tmp_path: Path, body: BodyModel) -> None:
-    assert len({TRAINING_SEED, HELD_OUT_SEED, DemoSettings().seed}) == 3
-    (scene,), whole = load_training_scenes(tmp_path, 5, range(1, 2)), DemoScene(5, 1, body)
+    assert len({TRAINING_SEED, HELD_OUT_SEED, DEMO_SEED}) == 3
+    (scene,), whole = load_training_scenes(tmp_path, 5, range(1, 2)), CrowdScene(5, 1, body)
     np.testing.assert_array_equal(scene.person, whole.picture.person)
     np.testing.assert_allclose(scene.inverse, 1 / whole.picture.z, rtol=2e-3)
 
@@ -97,7 +98,7 @@ def test_the_shipped_network_is_small_and_its_readme_gives_the_held_out_figures(
 def test_the_shipped_network_sees_who_is_nearer_on_scenes_it_was_not_trained_on(
     tmp_path: Path, body: BodyModel
 ) -> None:
-    build_demo_data(tmp_path / "data", body, DemoSettings(images=6, seed=11))
+    build_demo_data(tmp_path / "data", body, images=6, seed=11)
     pictures = dict(build_true_pictures(tmp_path / "data", body))
     network = DepthNetwork(DepthConfig(source="model", model="demo", short_side=224))
     seen = ((read_image(tmp_path / "data/images" / name).rgb, one.z, one.person) for name, one in pictures.items())

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForDepthEstimation, DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
+from gpu_data import build_large_network
+from transformers import AutoModelForDepthEstimation
 
 from dto_pipeline.collate import collate_scenes
 from dto_pipeline.config import DepthConfig, PipelineConfig
-from dto_pipeline.lab.bench import COMPARED, STAGES, PlainBody, draw_people, measure_people, run_bench
-from dto_pipeline.lab.bench_depth import WINDOWS, depth_flops, run_depth_bench, time_network
+from dto_pipeline.lab.bench import (
+    COMPARED,
+    STAGES,
+    WINDOWS,
+    PlainBody,
+    depth_flops,
+    draw_people,
+    measure_people,
+    run_bench,
+    run_depth_bench,
+    time_network,
+)
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.optimizer import SceneOptimizer
@@ -23,19 +33,8 @@ from tests.tiny_models import save_depth_anything
 
 
 def test_operations_are_counted_and_the_large_network_costs_what_is_known_of_it(tmp_path: Path) -> None:
-    backbone: dict[str, Any] = {
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "patch_size": 14,
-    }
-    backbone |= {"image_size": 518, "out_indices": [5, 12, 18, 24], "reshape_hidden_states": False}
-    config = DepthAnythingConfig(
-        backbone_config=Dinov2Config(**backbone), reassemble_hidden_size=1024, neck_hidden_sizes=[256, 512, 1024, 1024],
-        fusion_hidden_size=256, head_hidden_size=32,
-    )  # fmt: skip
     with torch.device("meta"):
-        large = DepthAnythingForDepthEstimation(config)
+        large = build_large_network()
     assert depth_flops(large, 518, 686) / 1e12 == pytest.approx(1.8, rel=0.1)
     small = AutoModelForDepthEstimation.from_pretrained(save_depth_anything(tmp_path / "tiny"))
     assert 3 < depth_flops(small, 112, 168) / depth_flops(small, 56, 84) < 6
@@ -43,8 +42,7 @@ def test_operations_are_counted_and_the_large_network_costs_what_is_known_of_it(
 
 def test_a_benchmark_reports_both_ways_and_every_stage(tmp_path: Path) -> None:
     depth = DepthConfig(model=str(save_depth_anything(tmp_path / "tiny")), short_side=28)
-    report = run_depth_bench(2, 1, PipelineConfig(depth=depth))
-    found = report.to_json()
+    found, table = run_depth_bench(2, 1, PipelineConfig(depth=depth))
     assert {"decode", "masks", "depth", "rasterizer", "evidence", "solver", "write"} <= found["stage_ms"].keys()
     assert (found["images"], found["windows"], found["network_size"]) == (WINDOWS * 4, WINDOWS, (28, 42))
     assert 0 < found["busy"] <= 1
@@ -53,7 +51,7 @@ def test_a_benchmark_reports_both_ways_and_every_stage(tmp_path: Path) -> None:
         found["alone_per_s"] * found["tflop_per_image"]
     )
     assert 0 < found["share_of_peak"] < 1
-    assert "images/s" in report.as_table()
+    assert "images/s" in table
 
 
 def test_the_network_alone_is_timed_without_what_comes_before_it(tmp_path: Path) -> None:
@@ -88,17 +86,16 @@ def test_the_plain_loop_and_the_batched_code_compute_the_same(body: BodyModel) -
     people = measure_people(scene, (person, z, visible), config)
     for index, found in enumerate(people):
         assert found is not None
-        assert found.depth == pytest.approx(result.evidence.depth[0, index].tolist(), rel=1e-4)
-        assert found.z == pytest.approx(result.evidence.z[0, index].tolist(), rel=1e-3)
-        assert found.slope == pytest.approx(float(result.evidence.slope[0, index]), rel=1e-3)
+        assert found["depth"] == pytest.approx(result.evidence.depth[0, index].tolist(), rel=1e-4)
+        assert found["z"] == pytest.approx(result.evidence.z[0, index].tolist(), rel=1e-3)
+        assert found["slope"] == pytest.approx(float(result.evidence.slope[0, index]), rel=1e-3)
 
 
 def test_the_report_holds_every_stage_and_a_ratio() -> None:
-    report = run_bench(2, 1, PipelineConfig())
-    found = report.to_json()
+    found, table = run_bench(2, 1, PipelineConfig())
     assert set(found["batched"]) == set(STAGES)
     assert set(found["plain"]) == set(COMPARED)
     assert found["ratio"] > 0
     small, large = found["evidence_ms_per_mpx"]
     assert 0 < large < 2 * small  # what 24 Mpx cost a pixel, VGA costs too
-    assert "plain loop / batched" in report.as_table()
+    assert "plain loop / batched" in table

@@ -7,80 +7,58 @@ from functools import cache
 import numpy as np
 import pytest
 
-from dto_pipeline.axes import ADULT_FEMALE, ADULT_MALE, BABY, KID_AXIS
-from dto_pipeline.config import PriorConfig
+from dto_pipeline.axes import ADULT_FEMALE, BABY, KID_AXIS
 from dto_pipeline.lab.crowd import HEIGHT_RANGE, plan_crowd
-from dto_pipeline.lab.demo_data import BREAKAGES, DEPTH, DemoScene, plan_breakages
-from dto_pipeline.lab.known_scenes import observe_disparity
-from dto_pipeline.lab.people import CHART, FEMALE, MALE, height_law, rest_height, sample_heights, solve_height
+from dto_pipeline.lab.known_scenes import DEMO_DEPTH, CrowdScene, observe_disparity
+from dto_pipeline.lab.people import FEMALE, MALE, height_law, rest_height, solve_height
 from dto_pipeline.models.body import BodyModel, load_body
 
 
-def test_medians_at_known_ages() -> None:
+def test_heights_are_the_charts_medians_children_grow_and_adults_do_not() -> None:
     age, sex = np.array([2.0, 2.0, 5.042, 10.042, 20.0, 60.0]), np.array([MALE, FEMALE, FEMALE, MALE, MALE, FEMALE])
     median, variation = height_law(age, sex)
     assert median == pytest.approx([0.8645, 0.8498, 1.0796, 1.3882, 1.7685, 1.6334])
     assert variation[4] == pytest.approx(0.0404)
-
-
-def test_children_grow_and_adults_do_not() -> None:
     ages = np.linspace(0.8, 20, 200)
-    for sex in (MALE, FEMALE):
-        assert (np.diff(height_law(ages, np.full(200, sex))[0]) > 0).all()
-        assert np.ptp(height_law(np.linspace(20, 80, 9), np.full(9, sex))[0]) == 0
-    assert (np.diff(CHART[:, 0]) > 0).all()
-
-
-def test_drawn_adults_follow_the_chart_and_not_the_priors() -> None:
-    rng, prior = np.random.default_rng(5), PriorConfig()
-    for sex, kind in ((MALE, ADULT_MALE), (FEMALE, ADULT_FEMALE)):
-        drawn = sample_heights(np.full(20_000, 30.0), np.full(20_000, sex), rng)
-        median = height_law(np.array([30.0]), np.array([sex]))[0][0]
-        assert drawn.mean() == pytest.approx(median, abs=0.002)
-        assert drawn.std() == pytest.approx(median * 0.04, rel=0.05)
-        standard_error = prior.sigma[kind] / np.sqrt(len(drawn))
-        assert abs(drawn.mean() - prior.mean[kind]) > 10 * standard_error
+    for one in (MALE, FEMALE):
+        assert (np.diff(height_law(ages, np.full(200, one))[0]) > 0).all()
+        assert np.ptp(height_law(np.linspace(20, 80, 9), np.full(9, one))[0]) == 0
 
 
 SEED = 7
 
 
 @cache
-def scene(number: int) -> DemoScene:
-    return DemoScene(SEED, number, load_body("demo"))
+def scene(number: int) -> CrowdScene:
+    return CrowdScene(SEED, number, load_body("demo"))
 
 
 @pytest.fixture(params=[0, 2])
-def crowd_scene(request: pytest.FixtureRequest) -> DemoScene:
+def crowd_scene(request: pytest.FixtureRequest) -> CrowdScene:
     return scene(request.param)
 
 
-def test_every_crowd_has_two_to_ten_people_of_plausible_heights() -> None:
-    for number in range(24):
-        crowd = plan_crowd(SEED, number)
-        assert 2 <= crowd.num_people <= 10
-        low, high = np.array([HEIGHT_RANGE[c] for c in crowd.height_class.tolist()]).T
-        assert ((low <= crowd.height) & (crowd.height <= high)).all()
-
-
-def test_a_data_set_holds_babies_and_adults_near_and_far_and_several_image_sizes() -> None:
+def test_crowds_are_of_two_to_ten_people_of_all_classes_near_and_far_in_several_image_sizes() -> None:
     crowds = [plan_crowd(SEED, number) for number in range(24)]
-    classes = np.concatenate([crowd.height_class for crowd in crowds])
+    assert {crowd.num_people for crowd in crowds} <= set(range(2, 11))
+    classes, height = (np.concatenate([getattr(one, name) for one in crowds]) for name in ("height_class", "height"))
     assert set(classes.tolist()) == set(HEIGHT_RANGE)
+    low, high = np.array([HEIGHT_RANGE[c] for c in classes.tolist()]).T
+    assert ((low <= height) & (height <= high)).all()
     z = np.concatenate([crowd.place[:, 1] for crowd in crowds])
     assert z.min() < 4
     assert z.max() > 10
     assert len({(crowd.view.width, crowd.view.height) for crowd in crowds}) >= 3
 
 
-def test_true_bodies_have_the_planned_heights_and_stand_on_the_ground(crowd_scene: DemoScene) -> None:
+def test_true_bodies_have_the_planned_heights_and_stand_on_the_ground(crowd_scene: CrowdScene) -> None:
     crowd, truth = crowd_scene.crowd, crowd_scene.truth
     np.testing.assert_allclose(truth.height, crowd.height, atol=1e-4)
     level = truth.vertices @ crowd.view.level_to_camera
     np.testing.assert_allclose(level[..., 1].max(axis=1), crowd.view.eye_height, atol=1e-4)
 
 
-def test_the_picture_shows_people_where_their_joints_project(crowd_scene: DemoScene) -> None:
+def test_the_picture_shows_people_where_their_joints_project(crowd_scene: CrowdScene) -> None:
     seen = crowd_scene.picture.person
     sure = crowd_scene.keypoints[..., 2] > 0.6
     inner = np.zeros_like(sure)
@@ -91,7 +69,7 @@ def test_the_picture_shows_people_where_their_joints_project(crowd_scene: DemoSc
     assert (seen[v, u] == person).mean() > 0.9
 
 
-def test_masks_are_disjoint_and_close_to_what_is_seen(crowd_scene: DemoScene) -> None:
+def test_masks_are_disjoint_and_close_to_what_is_seen(crowd_scene: CrowdScene) -> None:
     masks, seen = crowd_scene.masks, crowd_scene.picture.person
     assert masks.sum(axis=0).max() == 1
     for index, mask in enumerate(masks):
@@ -99,7 +77,7 @@ def test_masks_are_disjoint_and_close_to_what_is_seen(crowd_scene: DemoScene) ->
         assert (mask & true).sum() > 0.8 * (mask | true).sum()
 
 
-def test_labels_make_children_adult_like_and_too_far(crowd_scene: DemoScene) -> None:
+def test_labels_make_children_adult_like_and_too_far(crowd_scene: CrowdScene) -> None:
     truth, labels = crowd_scene.truth, crowd_scene.labels
     child = crowd_scene.crowd.height_class < ADULT_FEMALE
     assert (labels.factor[child] > 1.02).all()
@@ -111,14 +89,14 @@ def test_labels_make_children_adult_like_and_too_far(crowd_scene: DemoScene) -> 
 def test_disparity_is_the_announced_line_of_true_inverse_depth() -> None:
     z = np.repeat(np.linspace(2, 20, 64)[None], 48, axis=0).astype(np.float32)
     nobody = np.full(z.shape, -1)
-    found = observe_disparity(DEPTH, z, nobody, np.zeros(0), (500.0, 0.6), np.random.default_rng(3))
+    found = observe_disparity(DEMO_DEPTH, z, nobody, np.zeros(0), (500.0, 0.6), np.random.default_rng(3))
     inner = np.s_[20:28, 8:-8]  # rows in the middle tilt least, columns off the border blur least
     slope, offset = np.polyfit(1 / z[inner].ravel(), found[inner].ravel().astype(float), 1)
     assert slope == pytest.approx(500.0, rel=0.02)
     assert offset == pytest.approx(0.6, abs=0.5)
 
 
-def test_near_people_have_small_relative_depth_as_networks_give_it(crowd_scene: DemoScene) -> None:
+def test_near_people_have_small_relative_depth_as_networks_give_it(crowd_scene: CrowdScene) -> None:
     disparity = crowd_scene.depth[0].astype(np.float64)
     for index in np.flatnonzero(crowd_scene.truth.transl[:, 2] < 6):
         assert 1 / np.median(disparity[crowd_scene.masks[index]]) < 0.02
@@ -130,13 +108,6 @@ def test_heights_out_of_reach_are_refused(body: BodyModel) -> None:
     assert rest_height(body, solved)[0] == pytest.approx(0.8, abs=1e-5)
     with pytest.raises(ValueError, match=r"gives a height of 0\.800 m"):
         solve_height(body, betas, np.array([1]), np.array([0.8]))  # girth makes nobody shorter
-
-
-def test_each_breakage_hits_one_image_of_its_own() -> None:
-    assert sorted(plan_breakages(24).values()) == sorted(BREAKAGES)
-    assert sorted(plan_breakages(12).values()) == sorted(BREAKAGES)
-    assert plan_breakages(11) == {}
-    assert max(plan_breakages(24)) < 24
 
 
 def test_babies_are_shaped_along_the_kid_axis() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,14 @@ import torch
 from dto_pipeline.config import AttributeConfig, PipelineConfig
 from dto_pipeline.models import people_networks as module
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.models.body_pixels import Attributes, cut_crops, join_attributes
 from dto_pipeline.models.networks import ModelError, ModelReference
-from dto_pipeline.models.people_networks import CropClassifier, build_attribute_models, read_class_names
-from dto_pipeline.models.seeing import Perception
+from dto_pipeline.models.people_networks import (
+    CropClassifier,
+    build_attribute_models,
+    expect_attributes,
+    read_class_names,
+)
+from dto_pipeline.models.seeing import Perception, cut_crops
 from dto_pipeline.scene import Scene
 from dto_pipeline.timing import StageClock
 from tests.crowds import Stander, make_scene
@@ -32,22 +38,12 @@ def crowd(body: BodyModel) -> Scene:
     return scene
 
 
-def test_age_ranges_mean_their_middles() -> None:
-    meaning = read_class_names(dict(enumerate(AGES)))
-    assert meaning.age.tolist() == [1.5, 6.5, 15.0, 25.0, 75.0]
-    assert np.isnan(meaning.male).all()
-
-
-def test_female_is_not_read_as_male() -> None:
-    meaning = read_class_names({0: "female", 1: "male", 2: "Woman", 3: "adult_man"})
-    assert meaning.male.tolist() == [0.0, 1.0, 0.0, 1.0]
-
-
-def test_one_name_may_say_both() -> None:
-    meaning = read_class_names({0: "male_20-29", 1: "female_3-9"})
-    found = meaning.read(np.array([[0.75, 0.25]]))
-    assert found.age_years[0] == pytest.approx(0.75 * 25 + 0.25 * 6.5)
-    assert found.male_prob[0] == pytest.approx(0.75)
+def test_class_names_say_ages_genders_or_both() -> None:
+    np.testing.assert_array_equal(read_class_names(dict(enumerate(AGES))).T, [[1.5, 6.5, 15, 25, 75], [np.nan] * 5])
+    genders = read_class_names({0: "female", 1: "male", 2: "Woman", 3: "adult_man"})
+    np.testing.assert_array_equal(genders.T, [[np.nan] * 4, [0, 1, 0, 1]])
+    found = expect_attributes(np.array([[0.75, 0.25]]), read_class_names({0: "male_20-29", 1: "female_3-9"}))
+    np.testing.assert_allclose(found, [[0.75 * 25 + 0.25 * 6.5, 0.75]])
 
 
 def test_classes_that_say_neither_are_refused() -> None:
@@ -69,8 +65,8 @@ def test_a_mirrored_person_looks_the_same(tmp_path: Path) -> None:
     model = CropClassifier(ModelReference(str(folder)), "face", torch.device("cpu"))
     crops = torch.rand(3, 3, 40, 40)
     seen, mirrored = model.estimate(crops, crops), model.estimate(crops.flip(-1), crops)
-    np.testing.assert_allclose(seen.age_years, mirrored.age_years, rtol=1e-4)
-    assert np.ptp(seen.age_years) > 0.01
+    np.testing.assert_allclose(seen, mirrored, rtol=1e-4)
+    assert np.ptp(seen[:, 0]) > 0.01
 
 
 def test_unknown_people_get_what_the_network_says_and_the_column_its_name(body: BodyModel, tmp_path: Path) -> None:
@@ -105,13 +101,19 @@ def test_source_none_forgets_what_labels_say(body: BodyModel) -> None:
     assert scene.origin["attributes"] == "unknown"
 
 
-def test_the_first_that_knows_is_believed() -> None:
-    nan = np.nan
-    joined = join_attributes(
-        [Attributes(np.array([3.0, nan]), np.array([nan, nan])), Attributes(np.array([9.0, 8.0]), np.array([0.2, nan]))]
-    )
-    np.testing.assert_array_equal(joined.age_years, [3.0, 8.0])
-    np.testing.assert_array_equal(joined.male_prob, [0.2, nan])
+def test_the_first_that_knows_is_believed(body: BodyModel) -> None:
+    scene, perception = crowd(body), Perception(PipelineConfig(), body)
+    first, second = [[3.0, np.nan], [np.nan, np.nan], [5.0, np.nan]], [[9.0, 0.2], [8.0, np.nan], [7.0, 0.9]]
+    networks: list[Any] = [
+        SimpleNamespace(estimate=lambda *_, known=known: np.array(known), identity=SimpleNamespace(short=name))
+        for name, known in (("a", first), ("b", second))
+    ]
+    perception._attributes = networks
+    perception._device = torch.device("meta")  # all people at once, as on a GPU
+    perception.perceive([scene], StageClock())
+    np.testing.assert_allclose(scene.age_years, [3, 8, 5])
+    np.testing.assert_allclose(scene.male_prob, [0.2, np.nan, 0.9], rtol=1e-6)
+    assert scene.origin["attributes"] == "a, b"
 
 
 def test_remote_code_runs_only_where_the_user_says_so_and_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,8 +143,6 @@ class FakeMiVolo:
     """Answers as MiVOLO v2 does; the left half of a face decides, so that mirroring matters."""
 
     def __call__(self, faces_input: torch.Tensor, body_input: torch.Tensor) -> object:
-        from types import SimpleNamespace
-
         left = faces_input[..., : faces_input.shape[-1] // 2].mean((1, 2, 3))
         return SimpleNamespace(
             age_output=(left * 100)[:, None],
@@ -158,5 +158,5 @@ def test_mivolo_sees_faces_and_bodies_both_ways_round() -> None:
     faces = torch.zeros(1, 3, 4, 4)
     faces[..., :2] = 0.6  # bright on the left
     found = model.estimate(faces, faces)
-    assert found.age_years[0] == pytest.approx(30, abs=0.5)  # the mean of 60 and 0
-    assert found.male_prob[0] == pytest.approx(0.2)  # class 1 is not the male one
+    assert found[0, 0] == pytest.approx(30, abs=0.5)  # the mean of 60 and 0
+    assert found[0, 1] == pytest.approx(0.2)  # class 1 is not the male one

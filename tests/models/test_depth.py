@@ -66,6 +66,12 @@ def test_damaged_files_are_invalid_not_a_crash(tmp_path, name, data):
         DepthFiles(tmp_path).load(name, 3, 4)
 
 
+def test_what_is_said_of_a_damaged_header_holds_no_address_of_this_process(tmp_path):
+    (tmp_path / "x.npy").write_bytes(truncated(140).replace(b"'<f8'", b"f(8) "))
+    with pytest.raises(DepthInvalid, match="object>"):
+        DepthFiles(tmp_path).load("x.npy", 3, 4)
+
+
 def test_object_arrays_are_not_unpickled(tmp_path):
     np.savez(tmp_path / "x.npz", disparity=np.full((3, 4), None, object))
     with pytest.raises(DepthInvalid, match="type is object"):

@@ -11,17 +11,10 @@ from hypothesis import strategies as st
 
 from dto_pipeline.config import MaskConfig, PipelineConfig
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.models.body_pixels import (
-    Instances,
-    claim_pixels,
-    map_joints,
-    match_instances,
-    project_joints,
-    render_silhouettes,
-)
+from dto_pipeline.models.network_input import Instances
 from dto_pipeline.models.networks import ModelError, ModelMissing
 from dto_pipeline.models.people_networks import InstanceNetwork, person_classes
-from dto_pipeline.models.seeing import Perception
+from dto_pipeline.models.seeing import Perception, match_instances, project_joints, render_silhouettes
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import PersonStatus
 from dto_pipeline.timing import StageClock
@@ -42,52 +35,35 @@ def crowd(body: BodyModel, *people: Stander) -> Scene:
     return scene
 
 
-def test_everybody_gets_the_instance_that_is_best_for_all() -> None:
-    # the first instance overlaps both people, but the second person has no other
-    instances = Instances(np.stack([box(4, 10), box(0, 6)]), np.array([0.9, 0.8], np.float32))
-    silhouettes = np.stack([box(1, 8), box(6, 12)])
-    joints = np.full((2, 24, 2), np.nan)
-    index, match = match_instances(instances, silhouettes, joints, 0.05)
-    assert index.tolist() == [1, 0]
-    assert (match > 0).all()
+NOWHERE = np.full((1, 24, 2), np.nan)
+NEAR_NINE = NOWHERE.copy()
+NEAR_NINE[0, :3] = [[9.5, 4.5], [10.5, 5.5], [30.0, 5.0]]  # the last lies outside the map and does not count
 
 
-def test_joints_decide_between_equal_overlaps() -> None:
-    instances = Instances(np.stack([box(0, 4), box(8, 12)]), np.ones(2, np.float32))
-    joints = np.full((1, 24, 2), np.nan)
-    joints[0, :3] = [[9.5, 4.5], [10.5, 5.5], [30.0, 5.0]]  # the last lies outside and does not count
-    index, match = match_instances(instances, box(2, 10)[None], joints, 0.3)
-    assert index.tolist() == [1]
-    assert match[0] > 0.5
-
-
-def test_a_poor_match_is_nobodys() -> None:
-    instances = Instances(box(15, 20)[None], np.ones(1, np.float32))
-    index, match = match_instances(instances, box(0, 5)[None], np.full((1, 24, 2), np.nan), 0.3)
-    assert index.tolist() == [-1]
-    assert np.isnan(match).all()
+@pytest.mark.parametrize(
+    ("found", "outlines", "joints", "least", "expected"),
+    [
+        # the first instance overlaps both people, but the second person has no other
+        ([box(4, 10), box(0, 6)], [box(1, 8), box(6, 12)], NOWHERE.repeat(2, 0), 0.05, [1, 0]),
+        ([box(0, 4), box(8, 12)], [box(2, 10)], NEAR_NINE, 0.3, [1]),  # joints decide between equal overlaps
+        ([box(15, 20)], [box(0, 5)], NOWHERE, 0.3, [-1]),  # a poor match is nobody's
+    ],
+)
+def test_everybody_gets_the_instance_that_is_best_for_all(
+    found: list[np.ndarray], outlines: list[np.ndarray], joints: np.ndarray, least: float, expected: list[int]
+) -> None:
+    instances = Instances(np.stack(found), np.ones(len(found), np.float32))
+    assert match_instances(instances, np.stack(outlines), joints, least).tolist() == expected
 
 
 @given(st.integers(0, 4), st.integers(0, 4), st.integers(0, 10**6))
 def test_no_instance_is_given_twice(people: int, found: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     instances = Instances(rng.random((found, 6, 8)) < 0.5, rng.random(found).astype(np.float32))
-    index, _ = match_instances(instances, rng.random((people, 6, 8)) < 0.5, rng.random((people, 24, 2)) * 8, 0.2)
+    index = match_instances(instances, rng.random((people, 6, 8)) < 0.5, rng.random((people, 24, 2)) * 8, 0.2)
     given_away = index[index >= 0]
     assert len(index) == people
     assert len(set(given_away.tolist())) == len(given_away)
-
-
-def test_pixels_claimed_by_two_people_without_masks_count_for_neither() -> None:
-    silhouettes = np.stack([box(0, 8), box(6, 12), box(14, 18)])
-    claimed = claim_pixels(np.zeros_like(silhouettes), np.zeros(3, bool), silhouettes)
-    np.testing.assert_array_equal(claimed, np.stack([box(0, 6), box(8, 12), box(14, 18)]))
-
-
-def test_a_mask_that_was_seen_goes_before_an_outline_that_was_drawn() -> None:
-    masks = np.stack([box(0, 8), np.zeros((10, 20), bool)])
-    claimed = claim_pixels(masks, np.array([True, False]), np.stack([box(0, 10), box(6, 12)]))
-    np.testing.assert_array_equal(claimed, np.stack([box(0, 8), box(8, 12)]))
 
 
 def test_outlines_cover_the_exact_masks_of_the_same_bodies(body: BodyModel) -> None:
@@ -103,8 +79,7 @@ def test_outlines_cover_the_exact_masks_of_the_same_bodies(body: BodyModel) -> N
 def test_projected_joints_lie_on_the_body(body: BodyModel) -> None:
     scene = crowd(body)
     assert scene.masks is not None
-    joints = map_joints(project_joints(scene, body), (scene.height, scene.width), scene.masks.shape[1:])
-    column, row = np.floor(joints[0]).astype(int).T
+    column, row = np.floor(project_joints(scene, body)[0, :24]).astype(int).T
     assert scene.masks[0][row.clip(0, scene.masks.shape[1] - 1), column].mean() > 0.9
 
 
@@ -118,25 +93,21 @@ def test_a_label_that_cannot_be_used_has_no_outline(body: BodyModel) -> None:
     assert np.isnan(project_joints(scene, body)[0]).all()
 
 
-def test_without_masks_the_rendered_silhouettes_decide_and_the_column_says_so(body: BodyModel) -> None:
-    scene = crowd(body)
-    Perception(PipelineConfig(masks=MaskConfig(source="none")), body).perceive([scene], StageClock())
-    assert scene.origin["masks"] == "rendered"
+@pytest.mark.parametrize("source", ["none", "labels"])
+def test_people_without_a_mask_get_their_outline_but_for_pixels_that_others_claim(body: BodyModel, source: str) -> None:
+    scene = crowd(body, Stander(-0.1, 4.0), Stander(0.1, 4.5), Stander(1.0, 5.0))
+    scene.origin["masks"] = "sidecar"
     assert scene.masks is not None
-    assert scene.masks.any((1, 2)).all()
-    assert (scene.masks.sum(0) <= 1).all()
-
-
-def test_people_the_labels_give_no_mask_are_drawn_and_others_kept(body: BodyModel) -> None:
-    scene = crowd(body)
-    assert scene.masks is not None
-    scene.has_mask, scene.origin["masks"] = np.array([True, False]), "sidecar"
-    before = scene.masks.copy()
-    scene.masks[1] = True
-    Perception(PipelineConfig(), body).perceive([scene], StageClock())
-    np.testing.assert_array_equal(scene.masks[0], before[0])
-    assert 0 < scene.masks[1].sum() < 0.2 * scene.masks[1].size
-    assert scene.origin["masks"] == "sidecar + rendered"
+    seen, outlines = scene.masks.copy(), render_silhouettes(scene, body, 512)
+    scene.has_mask = np.array([True, False, False])
+    scene.masks[1:] = True  # whatever stands there
+    Perception(PipelineConfig(masks=MaskConfig(source=source)), body).perceive([scene], StageClock())
+    first = seen[0] if source == "labels" else outlines[0]
+    claimed = first.astype(int) + outlines[1] + outlines[2] > 1
+    assert claimed.any()
+    np.testing.assert_array_equal(scene.masks[1:], outlines[1:] & ~claimed)
+    np.testing.assert_array_equal(scene.masks[0], first if source == "labels" else first & ~claimed)
+    assert scene.origin["masks"] == ("sidecar + rendered" if source == "labels" else "rendered")
 
 
 def test_a_networks_instances_reach_the_people_with_their_scores(

@@ -12,8 +12,9 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from dto_pipeline.config import PipelineConfig, load_config
 from dto_pipeline.data.receipts import Receipt
@@ -40,7 +41,7 @@ class ChaosRunner(ShardRunner):
         super().__init__(config, manifest, run_dir)
         self._pause_s, self._faults = pause_s, dict(faults or {})
 
-    def run(self, shard: int, attempt: int = 1) -> Receipt:
+    def run(self, shard: int, attempt: int = 1, following: int | None = None) -> Receipt:
         fault = self._faults.get(shard)
         if attempt > 1 and fault in ONCE:
             fault = None
@@ -52,13 +53,34 @@ class ChaosRunner(ShardRunner):
             os.kill(os.getpid(), signal.SIGSTOP)
         if fault == HANG:
             time.sleep(3600)
-        return super().run(shard, attempt)
+        return super().run(shard, attempt, following)
 
     def _publish(self, *args):
         time.sleep(self._pause_s)
         table = super()._publish(*args)
         time.sleep(self._pause_s)
         return table
+
+
+class PoisonRunner(ShardRunner):
+    """`ShardRunner` whose process is killed when it works on one of `poison`, as a crashing decoder would."""
+
+    def __init__(self, config: PipelineConfig, manifest: Path, run_dir: Location, poison: Collection[str]) -> None:
+        super().__init__(config, manifest, run_dir)
+        self._poison = frozenset(poison)
+
+    def warm_up(self):
+        loaded = super().warm_up()
+        placer: Any = loaded.placer
+        place = placer.place
+
+        def checked(rows, clock, *following):
+            if not self._poison.isdisjoint(rows.column("image_id").to_pylist()):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return place(rows, clock, *following)
+
+        placer.place = checked
+        return loaded
 
 
 def tiny_config(workers: int = 0, **run) -> PipelineConfig:

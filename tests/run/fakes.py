@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ from typing import Any
 from dto_pipeline.config import RunConfig
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run.lease import process_name
-from dto_pipeline.run.pool import (
+from dto_pipeline.run.loop import (
     Event,
     FailedAttempt,
     ShardDone,
@@ -107,7 +106,7 @@ class FakePool(WorkerPool):
         self._starts = starts
         self._interrupt_at = interrupt_at  # when somebody presses Ctrl-C
         self._time = 0.0
-        self._queues: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        self.busy: dict[str, int] = {}  # worker -> its shard
         self._events: list[tuple[float, int, str, Event | None]] = []  # (when, tie-breaker, worker, what)
         self._count = 0
         self.started: list[str] = []
@@ -125,10 +124,18 @@ class FakePool(WorkerPool):
             self._later(START_S, worker, WorkerReady(worker) if fate == "ready" else WorkerLost(worker, "no start"))
         return worker
 
-    def assign(self, worker: str, shard: int, attempt: int) -> None:
-        self._queues[worker].append((shard, attempt))
-        if len(self._queues[worker]) == 1:
-            self._begin(worker)
+    def assign(self, worker: str, shard: int, attempt: int, following: int | None = None) -> None:
+        self.busy[worker] = shard
+        self.executions.append((worker, shard, attempt))
+        fates: dict[str, Event] = {
+            DONE: ShardDone(worker, shard, make_receipt(shard, attempt=attempt)),
+            RAISE: ShardRaised(worker, shard, "it raised", "trace"),
+            DIE: WorkerLost(worker, "it died"),
+            PREEMPTED: WorkerLost(worker, "the node was taken", blameless=True),
+        }
+        fate = self._behaviour(shard, attempt)
+        if fate != HANG:
+            self._later(self._seconds(shard), worker, fates[fate])
 
     def wait(self, timeout_s: float) -> list[Event]:
         if self._time > self._interrupt_at:
@@ -141,8 +148,8 @@ class FakePool(WorkerPool):
             return []
         if isinstance(event, WorkerLost):
             self.killed.append(worker)
-        else:
-            self._advance(worker, event)
+        elif isinstance(event, ShardDone | ShardRaised):
+            del self.busy[worker]
         return [event]
 
     def kill(self, worker: str) -> None:
@@ -157,25 +164,6 @@ class FakePool(WorkerPool):
     def close(self) -> None:
         self._events.clear()
 
-    def _advance(self, worker: str, event: Event) -> None:
-        if isinstance(event, ShardDone | ShardRaised):
-            self._queues[worker].pop(0)
-            if self._queues[worker]:
-                self._begin(worker)
-
-    def _begin(self, worker: str) -> None:
-        shard, attempt = self._queues[worker][0]
-        self.executions.append((worker, shard, attempt))
-        fates: dict[str, Event] = {
-            DONE: ShardDone(worker, shard, make_receipt(shard, attempt=attempt)),
-            RAISE: ShardRaised(worker, shard, "it raised", "trace"),
-            DIE: WorkerLost(worker, "it died"),
-            PREEMPTED: WorkerLost(worker, "the node was taken", blameless=True),
-        }
-        fate = self._behaviour(shard, attempt)
-        if fate != HANG:
-            self._later(self._seconds(shard), worker, fates[fate])
-
     def _later(self, seconds: float, worker: str, event: Event) -> None:
         self._count += 1
         heapq.heappush(self._events, (self._time + seconds, self._count, worker, event))
@@ -187,7 +175,7 @@ class QuickRunner:
     def warm_up(self):
         pass
 
-    def run(self, shard, attempt=1):
+    def run(self, shard, attempt=1, following=None):
         import ray  # not where a fake pool is enough
 
         gpus = ",".join(str(number) for number in ray.get_gpu_ids())

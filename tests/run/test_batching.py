@@ -16,7 +16,7 @@ from dto_pipeline.run.placing import (
     plan_batches,
     size_on,
 )
-from dto_pipeline.run.ray_pool import gpus_per_worker
+from dto_pipeline.run.ray_start import gpus_per_worker
 from tests.limited import run_limited
 
 _SIZES = st.lists(

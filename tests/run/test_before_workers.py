@@ -11,7 +11,7 @@ from dto_pipeline.config import load_config
 from dto_pipeline.data.dataset import SYNTHETIC
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.models.networks import ModelError, identify_networks
-from dto_pipeline.run.driver import _warn_of_demo_network
+from dto_pipeline.run.identity import warn_of_demo_network
 from tests.data.small_set import build_small, write_image
 
 RUN = """
@@ -82,5 +82,5 @@ def test_the_demos_network_on_other_than_synthetic_pictures_warns(tmp_path, capl
     write_image(tmp_path, "a.jpg")
     build_small(tmp_path, ["a.jpg"], licence=licence)
     with caplog.at_level(logging.WARNING):
-        _warn_of_demo_network(depth_config(model), Manifest.open(tmp_path / "small.parquet"))
+        warn_of_demo_network(depth_config(model), Manifest.open(tmp_path / "small.parquet"))
     assert ("was trained on synthetic crowds only" in caplog.text) == warns

@@ -12,8 +12,7 @@ from dto_pipeline.cli import main
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.receipts import RecordInvalid, parse_receipt
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, note_damage, parse_failure, read_identity
-from dto_pipeline.run.forecast import plan_pipeline
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, parse_failure, read_identity
 from dto_pipeline.run.lease import parse_lease
 from dto_pipeline.run.report import read_status
 from dto_pipeline.view.verify import verify_run
@@ -151,26 +150,19 @@ def count_otherwise(place):
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, zero_the_middle, count_otherwise])
-@pytest.mark.parametrize("recheck", [False, True])
-def test_what_verify_finds_in_a_label_file_of_the_right_size_is_mended(copy, tiny, finished, capsys, damage, recheck):
+def test_what_verify_finds_in_a_label_file_of_the_right_size_is_mended_by_a_recheck(
+    copy, tiny, finished, capsys, damage
+):
     damage(RunDirectory(copy).label_file(2))
-    if not recheck:  # then a start knows from verify where to look
-        assert run_pipeline(tiny.manifest, copy, tiny_config(), progress=False).nothing_to_do
-        assert main(["verify", str(copy)]) == 1
-        assert "`dto run` does the shard again" in capsys.readouterr().out
-        assert plan_pipeline(tiny.manifest, copy, tiny_config()).selected == 1
-    summary = run_pipeline(tiny.manifest, copy, tiny_config(), progress=False, recheck=recheck)
+    assert run_pipeline(tiny.manifest, copy, tiny_config(), progress=False).nothing_to_do
+    assert main(["verify", str(copy)]) == 1
+    assert "`dto run --recheck` does the shard again" in capsys.readouterr().out
+    summary = run_pipeline(tiny.manifest, copy, tiny_config(), progress=False, recheck=True)
 
     assert (summary.exit_code, summary.done_now) == (0, 1)
     assert label_bytes(copy) == label_bytes(finished)
     assert verify_run(copy).exit_code == 0
     assert run_pipeline(tiny.manifest, copy, tiny_config(), progress=False, recheck=True).nothing_to_do
-    assert list((copy / "failures").iterdir()) == []
-
-
-def test_a_note_of_damage_that_is_none_costs_nothing(copy, tiny):
-    note_damage(RunDirectory(copy), [1, 99])
-    assert run_pipeline(tiny.manifest, copy, tiny_config(), progress=False).nothing_to_do
     assert list((copy / "failures").iterdir()) == []
 
 

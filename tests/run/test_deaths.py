@@ -15,8 +15,8 @@ from dto_pipeline.data.receipts import label_name, receipt_name
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import (
     SHORT_OF_MEMORY,
-    DeathRecords,
     InFlight,
+    count_death,
     find_deadly,
     find_earlier_deaths,
     note_name,
@@ -39,6 +39,17 @@ def failed(
 ) -> Failure:
     """A shard with so many deaths, and images that they happened at."""
     return Failure(shard, attempts, False, error, worker, 0.0, deaths=deaths, suspects=suspects)
+
+
+class Deaths:
+    """The failure record of shard 0, as the driver keeps it."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory, self.failure = directory, failed()
+
+    def allows_another(self, attempt: int, memory: bool = False) -> bool:
+        self.failure, another = count_death(self.directory, self.failure, attempt, memory, CONFIG)
+        return another
 
 
 @pytest.fixture
@@ -74,53 +85,53 @@ def test_only_the_last_attempts_at_a_shard_whose_process_died_go_image_by_image(
 
 
 def test_an_image_is_deadly_after_two_deaths_in_a_row(directory):
-    deaths = DeathRecords(directory, {}, CONFIG)
+    deaths = Deaths(directory)
     for attempt in (3, 4):
         write_note(directory, InFlight(0, attempt, "x"))
-        assert deaths.allows_another(0, attempt)
+        assert deaths.allows_another(attempt)
 
-    assert find_deadly(deaths.of(0)).keys() == {"x"}
+    assert find_deadly(deaths.failure).keys() == {"x"}
 
 
 def test_an_image_that_came_through_in_between_starts_from_zero(directory):
-    deaths = DeathRecords(directory, {}, CONFIG)
+    deaths = Deaths(directory)
     for attempt, image in ((3, "x"), (4, "y"), (5, "x")):
         survived = ("x",) if image == "y" else ()
         write_note(directory, InFlight(0, attempt, image, survived))
-        deaths.allows_another(0, attempt)
+        deaths.allows_another(attempt)
 
-    assert not find_deadly(deaths.of(0))
-    assert deaths.of(0).suspects == {"x": 1, "y": 1}
+    assert not find_deadly(deaths.failure)
+    assert deaths.failure.suspects == {"x": 1, "y": 1}
 
 
 @pytest.mark.parametrize("note", [None, InFlight(0, 2, "x"), InFlight(0, 3, "")])
 def test_a_death_without_a_note_of_an_image_in_that_attempt_gets_no_further_one(directory, note):
     if note is not None:
         write_note(directory, note)
-    deaths = DeathRecords(directory, {}, CONFIG)
+    deaths = Deaths(directory)
 
-    assert not deaths.allows_another(0, 3)
-    assert deaths.of(0) == failed(1)
+    assert not deaths.allows_another(3)
+    assert deaths.failure == failed(1)
     assert read_note(directory, 0) is None
 
 
 def test_a_shard_that_lacks_nothing_but_its_receipt_is_not_given_up(directory):
     directory.store.create(label_name(0), b"labels")
-    deaths = DeathRecords(directory, {}, CONFIG)
-    assert deaths.allows_another(0, 3)
+    deaths = Deaths(directory)
+    assert deaths.allows_another(3)
 
     directory.store.create(receipt_name(0), b"{}")  # a repair of a finished shard: its death is its own
-    assert not deaths.allows_another(0, 3)
+    assert not deaths.allows_another(3)
 
 
 def test_a_shard_of_nothing_but_poison_is_given_up_in_the_end(directory):
-    deaths = DeathRecords(directory, {}, CONFIG)
+    deaths = Deaths(directory)
     another, attempt = True, 2
     while another:
         attempt += 1
-        first = next(image for image in "abcdefgh" if image not in find_deadly(deaths.of(0)))
+        first = next(image for image in "abcdefgh" if image not in find_deadly(deaths.failure))
         write_note(directory, InFlight(0, attempt, first))
-        another = deaths.allows_another(0, attempt)
+        another = deaths.allows_another(attempt)
 
     assert attempt == 2 + 2 * (CONFIG.max_poison_images + 1)
 
@@ -131,7 +142,7 @@ def test_random_kills_make_no_image_deadly_unless_it_dies_twice_in_a_row(moments
     with tempfile.TemporaryDirectory() as name:
         directory, images = RunDirectory(Path(name)), ["a", "b", "c"]
         directory.create_folders()
-        deaths, fates = DeathRecords(directory, {}, CONFIG), {image: [""] for image in images}
+        deaths, fates = Deaths(directory), {image: [""] for image in images}
         for attempt, moment in enumerate(moments, 3):
             reached: list[str] = []
 
@@ -141,12 +152,12 @@ def test_random_kills_make_no_image_deadly_unless_it_dies_twice_in_a_row(moments
                     raise KeyboardInterrupt  # as if the process died
 
             with suppress(KeyboardInterrupt):
-                work_one_by_one(directory, deaths.of(0), attempt, images, work, lambda *_: None)
+                work_one_by_one(directory, deaths.failure, attempt, images, work, lambda *_: None)
                 break  # all came through
             for image in reached:
                 fates[image].append("died" if image == reached[-1] else "lived")
-            deaths.allows_another(0, attempt)
-            for image in find_deadly(deaths.of(0)):
+            deaths.allows_another(attempt)
+            for image in find_deadly(deaths.failure):
                 assert fates[image][-2:] == ["died", "died"]
 
 
@@ -160,24 +171,24 @@ def test_a_note_that_cannot_be_read_is_none(directory, content):
 
 
 def test_where_memory_ran_out_the_row_names_memory_and_not_the_image(directory):
-    deaths = DeathRecords(directory, {}, CONFIG)
+    deaths = Deaths(directory)
     for attempt, memory in ((3, False), (4, True)):
         write_note(directory, InFlight(0, attempt, "x"))
-        deaths.allows_another(0, attempt, memory)
+        deaths.allows_another(attempt, memory)
 
-    assert find_deadly(deaths.of(0)).keys() == {"x"}
-    assert find_deadly(deaths.of(0))["x"] == (ImageStatus.OUT_OF_MEMORY, SHORT_OF_MEMORY)
+    assert find_deadly(deaths.failure).keys() == {"x"}
+    assert find_deadly(deaths.failure)["x"] == (ImageStatus.OUT_OF_MEMORY, SHORT_OF_MEMORY)
 
 
 def test_an_image_that_came_through_is_free_of_earlier_deaths_for_lack_of_memory(directory):
-    deaths = DeathRecords(directory, {}, CONFIG)
+    deaths = Deaths(directory)
     for attempt, image, survived, memory in ((3, "x", (), True), (4, "y", ("x",), True), (5, "x", (), False)):
         write_note(directory, InFlight(0, attempt, image, survived))
-        deaths.allows_another(0, attempt, memory)
+        deaths.allows_another(attempt, memory)
     write_note(directory, InFlight(0, 6, "x"))
-    deaths.allows_another(0, 6)
+    deaths.allows_another(6)
 
-    assert find_deadly(deaths.of(0))["x"][0] is ImageStatus.WORKER_DIED
+    assert find_deadly(deaths.failure)["x"][0] is ImageStatus.WORKER_DIED
 
 
 def test_a_damaged_failure_record_counts_no_deaths(directory):
@@ -208,20 +219,6 @@ def test_deaths_for_lack_of_memory_are_counted_by_the_container_first(tmp_path, 
     assert oom_kills() == -1
 
 
-def test_a_shard_done_one_by_one_has_the_same_bytes(tiny, tmp_path, undisturbed):
-    directory = RunDirectory(tmp_path / "run")
-    run_pipeline(tiny.manifest, directory.root, tiny_config(max_attempts=1), progress=False, runner=None)
-    for shard in range(6):
-        directory.label_file(shard).unlink()
-        directory.receipt_file(shard).unlink()
-        files.record_failure(directory, Failure(shard, 2, False, "it died", "a:1", 0.0, deaths=2))
-    summary = run_pipeline(tiny.manifest, directory.root, tiny_config(), progress=False)
-
-    assert (summary.exit_code, summary.retries) == (0, 12)
-    assert label_bytes(directory.root) == undisturbed
-    assert directory.store.entries("failures") == {}
-
-
 def test_a_shard_done_image_by_image_has_the_bytes_of_one_done_together(tmp_path):
     manifest = build_demo_manifest(tmp_path / "data", images=8, shard_images=4)  # two to ten people in any pose
     run_pipeline(manifest, tmp_path / "together", tiny_config(batch_images=8), progress=False)
@@ -232,8 +229,9 @@ def test_a_shard_done_image_by_image_has_the_bytes_of_one_done_together(tmp_path
         (tmp_path / "alone" / receipt_name(shard)).unlink()
         files.record_failure(alone, Failure(shard, 2, False, "it died", "a:1", 0.0, deaths=2))
 
-    run_pipeline(manifest, tmp_path / "alone", tiny_config(batch_images=8), progress=False)
+    summary = run_pipeline(manifest, tmp_path / "alone", tiny_config(batch_images=8), progress=False)
 
     receipts = [json.loads(path.read_bytes()) for path in (tmp_path / "alone" / "receipts").iterdir()]
-    assert {receipt["attempt"] for receipt in receipts} == {3}
+    assert (summary.exit_code, {receipt["attempt"] for receipt in receipts}) == (0, {3})
+    assert alone.store.entries("failures") == {}
     assert label_bytes(tmp_path / "alone") == label_bytes(tmp_path / "together")

@@ -143,13 +143,13 @@ def test_of_two_generations_the_newer_one_counts_and_the_other_label_file_goes(r
 
     scan = files.scan_run(*run)
     assert scan.done[1] == newer
-    assert [base_name(path) for path in scan.labels.files.values()] == ["shard-00001.r1.parquet", "shard-00002.parquet"]
+    assert [base_name(path) for path in scan.files.values()] == ["shard-00001.r1.parquet", "shard-00002.parquet"]
     files.settle_records(run[0], scan)
     assert sorted(path.name for path in run[0].at("labels").iterdir()) == [
         "shard-00001.r1.parquet",
         "shard-00002.parquet",
     ]
-    assert files.scan_run(*run).labels.surplus == ()
+    assert files.scan_run(*run).surplus == ()
 
 
 def test_a_newer_generation_that_does_not_hold_leaves_the_older_one_counting(run):
@@ -234,13 +234,6 @@ def _mark_of_the_dead() -> str:
     return name[-32:-16]
 
 
-def test_a_lock_is_free_again_afterwards_and_names_nobody(tmp_path):
-    for _ in range(2):
-        with DriverLock(tmp_path):
-            assert _holder(tmp_path) == HERE
-    assert read_holder(tmp_path) is None
-
-
 def _holder(path):
     record = read_holder(path)
     return record and (record.pid, record.host)
@@ -267,3 +260,4 @@ def test_the_lock_of_a_killed_driver_is_taken_over(tmp_path):
 
     with DriverLock(path):
         assert _holder(path) == HERE
+    assert read_holder(path) is None

@@ -5,8 +5,20 @@ from itertools import chain, repeat
 
 import pytest
 
-from dto_pipeline.run.loop import MAX_NODE_FAILURES, RunAborted, Schedule, TooManyFailed, drive
-from dto_pipeline.run.pool import Event, ShardDone, ShardProgress, WorkerDraining, WorkerLost, WorkerReady
+from dto_pipeline.run.loop import (
+    MAX_NODE_FAILURES,
+    Event,
+    RunAborted,
+    Schedule,
+    ShardDone,
+    ShardProgress,
+    ShardRaised,
+    TooManyFailed,
+    WorkerDraining,
+    WorkerLost,
+    WorkerReady,
+    drive,
+)
 from tests.run.fakes import DIE, DONE, HANG, PREEMPTED, RAISE, START_S, FakeLedger, FakePool, make_config, make_receipt
 
 
@@ -244,3 +256,39 @@ def test_five_thousand_shards_on_many_workers_cost_less_than_a_millisecond_each(
     _drive(pool, shards=5000, workers=256)
 
     assert (time.process_time() - start) / 5000 < 1e-3
+
+
+class LosesItsDevice(FakePool):
+    """A worker that dies says first that its device failed; both are heard at once. It is forgotten by then."""
+
+    def __init__(self, forget) -> None:
+        super().__init__(lambda shard, attempt: DIE if (shard, attempt) == (3, 1) else DONE)
+        self._forget = forget
+
+    def wait(self, timeout_s):
+        events = super().wait(timeout_s)
+        lost = [event for event in events if isinstance(event, WorkerLost)]
+        return [ShardRaised(event.worker, 3, "DeviceLost", "trace", fatal=True) for event in lost] + events
+
+    def kill(self, worker):
+        self._forget(worker)
+        super().kill(worker)
+
+
+@pytest.fixture
+def ray_pool():
+    """A pool of actors that has none; Ray is not started."""
+    pytest.importorskip("ray")
+    from dto_pipeline.run.ray_pool import RayPool
+
+    pool = RayPool.__new__(RayPool)
+    pool._actors, pool._tasks = {}, {}
+    return pool
+
+
+def test_a_device_that_takes_its_process_along_costs_one_try_and_not_the_run(ray_pool):
+    ledger = FakeLedger()
+    drive(Schedule(range(6), make_config()), LosesItsDevice(ray_pool.kill), ledger)
+
+    assert sorted(ledger.done) == list(range(6))
+    assert [(failed.shard, failed.attempts) for failed in ledger.failed] == [(3, 1)]

@@ -29,10 +29,10 @@ from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
 from dto_pipeline.models.networks import locate_body, sha256_once
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch, read_identity, read_run_labels
-from dto_pipeline.run.forecast import plan_pipeline
 from dto_pipeline.run.identity import hash_settings, identify_run
 from dto_pipeline.run.plan import Selection
 from dto_pipeline.run.publish import find_orphan
+from dto_pipeline.run.report import plan_pipeline
 from dto_pipeline.run.worker import ShardRunner
 from dto_pipeline.train.config import DataConfig
 from dto_pipeline.view.run_files import load_run_body, open_run_files
@@ -228,7 +228,7 @@ def test_a_launch_that_made_no_label_locks_nothing(tiny: TinyDataset, tmp_path: 
     )
 
     class Failing(ShardRunner):
-        def run(self, shard: int, attempt: int = 1) -> Receipt:
+        def run(self, shard: int, attempt: int = 1, following: int | None = None) -> Receipt:
             raise RuntimeError("nothing goes")
 
     run_dir = tmp_path / "run"

@@ -49,23 +49,21 @@ def put(store, epoch: int, **changes) -> None:
 
 
 def held(store, config=CALM, **options) -> DriverLock:
-    lease = DriverLock(store.root, config, **options)
-    lease.acquire()
-    return lease
+    return DriverLock(store.root, config, **options).__enter__()
 
 
 def test_a_lease_can_be_had_again_after_it_was_left_and_its_number_grows(store):
     for epoch in (1, 2, 3):
         lease = held(store)
         assert read_newest(store)[0] == epoch
-        lease.release()
+        lease.__exit__()
     assert list(store.entries("lease")) == ["00000003.json"]
 
 
 def test_a_silent_driver_of_another_host_is_followed_when_its_lease_has_passed(store):
     put(store, 4)
 
-    held(store, clock=jumping_clock(10.0)).release()
+    held(store, clock=jumping_clock(10.0)).__exit__()
 
     assert read_newest(store)[0] == 5
 
@@ -81,7 +79,7 @@ def test_what_another_hosts_clock_says_decides_nothing(store, said):
         assert look > 6 or read_newest(store)[0] == 1
         return 0.0 if look < 2 else 29.0 if look < 6 else 31.0
 
-    held(store, clock=clock).release()
+    held(store, clock=clock).__exit__()
     assert next(looks) > 6
 
 
@@ -90,9 +88,9 @@ def test_a_driver_that_beats_is_not_followed_and_is_named(store, monkeypatch):
     monkeypatch.setattr(module, "machine_mark", lambda: "another boot/pid:[2]")
 
     with pytest.raises(RunLocked, match=r"being worked on by process \d+ on .* since .*its lease ends 30 s after"):
-        DriverLock(store.root, CALM).acquire()
+        DriverLock(store.root, CALM).__enter__()
     owner.check()
-    owner.release()
+    owner.__exit__()
 
 
 def test_a_driver_that_leaves_while_it_is_watched_is_followed_at_once(store, monkeypatch):
@@ -106,13 +104,13 @@ def test_a_driver_that_leaves_while_it_is_watched_is_followed_at_once(store, mon
     looks = itertools.count()
     monkeypatch.setattr(module, "read_newest", lambda s: (leave_then_read if next(looks) else newest)(s))
 
-    held(store, clock=lambda: 0.0).release()
+    held(store, clock=lambda: 0.0).__exit__()
 
 
 def test_an_unreadable_lease_is_watched_for_two_heartbeats(store):
     store.replace("lease/00000002.json", b"{")
 
-    held(store, RunConfig(lease_s=3000.0, heartbeat_s=0.02)).release()
+    held(store, RunConfig(lease_s=3000.0, heartbeat_s=0.02)).__exit__()
 
     assert read_newest(store)[0] == 3
 
@@ -121,7 +119,7 @@ def test_a_dead_driver_of_this_machine_is_not_waited_for(store, monkeypatch):
     held(store)._stop.set()
     monkeypatch.setattr(module, "process_mark", lambda pid: "")
 
-    held(store, clock=lambda: 0.0).release()
+    held(store, clock=lambda: 0.0).__exit__()
 
 
 def test_of_two_drivers_that_saw_the_same_lease_expire_one_gets_it(store):
@@ -146,7 +144,7 @@ def test_a_driver_that_slept_through_a_take_over_stops_and_leaves_the_new_one_al
     sleeper.beat()
     with pytest.raises(RunLockLost, match="taken over by process 77 on far"):
         sleeper.check()
-    sleeper.release()
+    sleeper.__exit__()
     assert list(store.entries("lease")) == ["00000001.json", "00000002.json"]
     newest = module.parse_lease(read_newest(store)[1])
     assert newest is not None
@@ -185,7 +183,7 @@ def test_what_a_driver_does_that_lost_its_run_changes_no_label_that_counts(tmp_p
     finish(2, 0)
     finish(2, 1)
     lock = directory.lock(CALM).__enter__()
-    found = files.RunScan(count_labels(directory.root, "config", "manifest")).without({1: "a flipped bit"})
+    found = files.RunScan(**vars(count_labels(directory.root, "config", "manifest"))).without({1: "a flipped bit"})
     put(store, 2)
     store.remove(label_name(1))
     store.remove(label_name(2))
@@ -198,7 +196,7 @@ def test_what_a_driver_does_that_lost_its_run_changes_no_label_that_counts(tmp_p
     assert sorted(store.entries("labels")) == ["shard-00001.r1.parquet", "shard-00002.r1.parquet"]
     with pytest.raises(RunLockLost):
         lock.check(ask=True)
-    lock.__exit__(None, None, None)
+    lock.__exit__()
 
 
 def test_status_names_a_driver_of_another_host(tmp_path):
@@ -211,7 +209,7 @@ def test_status_names_a_driver_of_another_host(tmp_path):
 
 def test_on_a_local_folder_a_paused_driver_of_this_machine_is_never_taken_for_dead(tmp_path):
     with DriverLock(tmp_path, CALM), pytest.raises(RunLocked, match=r"being worked on by process \d+"):
-        DriverLock(tmp_path, QUICK, jumping_clock(1000.0)).acquire()
+        DriverLock(tmp_path, QUICK, jumping_clock(1000.0)).__enter__()
 
 
 def test_a_process_that_could_not_give_a_run_back_may_drive_it_again(tmp_path, monkeypatch):
@@ -221,7 +219,7 @@ def test_a_process_that_could_not_give_a_run_back_may_drive_it_again(tmp_path, m
     lock = DriverLock(tmp_path, CALM).__enter__()
     with monkeypatch.context() as patched:
         patched.setattr(LocalStore, "replace", full)
-        lock.__exit__(None, None, None)
+        lock.__exit__()
     with DriverLock(tmp_path, CALM):
         assert read_newest(LocalStore(tmp_path))[0] == 2
 

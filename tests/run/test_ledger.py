@@ -8,14 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from dto_pipeline.config import RunConfig, load_config
-from dto_pipeline.data.receipts import CountedLabels
 from dto_pipeline.run import folder as files
-from dto_pipeline.run.deaths import DeathRecords, InFlight, write_note
+from dto_pipeline.run.deaths import InFlight, write_note
 from dto_pipeline.run.driver import FileLedger
 from dto_pipeline.run.folder import RunDirectory, RunScan
 from dto_pipeline.run.identity import identify_run
+from dto_pipeline.run.loop import FailedAttempt, WorkerCounts
 from dto_pipeline.run.plan import Retry, Selection, survey_run
-from dto_pipeline.run.pool import FailedAttempt, WorkerCounts
 from tests.run.fakes import make_manifest, make_receipt
 
 
@@ -26,10 +25,9 @@ def run(tmp_path):
     directory = RunDirectory(tmp_path / "run")
     identity = identify_run(load_config(overrides=["body.model_path=demo"]), manifest, tmp_path / "m.parquet")
     files.open_run(directory, identity)
-    plan = survey_run(directory, identity, manifest, RunScan(CountedLabels(directory.root)), Selection(), Retry())
-    deaths = DeathRecords(directory, {}, RunConfig())
-    ledger = FileLedger(directory, plan, deaths, progress=False)
-    return SimpleNamespace(directory=directory, ledger=ledger, deaths=deaths, plan=plan)
+    plan = survey_run(directory, identity, manifest, RunScan(directory.root), Selection(), Retry())
+    ledger = FileLedger(directory, plan, RunConfig(), progress=False)
+    return SimpleNamespace(directory=directory, ledger=ledger, plan=plan)
 
 
 def test_every_shard_is_one_log_line_with_numbers_for_machines(run, caplog):
@@ -43,7 +41,7 @@ def test_every_shard_is_one_log_line_with_numbers_for_machines(run, caplog):
 
 def test_a_failed_attempt_is_kept_on_disk_with_deaths_per_image(run):
     write_note(run.directory, InFlight(1, 3, "x"))
-    run.deaths.allows_another(1, 3)
+    run.ledger.allows_another(1, 3)
     run.ledger.attempt_failed(FailedAttempt(1, 3, False), "w", "it died", "trace")
 
     failure = files.read_shard_failure(run.directory, 1)
@@ -63,7 +61,7 @@ def test_events_of_a_launch_are_counted(run):
 
 
 def test_the_progress_line_shows_workers_and_why_others_are_missing(run, capsys, caplog):
-    with closing(FileLedger(run.directory, run.plan, run.deaths, progress=True)) as ledger:
+    with closing(FileLedger(run.directory, run.plan, RunConfig(), progress=True)) as ledger:
         ledger._draw_every = 0
 
         def line(**now: int) -> str:

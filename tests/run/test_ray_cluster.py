@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import ray
 
-from dto_pipeline.run.pool import ShardDone, WorkerDraining, WorkerLost, WorkerPlaced, WorkerReady
+from dto_pipeline.run.loop import ShardDone, WorkerDraining, WorkerLost, WorkerPlaced, WorkerReady
 from dto_pipeline.run.ray_pool import RayPool
 from tests.ray_cluster import NODE
 from tests.run.chaos import tiny_config

@@ -1,8 +1,9 @@
-"""Ray that cannot start, and workers that were ended because memory ran out: each said as what it is."""
+"""Ray that cannot start, addresses without a cluster, workers ended for lack of memory: each said as what it is."""
 
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 import ray
 
 from dto_pipeline.run import ray_pool
+from dto_pipeline.run import ray_start as cluster
 from dto_pipeline.run.ray_pool import RayPool
 from dto_pipeline.run.ray_start import ClusterUnreachable, dead_parts, short_place, start_ray
 from tests.run.chaos import tiny_config
@@ -134,3 +136,39 @@ def test_where_a_part_of_ray_dies_while_the_driver_registers_the_process_ends_wi
     assert found.returncode == 2
     assert found.stderr.startswith("dto: Ray cannot start on this machine: gcs_server died while it did; ")
     assert found.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def closed_port():
+    """A port nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_stale_address_is_refused_at_once(closed_port, scheme):
+    began = time.monotonic()
+    with pytest.raises(ClusterUnreachable, match=r"nothing listens there.*10001 for ray://"):
+        start_ray(tiny_config(workers=2).run, f"{scheme}127.0.0.1:{closed_port}")
+
+    assert time.monotonic() - began < 30
+
+
+def test_a_stale_address_in_the_environment_is_refused_too(closed_port, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
+    with pytest.raises(ClusterUnreachable, match="nothing listens there"):
+        start_ray(tiny_config(workers=2).run, "auto")
+
+
+def test_a_port_that_only_accepts_is_no_cluster(monkeypatch):
+    monkeypatch.setattr(cluster, "REACH_S", 1.0)
+    refusal = pytest.raises(ClusterUnreachable, match="no Ray that answers")
+    with socket.create_server(("127.0.0.1", 0)) as mute, refusal:
+        start_ray(tiny_config(workers=2).run, f"127.0.0.1:{mute.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("address", ["somewhere", "host:port", "ray://", ":6379"])
+def test_what_is_no_address_is_refused_with_what_one_looks_like(address):
+    with pytest.raises(ClusterUnreachable, match="HOST:PORT"):
+        start_ray(tiny_config(workers=2).run, address)

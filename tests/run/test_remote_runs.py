@@ -1,4 +1,4 @@
-"""Runs whose folder is behind a URI: the same labels, resume and refusals as in a local folder."""
+"""Runs whose folder is behind a URI, or whose images are in tars: labels, resume and refusals as with local files."""
 
 from dataclasses import replace
 from importlib import resources
@@ -13,6 +13,7 @@ from dto_pipeline.config import load_config
 from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import Selection
 from dto_pipeline.data.label_files import find_label_files
+from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.object_store import RemoteStore
 from dto_pipeline.data.storage import StoreError, as_location, open_store
@@ -21,7 +22,8 @@ from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, read_identi
 from dto_pipeline.run.report import read_status
 from dto_pipeline.view.verify import verify_run
 from tests.memory_store import clear_memory, put
-from tests.run.chaos import RAISE, ChaosRunner, remote_labels, tiny_config
+from tests.run.chaos import RAISE, ChaosRunner, label_bytes, remote_labels, tiny_config
+from tests.tars import write_tar
 
 RUN = "memory://remote/runs/tiny"
 SHARDS = 6
@@ -198,3 +200,28 @@ def test_a_server_that_overwrites_what_it_should_only_create_is_refused(tiny, mo
     with pytest.raises(StoreError, match="overwrites files it was asked to create only if absent"):
         run_pipeline(tiny.manifest, RUN, tiny_config(), progress=False)
     assert everything() == []
+
+
+def labels_of(run_dir):
+    tables = [read_labels(path) for path in sorted((run_dir / "labels").glob("*.parquet"))]
+    return [row for table in tables for row in table.drop_columns(["persons", "message"]).to_pylist()]
+
+
+def test_images_in_tars_give_the_same_labels_as_files(tiny, finished, tmp_path):
+    root = tiny.dataset.root
+    files = {path.name: path.read_bytes() for path in sorted((root / "images").iterdir())}
+    half = len(files) // 2
+    write_tar(tmp_path / "tars/0.tar", dict(list(files.items())[:half]))
+    write_tar(tmp_path / "tars/1.tar", dict(list(files.items())[half:]))
+    dataset = replace(tiny.dataset, images_in="tars", places={"images": tmp_path / "tars"})
+    build_manifest(dataset, tmp_path / "tars.parquet", progress=False)
+    run_pipeline(tmp_path / "tars.parquet", tmp_path / "run", tiny_config(), progress=False)
+    assert str(labels_of(tmp_path / "run")) == str(labels_of(finished))
+
+
+def test_a_run_starts_from_a_manifest_and_images_behind_uris(tiny, undisturbed, tmp_path):
+    upload(tiny.dataset.root / "images")
+    put("data/m.parquet", tiny.manifest.read_bytes())
+    manifest, images = "memory://data/m.parquet", "memory://data/images"
+    run_pipeline(manifest, tmp_path / "run", tiny_config(), images_root=images, progress=False)
+    assert label_bytes(tmp_path / "run") == undisturbed

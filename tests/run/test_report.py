@@ -80,15 +80,13 @@ def test_a_receipt_that_does_not_hold_is_pending_and_explained(run):
 
 
 def test_the_table_names_statuses_with_advice_and_failed_shards_with_their_error(run):
-    table = read_status(run.root).as_table()
+    status = read_status(run.root)
+    table = status.as_table()
 
+    assert json.loads(json.dumps(status.to_json()))["failed"][0]["shard"] == 2
     assert "check --images" in table
     assert "shard 2 after 3 attempts: it raised" in table
     assert "2 done, 1 failed, 2 pending" in table
-
-
-def test_the_status_is_json(run):
-    assert json.loads(json.dumps(read_status(run.root).to_json()))["failed"][0]["shard"] == 2
 
 
 def test_reading_the_status_changes_nothing(run):

@@ -231,12 +231,6 @@ def test_what_is_wrong_is_said_with_bucket_key_and_next_step(server, tiny, monke
         RemoteStore(s3_uri(server, "run")).read("run.json")
 
 
-def test_a_server_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setattr("dto_pipeline.data.object_store._ATTEMPTS", 1)
-    with pytest.raises(StoreError, match="the server does not answer; check endpoint_override"):
-        RemoteStore(s3_uri("127.0.0.1:9", "run")).entries()
-
-
 def test_a_manifest_that_cannot_be_reached_is_not_called_damaged():
     with pytest.raises(ManifestError, match=r"cannot be read .*check bucket, credentials and endpoint"):
         Manifest.open(s3_uri("127.0.0.1:9", "m.parquet"))

@@ -10,9 +10,9 @@ from dto_pipeline.config import load_config
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory, RunDirectoryError
-from dto_pipeline.run.forecast import plan_pipeline
 from dto_pipeline.run.lease import new_record
 from dto_pipeline.run.plan import Selection, SelectionError
+from dto_pipeline.run.report import plan_pipeline
 from tests.run.chaos import RAISE, ChaosRunner, label_bytes, tiny_config
 
 SHARDS = 6
@@ -92,7 +92,7 @@ def test_receipts_become_hours_of_gpus(start, plan):
 
     assert forecast.worker_hours > 0
     assert forecast.gpu_hours == pytest.approx(forecast.worker_hours / 2)
-    assert "4, each with 1 CPUs and 0.5 GPUs" in forecast.as_table()
+    assert f"{forecast.gpu_hours:.2f} GPU-hours" in forecast.as_table()
 
 
 def test_a_dry_run_counts_what_is_left_and_takes_its_figures_from_receipts(start, plan, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dto_pipeline.lab.crowd import plan_crowd
-from dto_pipeline.lab.demo_data import DemoScene
+from dto_pipeline.lab.known_scenes import CrowdScene
 from dto_pipeline.lab.people import build_bodies
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.train.augment import Draw, resize
@@ -54,7 +54,7 @@ def crowd_batch(body: BodyModel, numbers: Sequence[int], side: int = SIDE, seed:
     for number in numbers:
         crowd = plan_crowd(seed, number)
         people = build_bodies(crowd, body, np.random.default_rng([seed, number, _BODIES]))
-        images.append(DemoScene(seed, number, body).picture.rgb)
+        images.append(CrowdScene(seed, number, body).picture.rgb)
         labels.append(true_labels(crowd.view.intrinsics, people.pose, people.betas, people.transl))
     return label_batch(images, labels, body, side)
 

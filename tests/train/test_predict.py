@@ -24,6 +24,7 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.maths.camera import project
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.driver import run_pipeline
+from dto_pipeline.run.lease import RunLocked
 from dto_pipeline.run.report import read_status
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
@@ -177,6 +178,27 @@ def test_a_killed_prediction_goes_on_where_it_was(body: BodyModel, folder: Path,
         stand_in(body), list_pictures(str(folder), tmp_path, shard_images=1), tmp_path / "whole", progress=False
     )
     assert label_bytes(out) == label_bytes(tmp_path / "whole")
+
+
+def test_of_two_predictions_into_one_folder_the_first_is_kept(body: BodyModel, folder: Path, tmp_path: Path) -> None:
+    out, pictures = tmp_path / "out", list_pictures(str(folder), tmp_path)
+    others = stand_in(body, StandIn(transl=((0, 0, 7), (0, 0, 8), (0, 0, 9))))
+    refused = []
+
+    class Overtaken(StandIn):
+        def __call__(self, images: Sequence[torch.Tensor]) -> Predictions:
+            with pytest.raises(RunLocked) as error:
+                predict_run(others, pictures, out, progress=False)
+            refused.append(str(error.value))
+            return super().__call__(images)
+
+    predict_run(stand_in(body, Overtaken()), pictures, out, progress=False)
+    assert "is being worked on by process" in refused[0]
+    late = list_pictures(str(folder), out)  # it had begun before the first was finished
+    with pytest.raises(DtoError, match="finished by another process"):
+        predict_run(others, late, out, progress=False)
+    assert verify_run(out).passed
+    assert not (out / PARTS).exists()
 
 
 def test_a_prediction_that_goes_on_with_other_images_begins_anew(

@@ -105,7 +105,7 @@ def test_a_receipt_that_counts_wrongly_is_found(copy: Path) -> None:
     edit_receipt(copy, 0, persons=99, person_status={"moved": 99}, rows=4, images=4, image_status={"optimized": 4})
     (text,) = broken(verify_run(copy))["counts and keys are the receipt's"]
     assert "rows 3, the receipt says 4" in text
-    assert "`dto run` does the shard again" in text
+    assert "`dto run --recheck` does the shard again" in text
 
 
 def nudge_init(placed: list[PlacedScene]) -> None:

@@ -11,12 +11,11 @@ from itertools import chain
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dto_pipeline.data.columns import single_array
 from dto_pipeline.data.exports.job import ExportJob, Subset
 from dto_pipeline.data.label_files import flatten_table
-from dto_pipeline.data.parquet import ROWS_PER_GROUP, writer_settings
+from dto_pipeline.data.parquet import ROWS_PER_GROUP, new_parquet
 from dto_pipeline.schema import LABELS_SCHEMA, LABELS_SCHEMA_NAME, PERSONS_SCHEMA, PERSONS_SCHEMA_NAME
 
 FILE_GROUPS = 48  # 49,152 images a file
@@ -72,7 +71,7 @@ def _write_files(
     for number, start in enumerate(starts):
         path = f"data/{subset.name}/{subset.name}-{number:05d}-of-{len(starts):05d}.parquet"
         end = min(start + starts.step, table.num_rows)
-        with pq.ParquetWriter(job.folder / path, described, **writer_settings(schema)) as writer:
+        with new_parquet(job.folder / path, described) as writer:
             for group in range(start, end, group_rows):
                 rows = table.slice(group, min(group_rows, end - group)).combine_chunks()
                 writer.write_table(rows.cast(described), row_group_size=group_rows)

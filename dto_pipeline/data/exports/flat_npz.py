@@ -22,7 +22,7 @@ from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.label_files import IMAGE_FILE, LabelColumns, RunLabels, flatten_table
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.npz import MappedNpz, open_member
+from dto_pipeline.data.npz import NpzFile, open_member
 from dto_pipeline.data.sources.rows import decode_names
 from dto_pipeline.data.storage import Location
 from dto_pipeline.data.tars import split_address
@@ -39,7 +39,7 @@ _LABELS = {"pose_cam": "pose", "shape": "betas", "trans_cam": "transl"} | {
 }  # key -> our column
 _PEOPLE = (*_LABELS.values(), "bbox_xyxy", "source_row")
 
-_Release = dict[str, np.ndarray]  # mapped arrays of a released file; empty = the run was made from none
+_Release = dict[str, np.ndarray]  # arrays of a released file; empty = the run was made from none
 
 
 def write_camerahmr(job: ExportJob) -> None:
@@ -94,7 +94,7 @@ def _open_release(run: RunLabels, named: Sequence[Location]) -> _Release:
             tried.append(f"{place}: another file (its sha256 is not {sha256[:16]})")
         else:
             try:
-                npz = MappedNpz(place)
+                npz = NpzFile(place)
                 return {key: npz.array(key) for key in _COPIED if key in npz.keys}
             except PickleRefused as error:
                 raise ExportError(str(error)) from error

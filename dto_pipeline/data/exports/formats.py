@@ -182,10 +182,13 @@ def new_folder(out: Path) -> Iterator[Path]:
     """A folder under a temporary name that is renamed to `out` when the block ends without an error.
 
     Folders left by killed exports to the same place on this machine are removed first. Raises: ExportError: `out`
-    exists and is not an empty folder.
+    exists and is not an empty folder, or cannot be replaced by one.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ExportError(f"{out} exists and is not an empty folder; remove it or choose another -o")
+    if not out.name or os.path.ismount(out):  # the current folder, or the top of a disk
+        raise ExportError(f"{out} stays where it is, and an export is renamed to its place; name a new folder in it")
+    out = out.resolve()  # a link stays, too
     sweep_abandoned(out)
     with staged(out) as folder:
         folder.mkdir()

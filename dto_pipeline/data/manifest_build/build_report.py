@@ -1,27 +1,25 @@
 """The report of a manifest build or a merge: counts, as a table and as JSON, and findings.
 
 Findings are a Parquet file next to the manifest, one row each, so that nothing is lost without a reason; most keep
-something out of the run, those with `used` do not. If more than a share of images or label rows cannot be used, the
-manifest is written all the same, and the build ends with exit code 1 and the reasons.
+something out of the run, those with `used` do not. They stay in memory until the end (0.3 kB each). If more than a
+share of images or label rows cannot be used, the manifest is written all the same, and the build ends with exit code 1
+and the reasons.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from posixpath import splitext
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.image_index import ImageIndex
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.parquet import writer_settings
+from dto_pipeline.data.parquet import new_parquet
 from dto_pipeline.data.storage import (
     STORAGE_ERRORS,
     Location,
@@ -41,136 +39,17 @@ REPEATED_KEY, MASKS, SOURCE = "repeated_key", "masks_unreadable", "source"
 PERSON, ALSO_IN = "person", "also_in"
 _DEPTH_CHECKS = 1000  # images whose depth map is checked: enough to see a missing twentieth, few requests to a store
 _THREADS = 16
-_ROWS_AT_ONCE = 1 << 15
+_ROWS_PER_GROUP = 1 << 15
 _ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
-
-
-class Findings:
-    """Writes findings as they come, a few thousand at a time."""
-
-    def __init__(self, writer: pq.ParquetWriter) -> None:
-        self.counts: Counter[str] = Counter()  # kind -> how many
-        self.missing: list[str] = []  # images that a label names and that do not exist
-        self._writer = writer
-        self._rows: list[tuple] = []
-
-    def add(self, kind: str, image: str, reason: str, label_row: int | None = None, used: bool = False) -> None:
-        """One finding; `used` = what it is about takes part in the run all the same."""
-        self.counts[kind] += 1
-        if kind == ImageStatus.IMAGE_MISSING:
-            self.missing.append(image)
-        self._rows.append((kind, image, label_row, reason, used))
-        if len(self._rows) >= _ROWS_AT_ONCE:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._rows:
-            columns = dict(zip(FINDINGS_SCHEMA.names, zip(*self._rows, strict=True), strict=True))
-            self._writer.write_table(build_table(FINDINGS_SCHEMA, columns))
-            self._rows.clear()
-
-
-@contextmanager
-def open_findings(manifest: Location) -> Iterator[Findings]:
-    """The findings file of a manifest, replaced where the block ends without an error."""
-    with (
-        written(findings_path(manifest)) as local,
-        pq.ParquetWriter(local, FINDINGS_SCHEMA, **writer_settings(FINDINGS_SCHEMA)) as writer,
-    ):
-        findings = Findings(writer)
-        yield findings
-        findings.flush()
-
-
-def findings_path(manifest: Location) -> Location:
-    return beside(manifest, ".findings.parquet")
-
-
-def note_tars(findings: Findings, placement: TarPlacement) -> None:
-    for summary in placement.images.summaries:
-        if summary.problem:
-            findings.add(TAR, summary.tar, f"{summary.problem}; {summary.usable} members can be read", used=True)
-    refused = placement.images.problems().select(["tar", "member", "problem"]).to_pydict()
-    for tar, member, problem in zip(*refused.values(), strict=True):
-        findings.add(TAR_MEMBER, f"{tar}!{member}", problem)
-    for taken, other in placement.repeated:
-        findings.add(REPEATED_KEY, other, f"has the key of {taken}, which is taken")
-
-
-def note_unlabelled(findings: Findings, index: ImageIndex, root: Location, placement: TarPlacement | None) -> None:
-    """Images that no label row names, and whether a missing image has almost the same name; call it last."""
-
-    def folded(name: str) -> str:
-        return splitext(name)[0].casefold()
-
-    named = set(index.image_file)
-    similar = {folded(name): name for name in findings.missing}
-    in_tars = placement and (address for address, _ in placement.images.members())
-    try:
-        for name in in_tars or list_names(root, _ENDINGS):
-            if name not in named:
-                near = similar.get(folded(name))
-                hint = f"; {near}, which is missing, differs in case or extension only" if near else ""
-                findings.add(WITHOUT_LABELS, name, f"no label row names this image{hint}")
-    except STORAGE_ERRORS as error:
-        findings.add(WITHOUT_LABELS, "", f"the images folder cannot be listed: {error_text(error)}")
-
-
-def look_for_depth(index: ImageIndex, root: Location, suffix: str) -> tuple[int, int, str]:
-    """How many depth maps were checked, of images spread over all, how many are missing, and a text on the first."""
-
-    def is_there(name: str) -> bool:
-        try:
-            return exists(join_location(root, name))
-        except STORAGE_ERRORS:
-            return False
-
-    images = [image for image in range(index.num_images) if image not in index.problem]
-    images = images[:: -(-len(images) // _DEPTH_CHECKS) or 1]
-    names = [splitext(index.image_name[image])[0] + suffix for image in images]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        missing = [name for name, there in zip(names, pool.map(is_there, names), strict=True) if not there]
-    if not missing:
-        return len(names), 0, ""
-    found = f"depth map {missing[0]} does not exist below {root}"
-    if isinstance(root, Path) and not root.is_dir():
-        found = f"there is no depth folder {root}"
-    advice = "write the maps, name their folder (--depth) and ending (depth_suffix), or build with --depth '' where a "
-    return len(names), len(missing), f"{found}; {advice}network makes them (depth.source=model)"
-
-
-def note_shared_images(findings: Findings, index: ImageIndex, others: Sequence[Location]) -> Counter[str]:
-    """Images whose key another manifest has too, counted by its subset. Raises: ManifestError: one is damaged."""
-    own = set(index.image_path) if others else set()
-    shared: Counter[str] = Counter()
-    for other in map(Manifest.open, others):
-        for shard in range(other.num_shards):
-            rows = other.read_shard(shard, ["image_path", "image_id"])
-            for key, image_id in zip(rows["image_path"].to_pylist(), rows["image_id"].to_pylist(), strict=True):
-                if key in own:
-                    findings.add(ALSO_IN, key, f"also in {other.subset} as {image_id}", used=True)
-                    shared[other.subset] += 1
-    return shared
-
-
 _WORDS = {  # of counts whose names say too little in a table
     "persons": "persons (label rows)",
-    "rows_without_image": "label rows without image file",
     "rows_unusable": "label rows that cannot be used",
     "depth_looked": "depth maps looked for",
     "depth_missing": "depth maps missing, of these",
-    "off_centre": "images with an off-centre camera",
-    "turned": "images turned by an EXIF note, taken as stored",
     "masks_given": "persons with mask",
-    "masks_missing": "persons without mask",
-    "masks_empty": "persons with an empty mask",
     "age_known": "persons of known age",
     "male_prob_known": "persons of known gender",
-    "also_in": "images also in",
     "released": "persons before",
-    "by_keypoints": "predictions compared by keypoints",
-    "by_overlap": "predictions compared by overlap of boxes",
-    "carried": "predictions of another camera, moved to the label's",
 }
 
 
@@ -182,14 +61,15 @@ class _Counts:
         return {
             name: {str(key): count for key, count in sorted(value.items())} if isinstance(value, dict) else value
             for name, value in vars(self).items()
+            if not isinstance(value, list)
         }
 
     def count_lines(self, title: str) -> str:
         counts = dict[str, int]()
         for name, value in self.to_json().items():
-            several = value.items() if isinstance(value, dict) and name != "persons_per_image" else [("", value)]
             words = _WORDS.get(name, name.replace("_", " "))
-            counts |= {f"{words}: {key}" if key else words: count for key, count in several if isinstance(count, int)}
+            several = {f"{words}: {key}": count for key, count in value.items()} if isinstance(value, dict) else {}
+            counts |= {text: count for text, count in (several or {words: value}).items() if isinstance(count, int)}
         width = max(map(len, counts))
         return "\n".join([title, *(f"  {words:<{width}}  {count:>9}" for words, count in counts.items())])
 
@@ -203,26 +83,30 @@ class ManifestReport(_Counts):
     images: int = 0
     persons: int = 0
     shards: int = 0
-    persons_per_image: Counter[int] = field(default_factory=Counter)  # people -> images
     image_problems: Counter[str] = field(default_factory=Counter)  # ImageStatus word -> images
-    camera_faults: Counter[str] = field(default_factory=Counter)  # what is wrong with an image's camera -> images
-    rows_without_image: int = 0  # label rows whose image file does not exist
     rows_unusable: int = 0  # label rows that cannot be used, or whose image cannot
     depth_looked: int = 0  # images whose depth map was checked: some, spread over all; 0 = no depth folder
     depth_missing: int = 0  # of these, images without one
-    off_centre: int = 0  # images whose size is not (2 cx, 2 cy) within a pixel, refused or not
-    turned: int = 0  # images an EXIF note turns or mirrors for viewers; pixels are taken as stored
     person_problems: Counter[str] = field(default_factory=Counter)  # reason -> persons
-    masks_given: int = 0
-    masks_missing: int = 0  # persons without a mask: their rendered silhouette is used
-    masks_empty: int = 0  # given, but without a pixel
+    masks_given: int = 0  # of the other persons the rendered silhouette is used
     age_known: int = 0
     male_prob_known: int = 0
     notes: Counter[str] = field(default_factory=Counter)  # values taken as unknown -> how many
-    also_in: Counter[str] = field(default_factory=Counter)  # other subset -> images it has too
     findings: Counter[str] = field(default_factory=Counter)  # kind of row in the findings file -> how many
     findings_file: str = ""  # its name
     examples: dict[str, str] = field(default_factory=dict)  # ImageStatus word -> the first message
+    found: list[tuple] = field(default_factory=list, repr=False)  # rows of the findings file
+
+    def add(self, kind: str, image: str, reason: str, label_row: int | None = None, used: bool = False) -> None:
+        """One finding; `used` = what it is about takes part in the run all the same."""
+        self.findings[kind] += 1
+        self.found.append((kind, image, label_row, reason, used))
+
+    def write_findings(self, manifest: Location) -> None:
+        with written(findings_path(manifest)) as local, new_parquet(local, FINDINGS_SCHEMA) as writer:
+            if self.found:
+                columns = dict(zip(FINDINGS_SCHEMA.names, zip(*self.found, strict=True), strict=True))
+                writer.write_table(build_table(FINDINGS_SCHEMA, columns), row_group_size=_ROWS_PER_GROUP)
 
     def complaint(self, share: float) -> str:
         """Why the manifest cannot be used: counts per cause, the commonest first; "" = at most `share` is lost."""
@@ -264,10 +148,6 @@ class MergeReport(_Counts):
     predictions: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)  # PredictionStatus word -> predictions
     refused: Counter[str] = field(default_factory=Counter)  # reason -> predictions
-    by_keypoints: int = 0  # predictions compared by what a detector saw
-    by_overlap: int = 0  # predictions compared by the boxes of bodies: no visible keypoint
-    carried: int = 0  # predictions of another camera than the label's, moved to it
-    images_with_added: int = 0
     notes: Counter[str] = field(default_factory=Counter)  # values taken as unknown -> how many
 
     def count(self, verdicts: Mapping[str, int]) -> None:
@@ -281,3 +161,73 @@ class MergeReport(_Counts):
 
     def as_table(self) -> str:
         return self.count_lines(f"merged manifest, fingerprint {self.fingerprint[:16]}")
+
+
+def findings_path(manifest: Location) -> Location:
+    return beside(manifest, ".findings.parquet")
+
+
+def note_tars(report: ManifestReport, placement: TarPlacement) -> None:
+    """Damaged tars, members that are refused, and images whose key is taken."""
+    for summary in placement.images.summaries:
+        if summary.problem:
+            report.add(TAR, summary.tar, f"{summary.problem}; {summary.usable} members can be read", used=True)
+    for member, problem in placement.images.problems():
+        report.add(TAR_MEMBER, member, problem)
+    for taken, other in placement.repeated:
+        report.add(REPEATED_KEY, other, f"has the key of {taken}, which is taken")
+
+
+def note_unlabelled(report: ManifestReport, index: ImageIndex, root: Location, placement: TarPlacement | None) -> None:
+    """Images that no label row names, and whether a missing image has almost the same name; call it last."""
+
+    def folded(name: str) -> str:
+        return splitext(name)[0].casefold()
+
+    named = set(index.image_file)
+    similar = {folded(name): name for kind, name, *_ in report.found if kind == ImageStatus.IMAGE_MISSING}
+    in_tars = placement and (address for address, _ in placement.images.members())
+    try:
+        for name in in_tars or list_names(root, _ENDINGS):
+            if name not in named:
+                near = similar.get(folded(name))
+                hint = f"; {near}, which is missing, differs in case or extension only" if near else ""
+                report.add(WITHOUT_LABELS, name, f"no label row names this image{hint}")
+    except STORAGE_ERRORS as error:
+        report.add(WITHOUT_LABELS, "", f"the images folder cannot be listed: {error_text(error)}")
+
+
+def look_for_depth(report: ManifestReport, index: ImageIndex, root: Location, suffix: str) -> None:
+    """Whether the depth maps of some images, spread over all, exist."""
+
+    def is_there(name: str) -> bool:
+        try:
+            return exists(join_location(root, name))
+        except STORAGE_ERRORS:
+            return False
+
+    images = [image for image in range(index.num_images) if image not in index.problem]
+    images = images[:: -(-len(images) // _DEPTH_CHECKS) or 1]
+    names = [splitext(index.image_name[image])[0] + suffix for image in images]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        missing = [name for name, there in zip(names, pool.map(is_there, names), strict=True) if not there]
+    report.depth_looked, report.depth_missing = len(names), len(missing)
+    if missing:
+        found = f"depth map {missing[0]} does not exist below {root}"
+        if isinstance(root, Path) and not root.is_dir():
+            found = f"there is no depth folder {root}"
+        report.examples[ImageStatus.DEPTH_MISSING] = (
+            f"{found}; write the maps, name their folder (--depth) and ending (depth_suffix), or build with --depth '' "
+            "where a network makes them (depth.source=model)"
+        )
+
+
+def note_shared_images(report: ManifestReport, index: ImageIndex, others: Sequence[Location]) -> None:
+    """Images whose key another manifest has too. Raises: ManifestError: one is damaged."""
+    own = set(index.image_path) if others else set()
+    for other in map(Manifest.open, others):
+        for shard in range(other.num_shards):
+            rows = other.read_shard(shard, ["image_path", "image_id"])
+            for key, image_id in zip(rows["image_path"].to_pylist(), rows["image_id"].to_pylist(), strict=True):
+                if key in own:
+                    report.add(ALSO_IN, key, f"also in {other.subset} as {image_id}", used=True)

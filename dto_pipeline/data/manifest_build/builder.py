@@ -20,28 +20,26 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
-from dto_pipeline.data.cameras import describe_off_centre, is_off_centre
+from dto_pipeline.data.cameras import CAMERA_COLUMNS, describe_off_centre, is_off_centre
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, struct_column
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.duplicates import LabelledPeople, find_duplicates
 from dto_pipeline.data.files import json_bytes, sha256_file, sweep_abandoned
 from dto_pipeline.data.image_index import ImageIndex, index_images
 from dto_pipeline.data.images import ImageFolder, ImageHeader, ImageStore
-from dto_pipeline.data.manifest import report_path
+from dto_pipeline.data.manifest import check_outputs, report_path
 from dto_pipeline.data.manifest_build.build_report import (
     MASKS,
     PERSON,
     SOURCE,
-    Findings,
     ManifestReport,
     findings_path,
     look_for_depth,
     note_shared_images,
     note_tars,
     note_unlabelled,
-    open_findings,
 )
-from dto_pipeline.data.manifest_build.seen_people import SeenPeople, join_seen
+from dto_pipeline.data.manifest_build.seen_people import join_seen
 from dto_pipeline.data.manifest_build.writer import describe_origin, open_manifest_writer
 from dto_pipeline.data.people import FileKind, recognise
 from dto_pipeline.data.sources import SOURCES
@@ -56,7 +54,7 @@ from dto_pipeline.data.sources.rows import (
 )
 from dto_pipeline.data.sources.sidecar import Sidecar
 from dto_pipeline.data.storage import Location, as_location, base_name, fetch, write_bytes
-from dto_pipeline.data.tars import TarPlacement, place_in_tars, tar_index_path
+from dto_pipeline.data.tars import place_in_tars, tar_index_path
 from dto_pipeline.schema import MANIFEST_PERSON, MANIFEST_SCHEMA
 from dto_pipeline.status import ImageStatus, UnusableImage
 
@@ -80,12 +78,14 @@ Problem = tuple[ImageStatus, str]
 
 @dataclass(frozen=True)
 class _Inputs:
+    """What shards are made of."""
+
     dataset: Dataset
     source: LabelSource
     sidecar: Sidecar
-    images: ImageStore
     index: ImageIndex
-    placement: TarPlacement | None = None  # None = the images are plain files
+    images: ImageStore
+    report: ManifestReport  # counts what cannot be used
 
 
 def build_manifest(
@@ -106,35 +106,40 @@ def build_manifest(
             cannot be used.
     """
     out = as_location(out)
+    read = map(dataset.place, ("labels", "predictions", "sidecar"))
+    check_outputs(out, (findings_path(out), report_path(out)), read)
     sweep_abandoned(out if isinstance(out, Path) else None)
     report = ManifestReport(dataset=dataset.name, findings_file=base_name(findings_path(out)))
     with ExitStack() as stack:
-        inputs = _open_inputs(dataset, out, stack, progress)
-        findings = stack.enter_context(open_findings(out))
-        report.also_in = note_shared_images(findings, inputs.index, [as_location(other) for other in against])
-        for finding in inputs.source.findings:
-            findings.add(SOURCE, finding.image, finding.reason)
-        for image in inputs.source.empty_images:
-            findings.add(SOURCE, image, "listed without people")
-        if inputs.placement is not None:
-            note_tars(findings, inputs.placement)
-        _write_manifest(inputs, out, report, findings, progress)
+        source, sidecar = _open_labels(dataset, stack)
+        index, placement = index_images(source, dataset.key_parts), None
+        images: ImageStore
+        if dataset.images_in == "tars":
+            placement = place_in_tars(index, dataset.images_root, dataset.key_parts, tar_index_path(out), progress)
+            index, images = placement.index, placement.images
+        else:
+            index, images = index.with_prefixes(dataset.image_prefixes), ImageFolder(dataset.images_root)
+        note_shared_images(report, index, [as_location(other) for other in against])
+        for finding in source.findings:
+            report.add(SOURCE, finding.image, finding.reason)
+        for image in source.empty_images:
+            report.add(SOURCE, image, "listed without people")
+        if placement is not None:
+            note_tars(report, placement)
+        _write_manifest(_Inputs(dataset, source, sidecar, index, images, report), out, progress)
         if dataset.depth_root is not None:
-            looked = look_for_depth(inputs.index, dataset.depth_root, dataset.depth_suffix)
-            report.depth_looked, report.depth_missing, example = looked
-            if example:
-                report.examples[ImageStatus.DEPTH_MISSING] = example
+            look_for_depth(report, index, dataset.depth_root, dataset.depth_suffix)
         if unlabelled:
-            note_unlabelled(findings, inputs.index, dataset.images_root, inputs.placement)
-        report.findings = findings.counts
+            note_unlabelled(report, index, dataset.images_root, placement)
+    report.write_findings(out)
     write_bytes(report_path(out), json_bytes(report.to_json()))
     return report
 
 
-def _open_inputs(dataset: Dataset, out: Location, stack: ExitStack, progress: bool) -> _Inputs:
-    """Open what a description names, wherever it lies; `stack` removes copies of what lies behind URIs."""
-    places = (dataset.place("predictions"), dataset.sidecar_path)
-    predictions, sidecar_file = (None if place is None else fetch(place, stack, LabelFileError) for place in places)
+def _open_labels(dataset: Dataset, stack: ExitStack) -> tuple[LabelSource, Sidecar]:
+    """Open the people a description names, wherever they lie; `stack` removes copies of what lies behind URIs."""
+    places = (dataset.place("predictions"), dataset.place("sidecar"))
+    predictions, sidecar = (None if place is None else fetch(place, stack, LabelFileError) for place in places)
     labels = fetch(dataset.labels_path, stack, LabelFileError)
     kind = recognise(labels)
     found = "labels" if kind is FileKind.DTO_LABELS else str(kind)
@@ -144,140 +149,146 @@ def _open_inputs(dataset: Dataset, out: Location, stack: ExitStack, progress: bo
             f"{labels} holds {kind.words}, and the description says source: {dataset.source}; {advice}"
         )
     source = SOURCES[found](labels, dataclasses.replace(dataset.source_options, predictions=predictions))
-    sidecar = Sidecar(sidecar_file, source.num_rows)
-    index = index_images(source, dataset.key_parts)
-    if dataset.images_in == "folder":
-        index = index.with_prefixes(dataset.image_prefixes)
-        return _Inputs(dataset, source, sidecar, ImageFolder(dataset.images_root), index)
-    placed = place_in_tars(index, dataset.images_root, dataset.key_parts, tar_index_path(out), progress)
-    return _Inputs(dataset, source, sidecar, placed.images, placed.index, placed)
+    return source, Sidecar(sidecar, source.num_rows)
 
 
-def _write_manifest(inputs: _Inputs, out: Location, report: ManifestReport, findings: Findings, progress: bool) -> None:
-    total, root = inputs.index.num_images, inputs.dataset.root
+def _write_manifest(inputs: _Inputs, out: Location, progress: bool) -> None:
+    dataset, source, sidecar = inputs.dataset, inputs.source, inputs.sidecar
+    total, root = inputs.index.num_images, dataset.root
     with (
         open_manifest_writer(out) as writer,
         ThreadPoolExecutor(_HEADER_THREADS) as pool,
-        tqdm(total=total, unit="image", desc=inputs.dataset.name, disable=not progress) as bar,
+        tqdm(total=total, unit="image", desc=dataset.name, disable=not progress) as bar,
     ):
-        shards = _Shards(inputs, report, findings, pool, bar.update)
-        for start in range(0, total, inputs.dataset.shard_images):
-            writer.add(shards.build(range(start, min(start + inputs.dataset.shard_images, total))))
-        report.fingerprint = writer.fingerprint
+        for start in range(0, total, dataset.shard_images):
+            images = range(start, min(start + dataset.shard_images, total))
+            writer.add(_build_shard(inputs, images, _read_headers(inputs, images, pool, bar.update), pool))
+        inputs.report.shards, inputs.report.fingerprint = len(writer.sizes), writer.fingerprint
         files = []
-        for path in [*inputs.source.files, *([inputs.sidecar.path] if inputs.sidecar.path else [])]:
+        for path in [*source.files, *([sidecar.path] if sidecar.path else [])]:
             inside = isinstance(root, Path) and path.is_relative_to(root)
             name = str(path.relative_to(root)) if inside else path.name
             files.append({"file": name, "bytes": path.stat().st_size, "sha256": sha256_file(path)})
-        writer.finish(describe_origin(inputs.dataset, files))
+        writer.finish(describe_origin(dataset, files))
 
 
-@dataclass(frozen=True)
-class _Shards:
-    """Makes shards one after the other; what cannot be used is counted in the report and listed in the findings."""
+def _read_headers(
+    inputs: _Inputs, images: range, pool: Executor, advance: Callable[[int], Any]
+) -> list[tuple[ImageHeader, Problem | None]]:
+    """Header of each image, of size 0 where there is a problem; `advance` is called with the number of images done."""
+    index = inputs.index
 
-    inputs: _Inputs
-    report: ManifestReport
-    findings: Findings
-    pool: Executor  # threads that read image headers, and masks in tars
-    advance: Callable[[int], Any]  # called with the number of images done
+    def read(image: int) -> tuple[ImageHeader, Problem | None]:
+        if image in index.problem:
+            return ImageHeader(0, 0), (ImageStatus.LABEL_INVALID, f"image name: {index.problem[image]}")
+        try:
+            return inputs.images.header(index.image_file[image]), None
+        except UnusableImage as error:
+            return ImageHeader(0, 0), (error.status, str(error))
 
-    def build(self, images: range) -> pa.Table:
-        index, dataset, report = self.inputs.index, self.inputs.dataset, self.report
-        offsets = index.offsets[images.start : images.stop + 1]
-        counts, rows = np.diff(offsets), index.rows[offsets[0] : offsets[-1]]
-        files = index.image_file[images.start : images.stop]
-        labels = self.inputs.source.rows(rows)
-        masks_beside = self.inputs.images if dataset.masks == "detection" else None
-        seen = join_seen(labels, self.inputs.sidecar.rows(rows), counts, files, masks_beside, self.pool)
-        labels = dataclasses.replace(labels, seen=seen.rows)
-        headers, problems = self._read_headers(images)
-        sizes = np.array([(header.width, header.height) for header in headers], dtype=np.int64).reshape(-1, 2)
-        camera, fault, centred = judge_cameras(labels.intrinsics, counts, sizes)
-        off_centre = (sizes[:, 0] > 0) & (fault == 0) & is_off_centre(camera, sizes)
-        missing = [problem is not None and problem[0] is ImageStatus.IMAGE_MISSING for problem in problems]
-        report.rows_without_image += int(counts[missing].sum())
-        report.off_centre += int(off_centre.sum())
-        report.turned += sum(header.orientation != 1 for header in headers)
-        report.camera_faults.update(_CAMERA_FAULTS[code] for code in fault[fault > 0].tolist())
-        report.notes.update({CENTRED: centred} if centred else {})
-        for image in np.flatnonzero(fault).tolist():
-            problems[image] = _camera_problem(files[image], camera[image], int(fault[image]), problems[image])
-        if dataset.principal_point == "centre":
-            for image in np.flatnonzero(off_centre).tolist():
-                text = describe_off_centre(files[image], headers[image], camera[image])
-                problems[image] = problems[image] or (ImageStatus.SIZE_MISMATCH, text)
-        lost = np.array([problem is not None for problem in problems])
-        person_problem = judge_people(labels, np.repeat(np.where(lost[:, None], 0, sizes), counts, axis=0))
-        report.rows_unusable += int((np.repeat(lost, counts) | (person_problem > 0)).sum())
-        self._note_images(files, counts, problems, seen)
-        self._note_people(np.repeat(np.array(files, object), counts), rows, person_problem, labels, counts)
-        place = np.arange(rows.size) - np.repeat(offsets[:-1] - offsets[0], counts)
-        people = person_columns(labels, np.arange(rows.size), place, rows, pick_words(PERSON_PROBLEMS, person_problem))
-        kind = MANIFEST_SCHEMA.field("persons").type
-        columns = _image_columns(self.inputs, images, camera, sizes, problems, seen)
-        columns["num_persons"] = counts
-        columns["persons"] = ragged_column(counts, struct_column(MANIFEST_PERSON, people), kind)
-        return build_table(MANIFEST_SCHEMA, columns)
+    blocks = [images[start : start + _HEADERS_AT_ONCE] for start in range(0, len(images), _HEADERS_AT_ONCE)]
+    found = list[tuple[ImageHeader, Problem | None]]()
+    for block in pool.map(lambda block: [read(image) for image in block], blocks):
+        found += block
+        advance(len(block))
+    return found
 
-    def _read_headers(self, images: range) -> tuple[list[ImageHeader], list[Problem | None]]:
-        index, store = self.inputs.index, self.inputs.images
 
-        def read(image: int) -> tuple[ImageHeader, Problem | None]:
-            if image in index.problem:
-                return ImageHeader(0, 0), (ImageStatus.LABEL_INVALID, f"image name: {index.problem[image]}")
-            try:
-                return store.header(index.image_file[image]), None
-            except UnusableImage as error:
-                return ImageHeader(0, 0), (error.status, str(error))
+def _build_shard(
+    inputs: _Inputs, images: range, headers: Sequence[tuple[ImageHeader, Problem | None]], pool: Executor
+) -> pa.Table:
+    """The rows of some images, see `schema.MANIFEST_SCHEMA`; `pool` reads the masks beside them."""
+    index, dataset, some = inputs.index, inputs.dataset, slice(images.start, images.stop)
+    offsets = index.offsets[images.start : images.stop + 1]
+    counts, rows = np.diff(offsets), index.rows[offsets[0] : offsets[-1]]
+    names, keys, files = index.image_name[some], index.image_path[some], index.image_file[some]
+    labels = inputs.source.rows(rows)
+    masks_beside = inputs.images if dataset.masks == "detection" else None
+    seen = join_seen(labels, inputs.sidecar.rows(rows), counts, files, masks_beside, pool)
+    labels = dataclasses.replace(labels, seen=seen.rows)
+    sizes = np.array([(header.width, header.height) for header, _ in headers], dtype=np.int64).reshape(-1, 2)
+    camera, fault, centred = judge_cameras(labels.intrinsics, counts, sizes)
+    problems = [problem for _, problem in headers]
+    for image in np.flatnonzero(fault).tolist():
+        problems[image] = _camera_problem(files[image], camera[image], int(fault[image]), problems[image])
+    if dataset.principal_point == "centre":
+        for image in np.flatnonzero((sizes[:, 0] > 0) & is_off_centre(camera, sizes)).tolist():
+            text = describe_off_centre(files[image], headers[image][0], camera[image])
+            problems[image] = problems[image] or (ImageStatus.SIZE_MISMATCH, text)
+    inputs.report.notes.update({CENTRED: centred} if centred else {})
+    _note_images(inputs.report, files, problems, seen.unreadable)
+    lost = np.array([problem is not None for problem in problems])
+    person_problem = judge_people(labels, np.repeat(np.where(lost[:, None], 0, sizes), counts, axis=0))
+    inputs.report.rows_unusable += int((np.repeat(lost, counts) | (person_problem > 0)).sum())
+    _note_people(inputs.report, np.repeat(np.array(files, object), counts), rows, labels, counts, person_problem)
+    place = np.arange(rows.size) - np.repeat(offsets[:-1] - offsets[0], counts)
+    people = person_columns(labels, np.arange(rows.size), place, rows, pick_words(PERSON_PROBLEMS, person_problem))
+    depth = [
+        None if dataset.depth_root is None or image in index.problem else splitext(name)[0] + dataset.depth_suffix
+        for image, name in zip(images, names, strict=True)
+    ]
+    columns = {
+        "shard": np.full(len(images), images.start // dataset.shard_images),
+        "image_id": [f"{dataset.name}/{key}" for key in keys],
+        "subset": [dataset.name] * len(keys),
+        "image_path": keys,
+        "width": sizes[:, 0],
+        "height": sizes[:, 1],
+        **dict(zip(CAMERA_COLUMNS, camera[:, [0, 1, 0, 1], [0, 1, 2, 2]].T, strict=True)),
+        "image_file": files,
+        "depth_file": depth,
+        "mask_origin": seen.mask_origin,
+        "attribute_origin": seen.attribute_origin,
+        "problem_status": [problem and str(problem[0]) for problem in problems],
+        "problem": [problem and problem[1] for problem in problems],
+        "num_persons": counts,
+        "persons": ragged_column(counts, struct_column(MANIFEST_PERSON, people), MANIFEST_SCHEMA.field("persons").type),
+    }
+    return build_table(MANIFEST_SCHEMA, columns)
 
-        blocks = [images[start : start + _HEADERS_AT_ONCE] for start in range(0, len(images), _HEADERS_AT_ONCE)]
-        found = list[tuple[ImageHeader, Problem | None]]()
-        for block in self.pool.map(lambda block: [read(image) for image in block], blocks):
-            found += block
-            self.advance(len(block))
-        return [header for header, _ in found], [problem for _, problem in found]
 
-    def _note_images(
-        self, files: Sequence[str], counts: np.ndarray, problems: Sequence[Problem | None], seen: SeenPeople
-    ) -> None:
-        report = self.report
-        report.images += counts.size
-        report.persons += int(counts.sum())
-        report.shards += 1
-        report.persons_per_image.update(counts.tolist())
-        for file, problem in zip(files, problems, strict=True):
-            if problem is not None:
-                status, text = str(problem[0]), problem[1]
-                report.image_problems[status] += 1
-                report.examples.setdefault(status, text)
-                self.findings.add(status, file, text)
-        for image, reason in seen.unreadable.items():
-            self.findings.add(MASKS, files[image], reason, used=True)
+def _note_images(
+    report: ManifestReport, files: Sequence[str], problems: Sequence[Problem | None], unreadable: dict[int, str]
+) -> None:
+    """Images with a problem; and, of image -> reason, those beside which lie masks that cannot be read."""
+    report.images += len(files)
+    for file, problem in zip(files, problems, strict=True):
+        if problem is not None:
+            status, text = str(problem[0]), problem[1]
+            report.image_problems[status] += 1
+            report.examples.setdefault(status, text)
+            report.add(status, file, text)
+    for image, reason in unreadable.items():
+        report.add(MASKS, files[image], reason, used=True)
 
-    def _note_people(
-        self, files: np.ndarray, rows: np.ndarray, problem: np.ndarray, labels: LabelRows, counts: np.ndarray
-    ) -> None:
-        """Label rows that cannot be used, and those that repeat another of their image (the run says so again)."""
-        report, seen, has_mask = self.report, labels.seen, labels.seen.has_mask
-        report.masks_given += int(has_mask.sum())
-        report.masks_missing += int((~has_mask).sum())
-        report.masks_empty += int(seen.mask_empty.sum())
-        report.age_known += int(np.isfinite(seen.age_years).sum())
-        report.male_prob_known += int(np.isfinite(seen.male_prob).sum())
-        report.notes.update(seen.notes)
-        places = {name: getattr(labels, name) for name in ("pose", "betas", "transl", "bbox_xyxy")}
-        repeats = find_duplicates(
-            LabelledPeople(**places, det_score=seen.det_score, has_mask=has_mask, usable=problem == 0, counts=counts)
-        )
-        for person in np.flatnonzero(problem).tolist():
-            reason = str(PERSON_PROBLEMS[problem[person]])
-            report.person_problems[reason] += 1
-            self.findings.add(PERSON, files[person], reason, label_row=int(rows[person]))
-        for person in np.flatnonzero(repeats >= 0).tolist():
-            report.person_problems[REPEATED] += 1
-            reason = f"the same person as label row {rows[repeats[person]]}: a duplicate"
-            self.findings.add(PERSON, files[person], reason, label_row=int(rows[person]))
+
+def _note_people(
+    report: ManifestReport,
+    files: np.ndarray,
+    rows: np.ndarray,
+    labels: LabelRows,
+    counts: np.ndarray,
+    problem: np.ndarray,
+) -> None:
+    """Label rows that cannot be used, and those that repeat another of their image (the run says so again)."""
+    seen = labels.seen
+    report.persons += rows.size
+    report.masks_given += int(seen.has_mask.sum())
+    report.age_known += int(np.isfinite(seen.age_years).sum())
+    report.male_prob_known += int(np.isfinite(seen.male_prob).sum())
+    report.notes.update(seen.notes)
+    places = {name: getattr(labels, name) for name in ("pose", "betas", "transl", "bbox_xyxy")}
+    repeats = find_duplicates(
+        LabelledPeople(**places, det_score=seen.det_score, has_mask=seen.has_mask, usable=problem == 0, counts=counts)
+    )
+    for person in np.flatnonzero(problem).tolist():
+        reason = str(PERSON_PROBLEMS[problem[person]])
+        report.person_problems[reason] += 1
+        report.add(PERSON, files[person], reason, label_row=int(rows[person]))
+    for person in np.flatnonzero(repeats >= 0).tolist():
+        report.person_problems[REPEATED] += 1
+        reason = f"the same person as label row {rows[repeats[person]]}: a duplicate"
+        report.add(PERSON, files[person], reason, label_row=int(rows[person]))
 
 
 def judge_cameras(intrinsics: np.ndarray, counts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -344,40 +355,4 @@ def person_columns(
         **{name: getattr(seen, name)[some] for name in (*SEEN_RANGES, "mask_height", "mask_width")},
         "mask_rle": seen.mask_rle.take(pa.array(some)),
         "problem": problem,
-    }
-
-
-def _image_columns(
-    inputs: _Inputs,
-    images: range,
-    camera: np.ndarray,
-    sizes: np.ndarray,
-    problems: Sequence[Problem | None],
-    seen: SeenPeople,
-) -> dict[str, Any]:
-    dataset, index = inputs.dataset, inputs.index
-    keys, names = index.image_path[images.start : images.stop], index.image_name[images.start : images.stop]
-    depth = [
-        splitext(name)[0] + dataset.depth_suffix
-        if dataset.depth_root is not None and image not in index.problem
-        else None
-        for image, name in zip(images, names, strict=True)
-    ]
-    return {
-        "shard": np.full(len(images), images.start // dataset.shard_images),
-        "image_id": [f"{dataset.name}/{key}" for key in keys],
-        "subset": [dataset.name] * len(keys),
-        "image_path": keys,
-        "width": sizes[:, 0],
-        "height": sizes[:, 1],
-        "fx": camera[:, 0, 0],
-        "fy": camera[:, 1, 1],
-        "cx": camera[:, 0, 2],
-        "cy": camera[:, 1, 2],
-        "image_file": index.image_file[images.start : images.stop],
-        "depth_file": depth,
-        "mask_origin": seen.mask_origin,
-        "attribute_origin": seen.attribute_origin,
-        "problem_status": [problem and str(problem[0]) for problem in problems],
-        "problem": [problem and problem[1] for problem in problems],
     }

@@ -20,7 +20,6 @@ from dto_pipeline.data.tars import open_images
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 MISSING, CORRUPT, CHANGED, KNOWN, MENDED, FINE = "missing", "corrupt", "changed", "known", "mended", "fine"
-_FAULTS = (MISSING, CORRUPT, CHANGED)
 _COLUMNS = ("image_id", "image_file", "width", "height", "problem_status")
 _THREADS = 16  # headers are waited for; decoding releases the interpreter lock
 _SHOWN = 20  # faults listed in the table
@@ -35,19 +34,15 @@ class ImageFault(NamedTuple):
 @dataclass
 class CheckReport:
     deep: bool  # images were decoded, not only their headers read
-    counts: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)  # one of the six words -> images
     faults: list[ImageFault] = field(default_factory=list)
 
-    @property
-    def exit_code(self) -> int:
-        return 1 if self.faults else 0
-
     def to_json(self) -> dict[str, Any]:
-        return {"deep": self.deep, "counts": dict(self.counts), "faults": [fault._asdict() for fault in self.faults]}
+        return {"deep": self.deep, "counts": self.counts, "faults": [fault._asdict() for fault in self.faults]}
 
     def as_table(self) -> str:
         lines = [f"{sum(self.counts.values())} images, {'decoded' if self.deep else 'headers read'}"]
-        lines += [f"  {word:<8} {self.counts[word]:>9}" for word in (FINE, *_FAULTS, KNOWN, MENDED)]
+        lines += [f"  {word:<8} {self.counts[word]:>9}" for word in (FINE, MISSING, CORRUPT, CHANGED, KNOWN, MENDED)]
         if self.counts[MENDED]:
             lines.append("  mended images are done by `dto run`, in finished shards with --retry-failed")
         lines += [f"  {fault.fault}: {fault.text}" for fault in self.faults[:_SHOWN]]
@@ -58,13 +53,9 @@ class CheckReport:
 def check_manifest(
     path: Location, deep: bool = False, images_root: Location | None = None, progress: bool = True
 ) -> CheckReport:
-    """Open every image of a manifest.
+    """Open every image of a manifest, below `images_root` in place of the manifest's folder or URI where it is given.
 
-    Args:
-        deep: decode every image instead of reading its header.
-        images_root: folder or URI in place of the manifest's.
-
-    Raises: ManifestError: the manifest itself cannot be read.
+    `deep`: decode every image instead of reading its header. Raises: ManifestError: the manifest cannot be read.
     """
     manifest, report = Manifest.open(path), CheckReport(deep)
     store = open_images(images_root or manifest.images_root, manifest.path)
@@ -76,7 +67,7 @@ def check_manifest(
             rows = manifest.read_shard(shard, _COLUMNS).to_pylist()
             for row, (word, text) in zip(rows, pool.map(lambda row: _check(store, row, deep), rows), strict=True):
                 report.counts[word] += 1
-                if word in _FAULTS:
+                if text:
                     report.faults.append(ImageFault(row["image_id"], word, text))
                 bar.update()
     return report
@@ -84,21 +75,17 @@ def check_manifest(
 
 def _check(store: ImageStore, row: dict[str, Any], deep: bool) -> tuple[str, str]:
     """One of the six words, and a sentence about a fault."""
-    known = row["problem_status"] in (ImageStatus.IMAGE_MISSING, ImageStatus.IMAGE_CORRUPT)
-    if row["problem_status"] == ImageStatus.LABEL_INVALID and row["width"] == 0:
+    name, status, recorded = row["image_file"], row["problem_status"], (row["width"], row["height"])
+    known = status in (ImageStatus.IMAGE_MISSING, ImageStatus.IMAGE_CORRUPT)
+    if status == ImageStatus.LABEL_INVALID and recorded[0] == 0:
         return KNOWN, ""  # its name is unusable: nothing to open
     try:
-        if deep:
-            height, width = store.read(row["image_file"]).rgb.shape[:2]
-        else:
-            width, height = store.size(row["image_file"])
+        size = store.read(name).rgb.shape[1::-1] if deep else store.size(name)
     except UnusableImage as error:
         fault = MISSING if error.status is ImageStatus.IMAGE_MISSING else CORRUPT
-        return (KNOWN if known else fault), str(error)
-    changed = (width, height) != (row["width"], row["height"])
-    if known or (changed and row["problem_status"] == ImageStatus.SIZE_MISMATCH):
+        return (KNOWN, "") if known else (fault, str(error))
+    if known or (size != recorded and status == ImageStatus.SIZE_MISMATCH):
         return MENDED, ""
-    if changed:
-        was = f"{row['width']} x {row['height']}"
-        return CHANGED, f"image {row['image_file']} is {width} x {height}, the manifest says {was}"
+    if size != recorded:
+        return CHANGED, f"image {name} is {size[0]} x {size[1]}, the manifest says {recorded[0]} x {recorded[1]}"
     return FINE, ""

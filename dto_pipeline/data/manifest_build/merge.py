@@ -29,11 +29,11 @@ from dto_pipeline.data.columns import build_table, ragged_column, read_numbers, 
 from dto_pipeline.data.files import json_bytes, sha256_file
 from dto_pipeline.data.image_index import WHOLE_NAME, index_images
 from dto_pipeline.data.label_files import check_one_body
-from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
+from dto_pipeline.data.manifest import Manifest, ManifestError, check_outputs, report_path
 from dto_pipeline.data.manifest_build.build_report import MergeReport
 from dto_pipeline.data.manifest_build.builder import PERSON_PROBLEMS, judge_cameras, judge_people, person_columns
 from dto_pipeline.data.manifest_build.writer import open_manifest_writer
-from dto_pipeline.data.parquet import writer_settings
+from dto_pipeline.data.parquet import new_parquet
 from dto_pipeline.data.people import FileKind, recognise
 from dto_pipeline.data.sources.dto_labels import open_dto_labels
 from dto_pipeline.data.sources.predictions import NUM_KEYPOINTS, open_predictions
@@ -57,7 +57,7 @@ from dto_pipeline.status import PredictionStatus as Status
 
 MIN_SCORE = 0.5  # predictions of a lower det_score are refused; 4D-Humans' detector threshold
 MAX_PREDICTIONS = 1000  # per image: all pairs of them are compared
-_OUTCOMES_AT_ONCE = 1 << 16
+_OUTCOMES_PER_GROUP = 1 << 16
 _IMAGE_NAMES = ("image_file", "image_path", "image_id")  # what a prediction may call its image
 _SAME_CAMERA = 1e-3  # largest difference between intrinsics that are the same camera [px]
 _ORIGIN = "predictions"
@@ -88,8 +88,7 @@ def merge_predictions(
         LabelFileError, LabelsError: the predictions cannot be used as a whole, or are of another body model.
     """
     manifest, predictions, out = (as_location(place) for place in (manifest, predictions, out))
-    if out in (manifest, predictions) or (isinstance(out, Path) and out.resolve() == Path(manifest).resolve()):
-        raise ManifestError(f"{out} is an input of the merge; choose another name for the new manifest (-o)")
+    check_outputs(out, (outcomes_path(out), report_path(out)), (manifest, predictions))
     with ExitStack() as stack:
         source = Manifest.open(fetch(manifest, stack, ManifestError))
         try:
@@ -103,7 +102,7 @@ def merge_predictions(
         with (  # the outcomes get their name first, the manifest last
             open_manifest_writer(out) as writer,
             written(outcomes_path(out)) as local,
-            pq.ParquetWriter(local, MERGE_SCHEMA, **writer_settings(MERGE_SCHEMA)) as outcomes,
+            new_parquet(local, MERGE_SCHEMA) as outcomes,
         ):
             for shard in tqdm(range(source.num_shards), unit="shard", desc=source.subset, disable=not progress):
                 table, rows = merge.merge_shard(source.read_shard(shard))
@@ -187,7 +186,6 @@ class _Merge:
         same_predicted[chosen] = np.append(shard.row[chosen], -1)[original]
         self.report.images += table.num_rows
         self.report.released += int(table["num_persons"].to_numpy().sum())
-        self.report.images_with_added += np.unique(shard.image[verdict == _ADDED]).size
         self.report.notes.update(shard.labels.seen.notes)
         self.report.count(Counter(verdict.tolist()))
         image_ids = single_array(table["image_id"]).take(pa.array(shard.image))
@@ -203,15 +201,14 @@ class _Merge:
         index, unknown = self._index, str(Status.IMAGE_UNKNOWN)
         owner = np.repeat(np.arange(index.num_images), np.diff(index.offsets))
         missing = np.flatnonzero(~self._taken[owner])
-        for start in range(0, missing.size, _OUTCOMES_AT_ONCE):
-            some = missing[start : start + _OUTCOMES_AT_ONCE]
-            images, nobody = owner[some].tolist(), np.full(some.size, -1)
-            score = self._people.rows(index.rows[some]).seen.det_score
+        if missing.size:
+            images, nobody = owner[missing].tolist(), np.full(missing.size, -1)
+            score = self._people.rows(index.rows[missing]).seen.det_score
             names = [index.image_name[image] for image in images]
             messages = [index.problem.get(image) for image in images]
-            rows = index.rows[some], names, [unknown] * some.size, messages, score, nobody, nobody
-            outcomes.write_table(_outcomes(*rows))
-        self.report.count({unknown: missing.size} if missing.size else {})
+            rows = index.rows[missing], names, [unknown] * missing.size, messages, score, nobody, nobody
+            outcomes.write_table(_outcomes(*rows), row_group_size=_OUTCOMES_PER_GROUP)
+            self.report.count({unknown: missing.size})
 
     def _load(self, table: pa.Table) -> _Shard:
         """The predictions for the images of a shard; an image of theirs is taken only once."""
@@ -258,7 +255,6 @@ class _Merge:
         carried = matching.carry_to_camera(transl.double(), joints[:, 0], torch.from_numpy(own[chosen]), camera).float()
         moved = torch.where(torch.from_numpy(other)[:, None], carried, transl)
         views = matching.view_bodies(joints + (moved.double() - transl.double())[:, None], camera)
-        self.report.carried += int(other.sum())
         faults = {
             _invalid(BEHIND_CAMERA): ~(moved[:, 2] > 0).numpy() | ~moved.isfinite().all(dim=1).numpy(),
             _invalid("no joint is in front of the camera"): views.box.isnan().any(dim=1).numpy(),
@@ -276,9 +272,6 @@ class _Merge:
         points = torch.from_numpy(shard.keypoints[chosen]).double()
         visible = points[..., 2] >= rule.min_confidence
         queries = matching.Queries(views, points[..., :2], visible)
-        seen = int(visible.any(dim=1).sum())
-        self.report.by_keypoints += seen
-        self.report.by_overlap += chosen.size - seen
         references, source_row, released = self._view_released(shard, np.unique(image))
         here = torch.from_numpy(np.bincount(image, minlength=shard.table.num_rows))
         share, distance = matching.compare_people(queries, references, matching.pair_people(here, released), rule)

@@ -6,6 +6,7 @@ decides whose each is. Sizes in pixels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from dto_pipeline.data.tar_walk import sample_key
 from dto_pipeline.data.tars import IMAGE_EXTENSIONS, split_address
 
 _ORIGINS = ("sidecar", "labels", "detection")  # bit 0, 1, 2 of an origin code
+_MASK = ("mask_height", "mask_width", "mask_damaged")  # what belongs to `mask_rle`
 
 Mask = tuple[bytes | None, int, int]  # run lengths (None = no mask), height, width
 
@@ -42,7 +44,7 @@ class SeenPeople:
     rows: SeenRows  # n
     mask_origin: pa.StringArray  # m, null = none
     attribute_origin: pa.StringArray  # m, null = unknown
-    unreadable: dict[int, str]  # image -> why the masks in its tar could not be read
+    unreadable: dict[int, str]  # image -> why the masks beside it could not be read
 
 
 def join_seen(
@@ -63,7 +65,7 @@ def join_seen(
     starts = np.cumsum(counts) - counts
     parts, unreadable = [sidecar, labels.seen], dict[int, str]()
     if store is not None:
-        detections, unreadable = _read_detections(labels, starts, files, store, pool)
+        detections, unreadable = _read_detections(labels, counts, files, store, pool)
         parts.append(detections)
     seen = judge_seen({}, pa.nulls(len(labels.pose), pa.binary()))
     masked = known = np.zeros(len(labels.pose), np.int64)
@@ -78,42 +80,34 @@ def join_seen(
 
 
 def _fill_gaps(first: SeenRows, second: SeenRows) -> SeenRows:
-    own = first.has_mask
-
-    def fill(name: str, known: np.ndarray | None = None) -> np.ndarray:
-        values = getattr(first, name)
-        return np.where(~np.isnan(values) if known is None else known, values, getattr(second, name))
-
+    own = {name: ~np.isnan(getattr(first, name)) for name in SEEN_RANGES} | dict.fromkeys(_MASK, first.has_mask)
     return SeenRows(
-        **{name: fill(name) for name in SEEN_RANGES},
-        mask_rle=single_array(pc.if_else(pa.array(own), first.mask_rle, second.mask_rle)),
-        **{name: fill(name, own) for name in ("mask_height", "mask_width", "mask_damaged", "mask_empty")},
-        notes={key: first.notes.get(key, 0) + second.notes.get(key, 0) for key in {**first.notes, **second.notes}},
+        **{name: np.where(known, getattr(first, name), getattr(second, name)) for name, known in own.items()},
+        mask_rle=single_array(pc.if_else(pa.array(first.has_mask), first.mask_rle, second.mask_rle)),
+        notes=Counter(first.notes) + Counter(second.notes),
     )
 
 
-def _judge_masks(masks: Sequence[Mask]) -> SeenRows:
-    """People of whom nothing but their masks is known."""
-    height, width = np.array([mask[1:] for mask in masks], np.float32).reshape(-1, 2).T
-    return judge_seen({"mask_height": height, "mask_width": width}, pa.array([mask[0] for mask in masks], pa.binary()))
-
-
 def _read_detections(
-    labels: LabelRows, starts: np.ndarray, files: Sequence[str], store: ImageStore, pool: Executor
+    labels: LabelRows, counts: np.ndarray, files: Sequence[str], store: ImageStore, pool: Executor
 ) -> tuple[SeenRows, dict[int, str]]:
-    stops = [*starts[1:].tolist(), len(labels.pose)]
+    """People of whom nothing but the masks beside their images is known; image -> why its masks could not be read."""
+    edges = [0, *np.cumsum(counts).tolist()]
 
     def read(image: int) -> tuple[list[Mask], str]:
-        own = slice(int(starts[image]), stops[image])
+        own = slice(edges[image], edges[image + 1])
         keypoints = None if labels.keypoints is None else labels.keypoints[own]
         try:
             return _masks_of_people(store, files[image], keypoints, labels.bbox_xyxy[own])
         except (ImageCorrupt, SampleError, PickleRefused) as error:
-            return [(None, 0, 0)] * (own.stop - own.start), str(error)
+            return [(None, 0, 0)] * int(counts[image]), str(error)
 
     found = list(pool.map(read, range(len(files))))
     masks = [mask for people, _ in found for mask in people]
-    return _judge_masks(masks), {image: reason for image, (_, reason) in enumerate(found) if reason}
+    height, width = np.array([mask[1:] for mask in masks], np.float32).reshape(-1, 2).T
+    sizes = {"mask_height": height, "mask_width": width}
+    seen = judge_seen(sizes, pa.array([mask[0] for mask in masks], pa.binary()))
+    return seen, {image: reason for image, (_, reason) in enumerate(found) if reason}
 
 
 def _masks_of_people(

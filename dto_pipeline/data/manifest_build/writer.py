@@ -21,7 +21,7 @@ from dto_pipeline import __version__
 from dto_pipeline.data.columns import build_table, hash_table, ragged_column, single_array, struct_column
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.manifest import ShardSize
-from dto_pipeline.data.parquet import writer_settings
+from dto_pipeline.data.parquet import new_parquet
 from dto_pipeline.data.storage import Location, absolute, written
 from dto_pipeline.schema import COORDINATES, LABEL_PERSON, MANIFEST_PERSON, MANIFEST_SCHEMA, MANIFEST_SCHEMA_NAME
 from dto_pipeline.status import ImageStatus, PersonStatus
@@ -34,11 +34,11 @@ class ManifestWriter:
 
     def __init__(self, writer: pq.ParquetWriter) -> None:
         self._writer, self._sha = writer, hashlib.sha256()
-        self._sizes: list[ShardSize] = []
+        self.sizes: list[ShardSize] = []
 
     def add(self, shard: pa.Table) -> None:
         hash_table(shard, self._sha)
-        self._sizes.append(ShardSize(shard.num_rows, int(shard["num_persons"].to_numpy().sum())))
+        self.sizes.append(ShardSize(shard.num_rows, int(shard["num_persons"].to_numpy().sum())))
         self._writer.write_table(shard, row_group_size=shard.num_rows)
 
     @property
@@ -51,9 +51,9 @@ class ManifestWriter:
         Args:
             facts: JSON-ready, without counts and shards; texts: written as they are, e.g. another manifest's footer.
         """
-        images, people = (sum(size[i] for size in self._sizes) for i in range(2))
-        counts = {"images": images, "persons": people, "shards": len(self._sizes)}
-        values = {**facts, "counts": counts, "shards": self._sizes}
+        images, people = (sum(size[i] for size in self.sizes) for i in range(2))
+        counts = {"images": images, "persons": people, "shards": len(self.sizes)}
+        values = {**facts, "counts": counts, "shards": self.sizes}
         footer = {**texts, **{key: json.dumps(value, sort_keys=True) for key, value in values.items()}}
         footer.update(pipeline_version=__version__, fingerprint=self.fingerprint)
         self._writer.add_key_value_metadata(dict(sorted(footer.items())))
@@ -61,10 +61,7 @@ class ManifestWriter:
 
 @contextmanager
 def open_manifest_writer(out: Location) -> Iterator[ManifestWriter]:
-    with (
-        written(out) as local,
-        pq.ParquetWriter(local, MANIFEST_SCHEMA, **writer_settings(MANIFEST_SCHEMA)) as writer,
-    ):
+    with written(out) as local, new_parquet(local, MANIFEST_SCHEMA) as writer:
         yield ManifestWriter(writer)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.files import write_bytes_atomic
-from dto_pipeline.data.npz import MappedNpz
+from dto_pipeline.data.npz import NpzFile
 from dto_pipeline.data.sources.rows import (
     LabelFileError,
     LabelRows,
@@ -53,8 +53,8 @@ def open_camerahmr(path: Path, options: SourceOptions = SourceOptions()) -> Labe
         LabelFileError: a key is missing, or of a wrong shape or type. FileNotFoundError: no such file.
         PickleRefused: not a whole npz, or an object array.
     """
-    npz = MappedNpz(path)
-    names, columns = map_text(npz, "imgname", "US"), {}
+    npz = NpzFile(path)
+    names, columns = decode_names(map_text(npz, "imgname", "US")), {}
     for name, (keys, shapes) in _KEYS.items():
         key = next((key for key in keys if key in npz.keys), None)
         if key is not None:
@@ -77,7 +77,7 @@ def open_camerahmr(path: Path, options: SourceOptions = SourceOptions()) -> Labe
         keypoints = None if points is None else pick(points, index, points.shape[1:])
         return take_rows(columns, index, cameras, boxes=boxes, keypoints=keypoints)
 
-    return LabelSource([path], names.size, lambda start, stop: decode_names(names[start:stop]), rows)
+    return LabelSource([path], names, rows)
 
 
 def write_camerahmr(path: Path, image_names: np.ndarray, rows: LabelRows, keypoints: np.ndarray | None = None) -> None:

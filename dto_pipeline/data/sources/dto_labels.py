@@ -49,4 +49,4 @@ def open_dto_labels(path: Path, options: SourceOptions) -> LabelSource:
     def rows(index: np.ndarray) -> LabelRows:
         return take_rows(people, index, cameras[owner[index]], pa.nulls(index.size, pa.binary()))
 
-    return LabelSource(files, owner.size, lambda start, stop: names[owner[start:stop]], rows)
+    return LabelSource(files, names[owner], rows)

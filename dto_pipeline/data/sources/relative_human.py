@@ -50,7 +50,6 @@ BK_NAME_LENGTH = 7  # characters of a file name, without .jpg, whose 19 joints a
 UNLABELLED = -2.0  # position given to a joint that is invisible or absent [px]
 ARRAY = "annots"
 _LAYERS = 100  # published layers end at 9
-_ROWS_AT_ONCE = 1 << 16
 
 
 class KeypointLayoutError(ValueError):
@@ -191,9 +190,8 @@ def open_relative_human(path: Path, options: SourceOptions) -> LabelSource:
     annotated = list(read_annotations(path).images)
     found = open_predictions(options.predictions)
     predicted: dict[str, str] = {}  # base name, as annotations have no folders -> name
-    for start in range(0, found.num_rows, _ROWS_AT_ONCE):
-        for name in set(found.image_names(start, min(start + _ROWS_AT_ONCE, found.num_rows)).tolist()):
-            predicted.setdefault(name.rpartition("/")[2], name)
+    for name in dict.fromkeys(found.image_names.tolist()):
+        predicted.setdefault(name.rpartition("/")[2], name)
     known = {name.rpartition("/")[2] for name in annotated}
     missing = [name for name in annotated if name.rpartition("/")[2] not in predicted]
     extra = [name for base, name in sorted(predicted.items()) if base not in known]

@@ -1,7 +1,7 @@
 """The shape in which every source of labels gives its people: one row per label row, with this project's names.
 
-Also: what makes a label row usable, and how columns of mapped files and Parquet tables become rows. Camera frame and
-units as in `dto_pipeline`.
+Also: what makes a label row usable, and how columns of npz and Parquet files become rows. Camera frame and units as in
+`dto_pipeline`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import pyarrow.compute as pc
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.bounds import ASIDE, BETAS, DISTANCE, POSE
 from dto_pipeline.data.columns import single_array
-from dto_pipeline.data.npz import MappedNpz
-from dto_pipeline.data.parquet import READ_ERRORS, check_room, open_parquet
+from dto_pipeline.data.npz import NpzFile
+from dto_pipeline.data.parquet import READ_ERRORS, open_parquet
 from dto_pipeline.data.rle import measure_rles
-from dto_pipeline.data.scratch import FlatColumn
 from dto_pipeline.errors import DtoError
 
 BEHIND_CAMERA = "transl has z <= 0: the person is not in front of the camera"
@@ -52,7 +51,6 @@ class SeenRows:
     mask_height: np.ndarray  # (n,) int32 [px], 0 = none
     mask_width: np.ndarray  # (n,) int32 [px], 0 = none
     mask_damaged: np.ndarray  # (n,) bool
-    mask_empty: np.ndarray  # (n,) bool: sound, but no pixel
     notes: dict[str, int] = field(default_factory=dict)  # kind of value taken as unknown -> how many
 
     @property
@@ -93,18 +91,21 @@ class Finding:
 
 @dataclass(frozen=True)
 class LabelSource:
-    """An open label file. Numbers of foreign files are mapped: a file of any size fits, and nothing is closed."""
+    """An open label file of N rows.."""
 
     files: list[Path]  # read by this source; their sha256 go into the manifest
-    num_rows: int
-    image_names: Callable[[int, int], np.ndarray]  # (stop - start,) str of these rows, relative to the images folder
+    image_names: np.ndarray  # (N,) str or object: the image of each row, relative to the images folder
     rows: Callable[[np.ndarray], LabelRows]  # those named by (n,) int, in this order
     findings: Sequence[Finding] = ()
     empty_images: Sequence[str] = ()  # names of images that are listed without people
 
+    @property
+    def num_rows(self) -> int:
+        return len(self.image_names)
+
 
 def pick(column: np.ndarray | None, index: np.ndarray, tail: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
-    """(n, *tail) rows of a mapped column in memory, NaN where there is none; what overflows becomes infinite."""
+    """(n, *tail) rows of a column, NaN where there is none; what overflows becomes infinite."""
     if column is None:
         return np.full((index.size, *tail), np.nan, dtype)
     with np.errstate(over="ignore"):
@@ -119,7 +120,7 @@ def take_rows(
     boxes: np.ndarray | None = None,
     keypoints: np.ndarray | None = None,
 ) -> LabelRows:
-    """Rows of mapped columns in this project's names.
+    """Rows of columns in this project's names.
 
     A kid axis that is absent becomes 0, any other column NaN; `masks` None = none.
     """
@@ -149,7 +150,7 @@ def check_shape(path: Path, key: str, array: np.ndarray, rows: int | None, tails
         raise LabelFileError(f"{path}, key {key!r}: {array.dtype} {array.shape}; expected numbers {wanted}")
 
 
-def map_text(npz: MappedNpz, key: str, kinds: str, rows: int = 0) -> np.ndarray:
+def map_text(npz: NpzFile, key: str, kinds: str, rows: int = 0) -> np.ndarray:
     """(rows,) text of an npz, at least one row. Raises: LabelFileError, PickleRefused."""
     array = npz.array(key)
     if array.ndim != 1 or array.dtype.kind not in kinds or array.size == 0 or (rows and array.size != rows):
@@ -180,7 +181,7 @@ def find_row_problems(pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -
 
 
 def judge_seen(columns: Mapping[str, np.ndarray], masks: pa.BinaryArray) -> SeenRows:
-    """Make numbers out of range unknown, and mark damaged and empty masks.
+    """Make numbers out of range unknown, and mark damaged masks.
 
     Args:
         columns: (n,) float32 of some of `SEEN_RANGES`, mask_height and mask_width; absent or NaN = unknown.
@@ -199,7 +200,7 @@ def judge_seen(columns: Mapping[str, np.ndarray], masks: pa.BinaryArray) -> Seen
     _, offsets, data = masks.buffers()
     cuts = np.frombuffer(offsets, np.int32)[masks.offset : masks.offset + len(masks) + 1].astype(np.int64)
     letters = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
-    foreground, total = measure_rles(letters, cuts)  # -1 where null or damaged
+    _, total = measure_rles(letters, cuts)  # -1 where null or damaged
     fills = (sides[0] > 0) & (sides[1] > 0) & (total == sides[0].astype(np.int64) * sides[1])
     return SeenRows(
         **{name: known[name] for name in SEEN_RANGES},
@@ -207,26 +208,21 @@ def judge_seen(columns: Mapping[str, np.ndarray], masks: pa.BinaryArray) -> Seen
         mask_height=sides[0],
         mask_width=sides[1],
         mask_damaged=given & ~fills,
-        mask_empty=given & fills & (foreground == 0),
         notes=notes,
     )
 
 
 @dataclass(frozen=True)
 class PeopleTable:
-    """N rows; columns that hold nothing but nulls are absent."""
+    """N rows of a Parquet file; columns that hold nothing but nulls are absent."""
 
     num_rows: int
-    numbers: dict[str, np.ndarray]  # name -> (N, *shape) mapped, NaN = null
-    images: pa.StringArray  # N names; of no column, none
+    numbers: dict[str, np.ndarray]  # name -> (N, *shape), NaN = null
+    images: np.ndarray  # (N,) object str; of no column, none
     mask_rle: pa.LargeBinaryArray  # N run lengths, null = none
 
     def masks(self, index: np.ndarray) -> pa.BinaryArray:
-        """Run lengths of rows (n,) int; null = none; row -1 gives null.
-
-        Raises:
-            LabelFileError: they are too long to be masks.
-        """
+        """Run lengths of rows (n,) int; null = none; row -1 gives null. Raises: LabelFileError: 2 GiB of them."""
         found = self.mask_rle.take(pa.array(index, mask=index < 0))
         if (total := pc.sum(pc.binary_length(found)).as_py() or 0) > np.iinfo(np.int32).max:
             raise LabelFileError(f"{index.size} masks hold {total} bytes; expected run lengths, far below 2 GiB")
@@ -242,7 +238,7 @@ def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes)
     Raises:
         LabelFileError: missing, damaged, or columns of other types than documented.
     """
-    numbers, images, masks = dict[str, np.ndarray](), pa.array([], pa.string()), None
+    numbers, images, masks = dict[str, np.ndarray](), np.zeros(0, object), None
     with open_parquet(path, LabelFileError) as file:
         check(file.schema_arrow)
         rows = file.metadata.num_rows
@@ -252,32 +248,26 @@ def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes)
                 if (table.num_columns, table.num_rows) != (1, rows):
                     raise LabelFileError(f"{path}, column {name!r}: {table.num_rows} rows; the file says {rows}")
                 column = table.column(0)
-                if name in shapes:
-                    values = _read_numbers(path, name, single_array(column), shapes[name])
-                    if values is not None:
-                        flat = FlatColumn(values.dtype.str, values.shape[1:])
-                        flat.append(values)
-                        numbers[name] = flat.mapped()
+                if name in shapes and column.null_count < rows:
+                    numbers[name] = _read_numbers(path, name, single_array(column), shapes[name])
                 elif name == "mask_rle":
                     masks = single_array(column.cast(pa.large_binary()))
                 elif name == "image":
-                    images = single_array(column.cast(pa.string()))
-                    images.validate(full=True)  # text that is not UTF-8 would be found by a later reader
+                    if column.null_count:
+                        raise LabelFileError(f"{path}: column 'image' holds {column.null_count} nulls; expected none")
+                    texts = column.cast(pa.string())
+                    texts.validate(full=True)  # they are UTF-8
+                    images = texts.to_numpy()
             except READ_ERRORS as error:
-                check_room(error)
                 raise LabelFileError(
                     f"{path}, column {name!r}, is damaged or of other types than documented ({error})"
                 ) from error
-    if images.null_count:
-        raise LabelFileError(f"{path}: column 'image' holds {images.null_count} nulls; expected none")
     return PeopleTable(rows, numbers, images, pa.nulls(rows, pa.large_binary()) if masks is None else masks)
 
 
-def _read_numbers(path: Path, name: str, column: pa.Array, shapes: Sequence[tuple[int, ...]]) -> np.ndarray | None:
-    """(N, *tail) with one of the shapes as tail, NaN = null; None = nothing but nulls."""
+def _read_numbers(path: Path, name: str, column: pa.Array, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """(N, *tail) with one of the shapes as tail, NaN = null, of a column that is not all null."""
     kind, tail, known = column.type, tuple[int, ...](), column.drop_null()
-    if not len(known):
-        return None
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         tail = tuple(np.unique(pc.list_value_length(known).to_numpy(zero_copy_only=False)).tolist())
         known = known.flatten()

@@ -22,11 +22,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dto_pipeline.data.columns import build_table
-from dto_pipeline.data.files import commit_over, staged
-from dto_pipeline.data.parquet import writer_settings
+from dto_pipeline.data.files import replaced
+from dto_pipeline.data.parquet import new_parquet
 from dto_pipeline.data.sources.rows import LabelFileError, SeenRows, judge_seen, read_table
 
 SIDECAR_SCHEMA = pa.schema(
@@ -45,7 +44,7 @@ _ROWS_PER_GROUP = 4096
 
 
 class Sidecar:
-    """An open sidecar (None knows nothing) of a label file of `num_rows`, its columns mapped.
+    """An open sidecar (None knows nothing) of a label file of `num_rows`.
 
     Raises:
         LabelFileError: missing, or see the module for what is refused.
@@ -103,7 +102,5 @@ def write_sidecar(path: Path, label_row: np.ndarray, **columns: Any) -> None:
     if unknown := given.keys() - set(SIDECAR_SCHEMA.names):
         raise KeyError(f"a sidecar has no columns {sorted(unknown)}")
     schema = pa.schema([field for field in SIDECAR_SCHEMA if field.name in given])
-    with staged(path) as temporary:
-        table = build_table(schema, given)
-        pq.write_table(table, temporary, row_group_size=_ROWS_PER_GROUP, **writer_settings(schema))
-        commit_over(temporary, path)
+    with replaced(path) as temporary, new_parquet(temporary, schema) as writer:
+        writer.write_table(build_table(schema, given), row_group_size=_ROWS_PER_GROUP)

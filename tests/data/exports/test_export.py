@@ -17,6 +17,8 @@ import pytest
 from dto_pipeline.cli import main
 from dto_pipeline.data.exports.formats import FORMATS, Format, export_labels, new_folder
 from dto_pipeline.data.exports.job import ExportError, Selection
+from dto_pipeline.data.label_files import find_label_files
+from dto_pipeline.data.labels import read_labels
 from dto_pipeline.run.folder import RunDirectoryError, read_run_labels
 
 
@@ -101,6 +103,32 @@ def test_an_empty_folder_is_used_and_a_place_that_is_taken_is_refused(runs, tmp_
     with pytest.raises(ExportError, match="not an empty folder"):
         export_labels([runs["mpii"]], "parquet", tmp_path / "file", progress=False)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_place_that_cannot_be_replaced_is_refused_before_the_work_and_a_link_is_followed(
+    runs, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "disk")
+    (tmp_path / "link").symlink_to("target")
+    (tmp_path / "target").mkdir()
+    export_labels([runs["mpii"]], "parquet", "link", progress=False)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target/export.json").exists()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "disk").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for place in (".", "", tmp_path / "disk"):
+        with pytest.raises(ExportError, match="name a new folder in it"):
+            export_labels([runs["mpii"]], "parquet", place, progress=False)
+
+
+@pytest.mark.parametrize("name", ["a:b", "file:a", os.fsdecode(b"\xff")])
+def test_any_name_of_a_relative_folder_is_one_of_this_machine(name, runs, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    export_labels([runs["mpii"]], "parquet", f"{name}/out", progress=False)
+    (path,) = find_label_files(f"{name}/out")
+    assert read_labels(path).num_rows == 9
 
 
 def test_a_place_taken_meanwhile_is_left_alone(runs, tmp_path, monkeypatch) -> None:
