@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dto_pipeline.axes import BABY, TEEN
-from dto_pipeline.bounds import CAMERA_BEYOND, Acceptance, implausible_cameras, name_beyond, read_acceptance
+from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras, name_beyond, read_acceptance
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.maths.camera import map_size
 from dto_pipeline.maths.line_posterior import DEPTH_MODELS
@@ -98,7 +98,17 @@ def split_batch(scenes: Sequence[Scene], optimized: OptimizedScenes, config: Pip
     placed = [_place(scene, results.take(index), config) for index, scene in enumerate(scenes)]
     rule = read_acceptance(config.to_dict())
     for one in placed:
-        one.is_accepted = _is_accepted(one, rule)
+        accepted = rule.judge(
+            np.array([one.is_optimized]),
+            np.array([one.deviation], np.float32),
+            np.array([np.nan if one.expected_error is None else one.expected_error], np.float32),
+            np.zeros(one.scene.num_people, np.int64),
+            one.transl[:, 2],
+            one.z_sigma_m,
+            one.height_m,
+            (one.height_class >= BABY) & (one.height_class <= TEEN),
+        )
+        one.is_accepted = bool(accepted[0])
     return placed
 
 
@@ -185,21 +195,6 @@ def _place(scene: Scene, results: _Results, config: PipelineConfig) -> PlacedSce
     if scene.same_as is not None:
         _move_repeats(placed, scene.same_as)
     return placed
-
-
-def _is_accepted(placed: PlacedScene, rule: Acceptance) -> bool:
-    error = np.nan if placed.expected_error is None else placed.expected_error
-    accepted = rule.judge(
-        np.array([placed.is_optimized]),
-        np.array([placed.deviation], np.float32),
-        np.array([error], np.float32),
-        np.zeros(placed.scene.num_people, np.int64),
-        placed.transl[:, 2],
-        placed.z_sigma_m,
-        placed.height_m,
-        (placed.height_class >= BABY) & (placed.height_class <= TEEN),
-    )
-    return bool(accepted[0])
 
 
 def _move_repeats(placed: PlacedScene, same_as: np.ndarray) -> None:

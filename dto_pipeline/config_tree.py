@@ -65,7 +65,20 @@ def read_tree(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[st
     """
     tree: dict[str, dict[str, Any]] = {}
     if path is not None:
-        tree = _read_yaml(Path(path))
+        try:
+            found = parse_yaml(read_regular(path)) or {}
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"config file {path} cannot be read: {reason}; give a YAML file") from error
+        plain = isinstance(found, dict) and all(
+            isinstance(section, str)
+            and isinstance(options, dict | None)
+            and all(isinstance(key, str) for key in options or {})
+            for section, options in found.items()
+        )
+        wanted = "expected sections (prior:, solver:, ...) of key: value"
+        expect(plain, f"config file {path} holds {shorten(found)}; {wanted}")
+        tree = {section: dict(options or {}) for section, options in found.items()}
     for text in overrides:
         name, equals, value = text.partition("=")
         section, dot, key = name.strip().partition(".")
@@ -132,22 +145,6 @@ def _coerce(name: str, hint: Any, value: Any) -> Any:
     expect(right, f"{name} must be {hint.__name__}, found {shorten(value)}")
     expect(value == value, f"{name} must be a number, found {value!r}")
     return value
-
-
-def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        tree = parse_yaml(read_regular(path)) or {}
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"config file {path} cannot be read: {reason}; give a YAML file") from error
-    plain = isinstance(tree, dict) and all(
-        isinstance(section, str)
-        and isinstance(options, dict | None)
-        and all(isinstance(key, str) for key in options or {})
-        for section, options in tree.items()
-    )
-    expect(plain, f"config file {path} holds {shorten(tree)}; expected sections (prior:, solver:, ...) of key: value")
-    return {section: dict(options or {}) for section, options in tree.items()}
 
 
 def shorten(value: Any, most: int = 80) -> str:

@@ -6,15 +6,13 @@ import dataclasses
 
 import torch
 
-from dto_pipeline.bounds import ASIDE, BETAS, DISTANCE, FOCAL, HEIGHT, LABEL_HEIGHT, POSE
-from dto_pipeline.config import PipelineConfig, RefineConfig
+from dto_pipeline.config import PipelineConfig
 from dto_pipeline.maths.camera import map_intrinsics
 from dto_pipeline.maths.crowd_solver import fit_crowds
 from dto_pipeline.maths.depth_evidence import measure_depth_evidence
-from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.heights import build_height_mixture, build_height_prior, classify_heights, summarise_mixture
-from dto_pipeline.maths.paper_solver import CODE, fit_groups
-from dto_pipeline.maths.refine import RestHeight, refine_people
+from dto_pipeline.maths.paper_solver import fit_groups
+from dto_pipeline.maths.refine import leave_out_implausible, refine_people, set_implausible_aside
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.rasterizer import count_visible_vertices, rasterize
 from dto_pipeline.scene import (
@@ -24,13 +22,9 @@ from dto_pipeline.scene import (
     HeightPrior,
     OptimizedScenes,
     PersonMaps,
-    RefinedPeople,
     SceneBatch,
 )
-from dto_pipeline.status import PLACED, PersonStatus
 from dto_pipeline.timing import StageClock
-
-_PLACED = tuple(CODE[status] for status in PLACED)  # outcome codes
 
 
 class SceneOptimizer:
@@ -158,65 +152,3 @@ class SceneOptimizer:
             vertices, batch.intrinsics, batch.image_size, batch.map_size, raster, options.visible_tolerance
         )
         return PersonMaps(person=raster.person, z=raster.z, visible_vertices=visible)
-
-
-def leave_out_implausible(batch: SceneBatch, rest_height: RestHeight) -> tuple[SceneBatch, torch.Tensor]:
-    """Take out people whose label or camera is beyond `bounds`; their numbers become 0 and affect nothing.
-
-    Readers of labels refuse the same people earlier, with a message: this is for labels from memory, and for heights,
-    which need a body. `rest_height`: of the body model, betas (..., 11) -> (...) [m]. Returns the batch without them,
-    and (B, P) bool who was taken out.
-    """
-    focal = batch.intrinsics[:, :2, :2].diagonal(dim1=-2, dim2=-1) / batch.image_size.amax(-1, keepdim=True)
-    sane = _within(batch.pose, batch.betas, batch.transl) & FOCAL.holds(focal).all(-1)[:, None]
-    betas = torch.where(sane[..., None], batch.betas, 0)
-    sane = sane & LABEL_HEIGHT.holds(rest_height(betas.to(torch.float64)))
-    labels = {name: torch.where(sane[..., None], getattr(batch, name), 0) for name in ("pose", "betas", "transl")}
-    return batch.replace(present=batch.present & sane, **labels), batch.present & ~sane
-
-
-def set_implausible_aside(
-    people: RefinedPeople, batch: SceneBatch, prior: HeightPrior, refused: torch.Tensor, config: RefineConfig
-) -> RefinedPeople:
-    """Restore the labels of people that the fit would make implausible, and set the outcome of those `refused`.
-
-    `people` as refined from `batch` and `prior`; `refused` (B, P) of `leave_out_implausible`. Each person set aside
-    adds the penalty of one who is too tall to its image, so that such a fit is not accepted, and has no posterior.
-    """
-    fits = people.fits
-    placed = torch.isin(fits.outcome, constant(_PLACED, fits.outcome.device, torch.int64))
-    aside = placed & ~(_within(batch.pose, people.betas, people.transl) & HEIGHT.holds(people.height))
-    outcome = fits.outcome.masked_fill(aside, CODE[PersonStatus.IMPLAUSIBLE])
-    outcome = outcome.masked_fill(refused, CODE[PersonStatus.INVALID_LABEL])
-    count, before = aside.sum(1), fits.num_optimized.sum(1)
-    deviation = (fits.deviation * before + config.set_aside_penalty * count) / (before + count).clamp(min=1)
-    posterior = fits.posterior
-    if posterior is not None:
-        either = aside[:, :, None] | aside[:, None, :]
-        posterior = posterior.replace(
-            z_covariance=posterior.z_covariance.masked_fill(either, torch.nan),
-            height_sigma=posterior.height_sigma.masked_fill(aside, torch.nan),
-        )
-
-    def keep(label: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-        return torch.where(aside[..., None], label.to(new.dtype), new)
-
-    return RefinedPeople(
-        betas=keep(batch.betas, people.betas),
-        transl=keep(batch.transl, people.transl),
-        scale=people.scale.masked_fill(aside, 1),
-        beta_index=people.beta_index.masked_fill(aside, -1),
-        height=torch.where(aside, prior.height, people.height),
-        fits=fits.replace(
-            outcome=outcome,
-            is_optimized=fits.is_optimized & ((count == 0) | ((outcome == CODE[PersonStatus.MOVED]).sum(1) >= 2)),
-            deviation=torch.where(count > 0, deviation, fits.deviation),
-            posterior=posterior,
-        ),
-    )
-
-
-def _within(pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor) -> torch.Tensor:
-    """(B, P) bool: every number is finite and within its bound."""
-    checks = (POSE.holds(pose), BETAS.holds(betas), ASIDE.holds(transl[..., :2]), DISTANCE.holds(transl[..., 2:]))
-    return torch.stack([check.all(-1) for check in checks]).all(0)

@@ -18,6 +18,7 @@ import torch
 from dto_pipeline.status import ImageStatus, PersonStatus
 
 _T = TypeVar("_T", bound="Tensors")
+OUTCOMES = tuple(PersonStatus)  # by the code of `GroupFits.outcome`
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,6 @@ class GroupFits(Tensors):
     z: torch.Tensor  # (B, P) float64 [m] of the label, from the evidence used
     new_z: torch.Tensor  # (B, P) float64 [m] on the line of the person's group
     outcome: torch.Tensor  # (B, P) int64, index into OUTCOMES
-    rejected_order: torch.Tensor  # (B, P) int64: order of setting aside by height within the group, -1 = not
     num_optimized: torch.Tensor  # (B, 2) int64 people that count as optimised
     is_optimized: torch.Tensor  # (B,) bool
     deviation: torch.Tensor  # (B,) float64: mean height deviation of the image [sigma]
@@ -225,21 +225,6 @@ class RefinedPeople(Tensors):
     beta_index: torch.Tensor  # (B, P) int64: the coefficient that was changed (0 or KID_AXIS), -1 = none
     height: torch.Tensor  # (B, P) float64 [m] after
     fits: GroupFits
-
-
-# outcome codes of GroupFits, as statuses
-OUTCOMES: tuple[PersonStatus, ...] = (
-    PersonStatus.NOT_RUN,
-    PersonStatus.MOVED,
-    PersonStatus.TOO_TALL,
-    PersonStatus.ALONE_IN_GROUP,
-    PersonStatus.TOO_SMALL,
-    PersonStatus.NO_FIT,
-    PersonStatus.BEHIND_CAMERA,
-    PersonStatus.PLACED_BY_PRIOR,
-    PersonStatus.INVALID_LABEL,
-    PersonStatus.IMPLAUSIBLE,
-)
 
 
 @dataclass(frozen=True)

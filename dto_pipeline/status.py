@@ -78,12 +78,8 @@ class ImageStatus(_Advised):
     @property
     def is_failure(self) -> bool:
         """True where the image could not be processed at all and its labels are as given."""
-        return self not in _IMAGES_DONE
-
-
-_IMAGES_DONE = frozenset(
-    map(ImageStatus, ("optimized", "not_optimized", "placed_by_prior", "too_few_people", "predicted", "no_people"))
-)
+        done = ("optimized", "not_optimized", "placed_by_prior", "too_few_people", "predicted", "no_people")
+        return self not in done
 
 
 class UnusableImage(Exception):

@@ -12,7 +12,6 @@ import torch
 
 from dto_pipeline.collate import collate_scenes, split_batch
 from dto_pipeline.config import DepthConfig, PipelineConfig, load_config
-from dto_pipeline.maths.devices import as_on_gpu
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth_anything import DepthNetwork
 from dto_pipeline.optimizer import SceneOptimizer
@@ -22,7 +21,7 @@ from dto_pipeline.train.learner import Learner
 from tests.company import make_crowds
 from tests.tiny_models import save_depth_anything
 from tests.train.small_crowds import crowd_batch, tiny_config
-from tests.waits import count_waits, unexpected_waits, waits_of
+from tests.waits import as_on_gpu, count_waits, unexpected_waits, waits_of
 
 MODES = {"paper": 6, "joint": 12}  # at most so often a batch; joint looks at some images twice
 TRAINING_STEP = {  # where a step of training waits, how often, and why

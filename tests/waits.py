@@ -2,7 +2,7 @@
 
 A GPU does its work behind the program. Whoever asks it for a number, for how many entries a list has, or hands it
 numbers from the program's own memory makes both wait for each other. On a CPU the same calls cost nothing and are seen
-all the same: `count_waits` looks at every operation, with the work done in a GPU's order (`maths.devices`).
+all the same: `count_waits` looks at every operation, with the work done in a GPU's order (`maths.ordered`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dto_pipeline
-from dto_pipeline.maths.devices import as_on_gpu
+from dto_pipeline.maths import ordered
 
 # Where a batch may wait, how often, and why. A place is a file and a function; anything else is a fault. Once more it
 # waits for its results, which `collate.split_batch` copies together.
@@ -39,6 +40,14 @@ _MASKS = (torch.bool, torch.uint8)
 _PACKAGE = Path(dto_pipeline.__file__).parent
 # of torch: counters on the host, moves from a device to the same one
 _HOST_WORK = tuple(Path(torch.__file__).parent / part for part in ("optim", "nn/utils"))
+
+
+@contextmanager
+def as_on_gpu() -> Iterator[None]:
+    """In this block a CPU works as a GPU would: the same operations in the same order."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ordered, "_AS_ON_GPU", True)
+        yield
 
 
 @contextmanager

@@ -64,15 +64,8 @@ def _run(arguments: argparse.Namespace) -> int:
         arguments.options.append(f"bodies={arguments.bodies}")
     kind = choose_difficulty(arguments.difficulty, arguments.options, arguments.heights)
     torch.set_num_threads(1)  # small tensors: more threads are slower
-    show = None if arguments.quiet else show_progress
-    data = write_synth(
-        local_place(arguments.out),
-        kind,
-        arguments.images,
-        arguments.seed,
-        load_body(arguments.body or STAND_IN_BODY),
-        show,
-    )
+    body, show = load_body(arguments.body or STAND_IN_BODY), None if arguments.quiet else show_progress
+    data = write_synth(local_place(arguments.out), kind, arguments.images, arguments.seed, body, show)
     written = "written" if data.created else "was there already"
     print(f"{data.root}: {data.images} images, {data.persons} people, difficulty {kind.name}, {written}")
     return 0

@@ -1,8 +1,8 @@
 """Other people's files as sets to train on: RelativeHuman's annotations, and released DTO-Humans.
 
 RelativeHuman's people are known in the picture only, in ordinal layers of depth: they teach boxes, joints and who is
-nearer; they are in memory (about 0.5 kB a person). Released bodies are copied once into a temporary file of plain
-arrays (see `sources.predictions`), which the processes of one machine map. Pixels, metres.
+nearer. Released bodies are copied once into a temporary file of plain arrays (see `sources.predictions`), from which
+other processes of the machine read them in seconds. Both are in memory, about 0.5 kB a person. Pixels, metres.
 """
 
 from __future__ import annotations
@@ -107,10 +107,8 @@ def _open(people: PeopleSet) -> tuple[LabelSource, ImageIndex]:
 def _open_annotations(path: Path) -> LabelSource:
     """RelativeHuman's people without bodies and cameras; besides ``keypoints`` (n, 26, 2) and ``depth_layer`` (n,)."""
     crowd = [(name, person) for name, people in read_annotations(path).images.items() for person in people]
-    names, layers = (
-        np.array([name for name, _ in crowd], object),
-        np.array([person.depth_id for _, person in crowd], np.int64),
-    )
+    names = np.array([name for name, _ in crowd], dtype=object)
+    layers = np.array([person.depth_id for _, person in crowd], np.int64)
     boxes = np.array([person.bbox_xyxy or (np.nan,) * 4 for _, person in crowd], np.float32).reshape(-1, 4)
     points = np.full((len(crowd), _NUM_JOINTS, 2), np.nan, np.float32)
     for row, (name, person) in enumerate(crowd):

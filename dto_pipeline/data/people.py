@@ -19,7 +19,7 @@ frame, pixels.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dto_pipeline.data.cameras import CAMERA_COLUMNS, read_cameras
+from dto_pipeline.data.cameras import CAMERA_COLUMNS
 from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.image_index import WHOLE_NAME, index_images
 from dto_pipeline.data.inert_pickle import PickleRefused
@@ -91,8 +91,11 @@ _EXPECTED = (
 
 
 def recognise(path: str | Path) -> FileKind:
-    """The kind of a file or folder. Raises: UnknownFile: none of those above, with its content; or no such file."""
-    path = Path(path)
+    """The kind of a file or folder; behind a URI labels of this project, the one kind that is read from there. Raises:
+    UnknownFile: none of those above, with its content; or no such file."""
+    if isinstance(place := as_location(path), str):
+        return FileKind.DTO_LABELS
+    path = place
     try:
         return _folder_kind(path) if path.is_dir() else _file_kind(path)
     except FileNotFoundError as error:
@@ -212,42 +215,37 @@ def read_people(path: str | Path | Sequence[str | Path], values: str = "after") 
         raise ValueError(f"values is {values!r}; choose from {LABEL_VALUES}")
     if not isinstance(path, str | Path):
         return _read_labels(list(path), values, str(path[0]).rpartition("/")[0])
-    place = as_location(path)
-    kind = recognise(place) if isinstance(place, Path) else FileKind.DTO_LABELS  # the one kind read from URIs
-    path = Path(path)
+    kind, place, path = recognise(path), as_location(path), Path(path)
     if kind is FileKind.DTO_LABELS:
         return _read_labels(find_label_files(place), values, str(place))
     if kind is FileKind.RELATIVE_HUMAN:
         raise LabelFileError(f"{path} holds {kind.words}: people in the picture only, without bodies to compare")
     if kind is FileKind.DTO_PERSONS:
-        source = _open_persons(path, values)
-    elif kind is FileKind.SYNTHETIC_TRUTH:
-        source = _open_truth(path / TRUTH_FILE if path.is_dir() else path)
-    else:
-        source = SOURCES[kind](path, SourceOptions())
-    return _read_source(path, source)
+        return _read_persons(path, values)
+    if kind is FileKind.SYNTHETIC_TRUTH:
+        return _read_source(path, _open_truth(path / TRUTH_FILE if path.is_dir() else path))
+    return _read_source(path, SOURCES[kind](path, SourceOptions()))
 
 
 def _read_source(path: Path, source: LabelSource) -> People:
     """All people of a source; images come in order of their first row, then those without people."""
     index = index_images(source, WHOLE_NAME)
-    rows, count = source.rows(index.rows), index.num_images + len(source.empty_images)
-    size, accepted = np.full((count, 2), np.nan), np.ones(count, bool)
-    for name, values in (("size", size), ("accepted", accepted)):
-        if name in rows.more:
-            values[: index.num_images] = rows.more[name][index.offsets[:-1]]
+    rows, images = source.rows(index.rows), [*index.image_name, *source.empty_images]
+    size = np.full((len(images), 2), np.nan)
+    if "size" in rows.more:
+        size[: index.num_images] = rows.more["size"][index.offsets[:-1]]
     return People(
         source=str(path),
-        images=np.array([*index.image_name, *source.empty_images], dtype=object),
+        images=np.array(images, dtype=object),
         owner=np.repeat(np.arange(index.num_images), np.diff(index.offsets)),
-        row=rows.more.get("row", index.rows),
+        row=index.rows,
         pose=rows.pose,
         betas=rows.betas,
         transl=rows.transl,
         intrinsics=rows.intrinsics,
         size=size,
-        accepted=accepted,
-        status=rows.more.get("status", np.full(index.rows.size, "", dtype=object)),
+        accepted=np.ones(len(images), bool),
+        status=np.full(index.rows.size, "", dtype=object),
         height=rows.more.get("height"),
         problems=tuple(f"{path}, image {found.image}: {found.reason}" for found in source.findings),
     )
@@ -258,51 +256,49 @@ _PERSON = ("pose", "betas", "transl", "transl_init", "beta_index", "beta_init", 
 
 
 def _read_labels(files: Sequence[str | Path], values: str, source: str) -> People:
-    columns = flatten_table(read_labels(*files, columns=_IMAGE, people=_PERSON))
-    people, owner = columns.people, columns.owner
+    return _labelled(flatten_table(read_labels(*files, columns=_IMAGE, people=_PERSON)), values, source)
+
+
+def _labelled(columns: LabelColumns, values: str, source: str) -> People:
+    people, images = columns.people, columns.images
+    size = np.stack([images["height"], images["width"]], axis=-1).astype(np.float64)
     return People(
         source=source,
-        images=np.array(columns.images["image_path"], dtype=object),
-        owner=owner,
+        images=np.array(images["image_path"], dtype=object),
+        owner=columns.owner,
         row=people["source_row"].astype(np.int64),
         pose=people["pose"],
         betas=initial_betas(columns) if values == "before" else people["betas"],
         transl=people["transl_init" if values == "before" else "transl"],
-        intrinsics=columns.intrinsics[owner],
-        size=_known_sizes(columns.images),
-        accepted=np.asarray(columns.images["is_accepted"], bool),
+        intrinsics=columns.intrinsics[columns.owner],
+        size=np.where(size > 0, size, np.nan),
+        accepted=np.asarray(images["is_accepted"], bool),
         status=np.array(people["status"], dtype=object),
     )
 
 
-def _open_persons(path: Path, values: str) -> LabelSource:
+def _read_persons(path: Path, values: str) -> People:
     """A file, or the files of a folder, with one row per person, in which the image's columns are repeated."""
-    files = [path]
+    files, parts = [path], []
     if path.is_dir():
         files = [path / name for name in sorted(list_names(path, (".parquet",)))]
         files = [file for file in files if _schema_of(file) == PERSONS_SCHEMA_NAME]
-    parts, wanted = [], [*_IMAGE, *_PERSON]
+    wanted = [*_IMAGE, *_PERSON]
     for file_path in files:
         with open_parquet(file_path, LabelFileError) as file:
             try:
-                parts.append(file.read(columns=wanted))
-            except READ_ERRORS as error:
+                parts.append(file.read(columns=wanted).select(wanted))
+            except (KeyError, *READ_ERRORS) as error:
                 raise LabelFileError(f"{file_path} is damaged ({error}); export it again") from error
     table = pa.concat_tables(parts)
-    columns = {name: read_numbers(single_array(table.column(name))) for name in wanted}
-    if values == "before":
-        initial = initial_betas(LabelColumns({}, columns, np.array([0, table.num_rows])))
-        columns = {**columns, "betas": initial, "transl": columns["transl_init"]}
-    return _in_memory(
-        files,
-        columns["image_path"],
-        columns,
-        read_cameras(columns),
-        row=columns["source_row"].astype(np.int64),
-        accepted=np.asarray(columns["is_accepted"], bool),
-        status=columns["status"],
-        size=_known_sizes(columns),
-    )
+    numbers = {name: read_numbers(single_array(table.column(name))) for name in table.column_names}
+    image_of: dict[str, int] = {}
+    owner = np.array([image_of.setdefault(name, len(image_of)) for name in numbers["image_path"]], np.int64)
+    order = np.argsort(owner, kind="stable")
+    starts = np.searchsorted(owner[order], np.arange(len(image_of) + 1))
+    images = {name: numbers[name][order[starts[:-1]]] for name in _IMAGE}
+    people = {name: numbers[name][order] for name in _PERSON}
+    return _labelled(LabelColumns(images, people, starts), values, str(path))
 
 
 def _open_truth(path: Path) -> LabelSource:
@@ -315,22 +311,10 @@ def _open_truth(path: Path) -> LabelSource:
         raise LabelFileError(
             f"{path} lacks {missing}: it is no truth of `dto synth` (the demo scores itself: summary.json)"
         )
-    names, cameras = np.asarray(arrays["image_name"], str), np.asarray(arrays["intrinsics"], np.float64)
-    height = np.asarray(arrays["height"], np.float64)
-    return _in_memory([path], names, arrays, cameras, size=arrays["image_size"], height=height)
+    cameras, heights = (np.asarray(arrays[name], np.float64) for name in ("intrinsics", "height"))
 
-
-def _in_memory(
-    files: list[Path], names: np.ndarray, columns: Mapping[str, np.ndarray], intrinsics: np.ndarray, **more: np.ndarray
-) -> LabelSource:
     def rows(index: np.ndarray) -> LabelRows:
-        found = take_rows({name: columns[name] for name in ("pose", "betas", "transl")}, index, intrinsics[index])
-        return dataclasses.replace(found, more={name: values[index] for name, values in more.items()})
+        more = {"size": arrays["image_size"][index], "height": heights[index]}
+        return dataclasses.replace(take_rows(arrays, index, cameras[index]), more=more)
 
-    return LabelSource(files, names, rows)
-
-
-def _known_sizes(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(n, 2) float64 H, W [px], NaN = unknown (0 in the file)."""
-    size = np.stack([columns["height"], columns["width"]], axis=-1).astype(np.float64)
-    return np.where(size > 0, size, np.nan)
+    return LabelSource([path], np.asarray(arrays["image_name"], str), rows)

@@ -40,10 +40,7 @@ class Estimate:
 
 
 def estimate(
-    sums: Sums,
-    statistics: Mapping[str, Statistic],
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    sums: Sums, statistics: Mapping[str, Statistic], resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Estimate]:
     """Measures of all images together, with intervals from images drawn again with replacement.
 
@@ -176,12 +173,9 @@ def evaluate(
     """The measures of each column with their intervals; empty notes are left out."""
     statistics = {measure.key: measure.of for measure in measures}
     estimates = {name: estimate(sums, statistics, resamples, seed) for name, sums in columns.items()}
-    names, notes, asked = (
-        [*map(str, images)],
-        (*filter(None, notes),),
-        {**settings, "resamples": resamples, "seed": seed},
-    )
-    return Evaluation(title, names, measures, columns, estimates, counts, notes, asked)
+    asked = {**settings, "resamples": resamples, "seed": seed}
+    notes = tuple(filter(None, notes))
+    return Evaluation(title, [*map(str, images)], measures, columns, estimates, counts, notes, asked)
 
 
 def add_up(values: np.ndarray, image: np.ndarray, images: int) -> np.ndarray:

@@ -12,7 +12,7 @@ diagonal of a person's visible box, 0.6 of a head.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -64,16 +64,6 @@ class EvaluatedImage:
     predicted: bool = True  # False: there is no prediction for this image
 
 
-@dataclass(frozen=True)
-class ImageCounts:
-    """Matches and sums of one image."""
-
-    name: str
-    matches: np.ndarray  # (M, 2) int64: prediction, annotation, in the order found
-    missed: np.ndarray  # (K,) int64 annotations
-    sums: dict[str, float]  # that `MEASURES` and the counts are computed from
-
-
 def _pcdr(group: str) -> Statistic:
     def of(sums: Sums) -> np.ndarray:
         pairs = sums[f"pairs_{group}"]
@@ -99,21 +89,24 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class RelativeHumanResult:
-    """The metrics of a set of images; an image may appear more than once. None = undefined (nothing to divide by)."""
+    """The metrics of N images; an image may appear more than once."""
 
     mode: str
-    images: tuple[ImageCounts, ...] = field(repr=False)
+    matches: list[np.ndarray]  # of each image: (M, 2) int64 prediction and annotation, in the order found
+    missed: list[np.ndarray]  # of each image: (K,) int64 annotations
+    sums: dict[str, np.ndarray]  # name -> (N,), that `MEASURES` and the counts are computed from
 
     def count(self, name: str) -> int:
-        """Sum over images of one of the names of `ImageCounts.sums`."""
-        return int(sum(tally.sums[name] for tally in self.images))
+        """Sum over images."""
+        return int(np.sum(self.sums.get(name, 0)))
 
     def share(self, key: str) -> float | None:
-        """One of `MEASURES` as a fraction; precision, recall and F1 are not rounded, as the published tool does."""
-        if not self.images:
+        """One of `MEASURES` as a fraction; precision, recall and F1 are not rounded, as the published tool does. None =
+        undefined (nothing to divide by)."""
+        if not self.sums:
             return None
-        sums = {name: np.array(sum(tally.sums[name] for tally in self.images)) for name in self.images[0].sums}
-        (value,) = (float(measure.of(sums)) / 100 for measure in MEASURES if measure.key == key)
+        pooled = {name: values.sum() for name, values in self.sums.items()}
+        (value,) = (float(measure.of(pooled)) / 100 for measure in MEASURES if measure.key == key)
         return None if np.isnan(value) else value
 
     @property
@@ -134,84 +127,70 @@ def evaluate_relative_human(images: Sequence[EvaluatedImage], mode: str = "corre
     """
     if mode not in MODES:
         raise EvaluationError(f"mode is {mode!r}; choose from {MODES}")
-    return RelativeHumanResult(mode, tuple(tally_image(image, mode) for image in images))
+    parts = [_count_image(image, mode) for image in images]
+    names = parts[0][2] if parts else ()
+    sums = {name: np.array([own[name] for _, _, own in parts], np.float64) for name in names}
+    return RelativeHumanResult(mode, [matches for matches, _, _ in parts], [missed for _, missed, _ in parts], sums)
 
 
-def tally_image(image: EvaluatedImage, mode: str) -> ImageCounts:
-    """Match one image's predictions to its people and count."""
-    people = _select_people(image, mode)
+def _count_image(image: EvaluatedImage, mode: str) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """Matches, missed annotations and sums of one image, see `RelativeHumanResult`."""
+    index, joints, visible = _select_people(image, mode)
     predictions = len(image.depth) if image.predicted else 0
     keypoints = np.asarray(image.keypoints, dtype=np.float32)[:predictions]
     with np.errstate(invalid="ignore"):  # joints that are not finite match nobody
-        distance = pair_distance(keypoints, people.joints, people.visible, mode == "reference")
-        matches = match_pairs(distance, _pair_overlaps(keypoints, people, mode), mode == "reference")
-    found, owner = matches.T
+        distance = pair_distance(keypoints, joints, visible, mode == "reference")
+        overlaps = _pair_overlaps(keypoints, joints, visible, mode)
+        found, owner = match_pairs(distance, overlaps, mode == "reference").T
+    depth_id, age = (
+        np.array([getattr(image.annotations[i], name) for i in index], np.int64) for name in ("depth_id", "age")
+    )
+    is_missed = ~np.isin(np.arange(len(index)), owner)
     z = np.asarray(image.depth, dtype=np.float32)[found]
-    is_missed = ~np.isin(np.arange(len(people.index)), owner)
-    correct, pairs, relations = _count_pairs(people.depth_id[owner], people.age[owner], z)
-    missed = _of_group(people.age[is_missed]).sum(axis=1)
-    pckh = _pckh(keypoints[found], people.joints[owner], people.visible[owner], mode)
+    correct, pairs, relations = _count_pairs(depth_id[owner], age[owner], z)
+    missed = _of_group(age[is_missed]).sum(axis=1)
+    pckh = _pckh(keypoints[found], joints[owner], visible[owner], mode)
     # true positives; `reference` takes predictions minus missed people for them
-    positives = len(matches) if mode == "corrected" else predictions - missed[0]
+    positives = len(found) if mode == "corrected" else predictions - missed[0]
     sums = {
         **{f"correct_{group}": correct[g] for g, group in enumerate(GROUPS)},
         **{f"pairs_{group}": pairs[g] for g, group in enumerate(GROUPS)},
         **{f"missed_{group}": missed[g] for g, group in enumerate(GROUPS)},
         **dict(zip(RELATIONS, relations, strict=True)),
-        "matched": len(matches),
+        "matched": len(found),
         "predictions": predictions,
-        "extra": predictions - len(matches),
+        "extra": predictions - len(found),
         "positives": positives,
-        "judged": positives + predictions - len(matches),
+        "judged": positives + predictions - len(found),
         "wanted": positives + missed[0],
         "pckh": pckh.sum(dtype=np.float64),
         "pckh_people": len(pckh),
     }
-    return ImageCounts(
-        name=image.name,
-        matches=np.stack([found, people.index[owner]], axis=1),
-        missed=people.index[is_missed],
-        sums={name: float(value) for name, value in sums.items()},
-    )
+    return np.stack([found, index[owner]], axis=1), index[is_missed], sums
 
 
-@dataclass(frozen=True)
-class _People:
-    """The A annotated people of an image that take part."""
-
-    index: np.ndarray  # (A,) int64 reported annotation, whose layer and age are read
-    joints: np.ndarray  # (A, 14, 2) float32 [px]
-    visible: np.ndarray  # (A, 14) bool
-    depth_id: np.ndarray  # (A,) int64
-    age: np.ndarray  # (A,) int64
-
-
-def _select_people(image: EvaluatedImage, mode: str) -> _People:
-    """People that take part; in `reference` dropped people still shift the indices of predicted images."""
+def _select_people(image: EvaluatedImage, mode: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The A annotated people that take part: (A,) int64 annotation whose layer and age are read, (A, 14, 2) float32
+    joints [px], (A, 14) bool visible. In `reference` dropped people still shift the first in predicted images."""
     index = np.array([i for i, a in enumerate(image.annotations) if a.kp2d is not None], dtype=np.int64)
     read = [evaluated_joints(image.annotations[i].kp2d, image.name) for i in index]
     joints = np.array([one for one, _ in read], np.float32).reshape(-1, len(EVALUATED_JOINTS), 2)
     visible = np.array([seen for _, seen in read], bool).reshape(joints.shape[:2])
     taken = visible.any(axis=1)
-    if mode == "corrected":
-        index, joints, visible = index[taken], joints[taken], visible[taken]
-    elif image.predicted:
-        index, joints, visible = index[: taken.sum()], joints[taken], visible[taken]
-    depth_id, age = (
-        np.array([getattr(image.annotations[i], name) for i in index], np.int64) for name in ("depth_id", "age")
-    )
-    return _People(index, joints, visible, depth_id, age)
+    if mode == "reference" and not image.predicted:
+        return index, joints, visible
+    return index[taken] if mode == "corrected" else index[: taken.sum()], joints[taken], visible[taken]
 
 
-def _pair_overlaps(keypoints: np.ndarray, people: _People, mode: str) -> np.ndarray:
+def _pair_overlaps(keypoints: np.ndarray, joints: np.ndarray, visible: np.ndarray, mode: str) -> np.ndarray:
     """(P, A) bool: the joint boxes of a pair overlap enough to be one person. Joints that are not finite never do."""
     boxes = joint_boxes(keypoints, np.ones(keypoints.shape[:2], bool))[:, None]
     if mode == "reference":
-        return box_iou(boxes, joint_boxes(people.joints), border=1.0) >= MIN_IOU
-    person_boxes = joint_boxes(people.joints, people.visible)
-    enough = box_iou(joint_boxes(keypoints[:, None], people.visible), person_boxes, border=1.0) >= MIN_IOU
+        return box_iou(boxes, joint_boxes(joints), border=1.0) >= MIN_IOU
+    person_boxes = joint_boxes(joints, visible)
+    enough = box_iou(joint_boxes(keypoints[:, None], visible), person_boxes, border=1.0) >= MIN_IOU
     contained = (boxes[..., :2] <= person_boxes[..., :2]) & (person_boxes[..., 2:] <= boxes[..., 2:])
-    return np.where(people.visible.sum(axis=1) > 1, enough, contained.all(axis=-1))
+    return np.where(visible.sum(axis=1) > 1, enough, contained.all(axis=-1))
 
 
 def _count_pairs(depth_id: np.ndarray, age: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -294,7 +273,6 @@ def evaluate_rh(
         rows = own[place] if place >= 0 else np.zeros(0, np.int64)
         images.append(EvaluatedImage(name, tuple(listed), keypoints[rows], people.transl[rows, 2], place >= 0))
     result = evaluate_relative_human(images, mode)
-    sums = {name: np.array([tally.sums[name] for tally in result.images]) for name in result.images[0].sums}
     annotated = [person for listed in annotations.values() for person in listed]
     counts = {
         "images annotated": len(annotations),
@@ -313,7 +291,7 @@ def evaluate_rh(
     status = "" if result.status == "ok" else f"status of the metric: {result.status}"
     title, notes = f"{people.source}, RelativeHuman in mode {mode}", (status, join.note, *people.problems[:5])
     settings = {"mode": mode, "body_sha256": body.sha256}
-    return evaluate(title, list(annotations), MEASURES, {mode: sums}, counts, notes, resamples, seed, **settings)
+    return evaluate(title, list(annotations), MEASURES, {mode: result.sums}, counts, notes, resamples, seed, **settings)
 
 
 def _keypoints(people: People, body: BodyModel, regressor: np.ndarray) -> np.ndarray:

@@ -64,7 +64,6 @@ class AnnyModel:
 
     model: Any
     shapes: Any
-    faces: torch.Tensor  # (F, 3) int64
 
     def bone(self, name: str) -> int:
         return int(self.model.bone_labels.index(name))
@@ -83,14 +82,12 @@ def load_anny() -> AnnyModel:
     except ImportError as error:
         raise AnnyMissing("bodies=anny needs the package anny: pip install 'dto-pipeline[anny]'") from error
     model = anny.Anny(local_changes="none", skinning_method="lbs").to(torch.float32)
-    return AnnyModel(model, SimpleShapeDistribution(model), torch.as_tensor(model.faces, dtype=torch.int64))
+    return AnnyModel(model, SimpleShapeDistribution(model))
 
 
 @torch.no_grad()
-def build_foreign(
-    crowd: Crowd, body: BodyModel, rng: np.random.Generator, sex: np.ndarray
-) -> tuple[Bodies, Labels, torch.Tensor]:
-    """True bodies of Anny in a planned crowd, their labels, and the (F, 3) faces of the true meshes.
+def build_foreign(crowd: Crowd, body: BodyModel, rng: np.random.Generator, sex: np.ndarray) -> tuple[Bodies, Labels]:
+    """True bodies of Anny in a planned crowd, and their labels.
 
     Heights follow age and `sex` ((P,), `people.MALE` or `FEMALE`) by the WHO's charts, not the plan. The true `transl`
     is what a label needs for its pelvis to stand where the true one does; pose and betas of the truth are NaN.
@@ -118,7 +115,7 @@ def build_foreign(
         vertices=vertices.astype(np.float32),
         joints=joints.astype(np.float32),
     )
-    return truth, labels, anny.faces
+    return truth, labels
 
 
 @lru_cache(maxsize=1)
@@ -134,7 +131,7 @@ def measure_anny() -> Template:
     origin = np.array([0.0, joints[0, 1], vertices[head, 2].mean()])
     joints[_NOSE] = vertices[head][vertices[head, 2].argmax()]
     vertices, joints = ((points - origin).astype(np.float32) for points in (vertices, joints))
-    return Template(vertices, anny.faces, joints)
+    return Template(vertices, torch.as_tensor(anny.model.faces, dtype=torch.int64), joints)
 
 
 def _sample_shapes(
@@ -196,57 +193,38 @@ def _fit_labels(
     crowd: Crowd, joints: np.ndarray, height: np.ndarray, body: BodyModel, rng: np.random.Generator
 ) -> tuple[Labels, np.ndarray]:
     """The stand-in body fitted to projections of joints (P, 45, 3); and (P, 3) its pelvis at true size [m]."""
-    people, view = crowd.num_people, crowd.view
+    people, focal = crowd.num_people, crowd.view.focal
     wanted = LABEL_HEIGHT * np.exp(rng.normal(0.0, _LABEL_SPREAD, people))
     betas = solve_height(body, np.zeros((people, NUM_BETAS)), np.zeros(people, np.int64), wanted)
     guess = crowd.pose + rng.normal(0.0, _POSE_GUESS, crowd.pose.shape)
     guess[:, 0] = (root_rotation(crowd) * Rotation.from_rotvec(rng.normal(0.0, _POSE_GUESS, (people, 3)))).as_rotvec()
-    target = joints[:, _SEEN, :2] / joints[:, _SEEN, 2:] * view.focal
+    target = joints[:, _SEEN, :2] / joints[:, _SEEN, 2:] * focal
     size = np.ptp(target[..., 1], axis=1)[:, None, None]
     target = target + rng.normal(0.0, _KEYPOINT_NOISE, target.shape) * size
     factor = rest_height(body, betas) / height
-    rest = body.joints(torch.zeros(people, 72), torch.as_tensor(betas, dtype=torch.float32), torch.zeros(people, 3))
-    pelvis = rest[:, 0].numpy()
-    with torch.enable_grad():
-        pose, transl = _fit(body, betas, guess, target, joints[:, 0] * factor[:, None] - pelvis, view.focal, size)
-    age, male_prob = estimate_attributes(crowd, rng)
-    labels = Labels(pose, betas[:, :KID_AXIS].astype(np.float32), transl, factor, age, male_prob)
-    return labels, pelvis / factor[:, None]
+    shape, first, seen, scale = (torch.as_tensor(value, dtype=torch.float32) for value in (betas, guess, target, size))
+    pelvis = body.joints(torch.zeros(people, 72), shape, torch.zeros(people, 3))[:, 0].numpy()
+    place = torch.as_tensor(joints[:, 0] * factor[:, None] - pelvis, dtype=torch.float32)
+    pose, ray, far = first.clone(), place[:, :2] / place[:, 2:], place[:, 2:].log()
+    optimizer = torch.optim.Adam([one.requires_grad_() for one in (pose, ray, far)], lr=_FIT_RATE)
 
-
-def _fit(
-    body: BodyModel,
-    betas: np.ndarray,
-    guess: np.ndarray,
-    target: np.ndarray,
-    start: np.ndarray,
-    focal: float,
-    size: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Poses (P, 72) and translations (P, 3) whose joints fall on `target` (P, n, 2) [px from the centre].
-
-    guess: (P, 24, 3) first poses [rad]; start: (P, 3) first pelvis positions [m]; size: (P, 1, 1) [px].
-    """
-    shape = torch.as_tensor(betas, dtype=torch.float32)
-    first, seen, scale = (torch.as_tensor(value, dtype=torch.float32) for value in (guess, target, size))
-    pose = first.clone().requires_grad_()
-    place = torch.as_tensor(start, dtype=torch.float32)
-    ray = (place[:, :2] / place[:, 2:]).clone().requires_grad_()
-    far = place[:, 2:].log().requires_grad_()
-    optimizer = torch.optim.Adam([pose, ray, far], lr=_FIT_RATE)
-
-    def points() -> torch.Tensor:
+    def error() -> torch.Tensor:
+        """Squared distances of projected joints from the target, and of poses from the first guess."""
         z = far.exp()
-        return body.posed_joints(axis_angle_to_matrix(pose), shape) + torch.cat([ray * z, z], -1)[:, None]
+        found = body.posed_joints(axis_angle_to_matrix(pose), shape) + torch.cat([ray * z, z], -1)[:, None]
+        found = found[:, list(_SEEN)]
+        gap = (found[..., :2] / found[..., 2:] * focal - seen) / scale
+        return (gap.square().sum((1, 2)) + _POSE_WEIGHT * (pose - first).square().sum((1, 2))).sum()
 
-    for step in range(_FIT_STEPS):
-        optimizer.param_groups[0]["lr"] = _FIT_RATE * (1 - step / _FIT_STEPS)
-        optimizer.zero_grad()
-        found = points()[:, list(_SEEN)]
-        error = ((found[..., :2] / found[..., 2:] * focal - seen) / scale).square().sum((1, 2))
-        loss = (error + _POSE_WEIGHT * (pose - first).square().sum((1, 2))).sum()
-        loss.backward()
-        optimizer.step()
+    with torch.enable_grad():
+        for step in range(_FIT_STEPS):
+            optimizer.param_groups[0]["lr"] = _FIT_RATE * (1 - step / _FIT_STEPS)
+            optimizer.zero_grad()
+            error().backward()
+            optimizer.step()
     z = far.exp()
-    transl = torch.cat([ray * z, z], -1)
-    return pose.detach().reshape(len(pose), 72).numpy(), transl.detach().numpy()
+    transl = torch.cat([ray * z, z], -1).detach().numpy()
+    age, male_prob = estimate_attributes(crowd, rng)
+    fitted = pose.detach().reshape(people, 72).numpy()
+    labels = Labels(fitted, betas[:, :KID_AXIS].astype(np.float32), transl, factor, age, male_prob)
+    return labels, pelvis / factor[:, None]

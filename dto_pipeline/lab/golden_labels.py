@@ -263,10 +263,10 @@ def _check_metric(path: Path, _: dict[str, Any], case: Case) -> None:
             mine = bodies["image_index"] == number
             images[number] = dataclasses.replace(image, keypoints=keypoints[mine], depth=depth[mine])
     result = evaluate_relative_human(images, "reference")
-    for counted, recorded in zip(result.images, raw["images"], strict=True):
-        for key in ("matches", "missed"):
-            if recorded.get(key) is not None:
-                case.equal(f"{counted.name}: {key}", getattr(counted, key).tolist(), recorded[key])
+    for key, people in (("matches", result.matches), ("missed", result.missed)):
+        for image, some in zip(raw["images"], people, strict=True):
+            if image.get(key) is not None:
+                case.equal(f"{image['name']}: {key}", some.tolist(), image[key])
     if raw.get("error") is not None:  # the reference failed: any defined result will do, if it says why
         if raw.get("kind") == "nothing_missed" and result.status == "ok":
             case.equal("status", result.status, "nothing_missed")

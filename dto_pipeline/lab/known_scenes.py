@@ -103,7 +103,7 @@ class CrowdScene:
         """(3, 3) K of the labels [px]."""
         return self.crowd.view.intrinsics
 
-    @property
+    @cached_property
     def template(self) -> Template:
         """The unposed body of the truth."""
         return measure_template(self.body)
@@ -170,19 +170,20 @@ class SynthScene(CrowdScene):
         return float(np.exp(sigma * float(self.stream("shared").standard_normal())))
 
     @cached_property
-    def _foreign(self) -> tuple[Bodies, Labels, torch.Tensor] | None:
-        if self.kind.bodies != "anny":
-            return None
-        sex = _sexes(self.crowd, self.stream("heights"))
-        return build_foreign(self.crowd, self.body, self.stream("bodies"), sex)
+    def _people(self) -> tuple[Bodies, Labels]:
+        if self.kind.bodies == "anny":
+            sex = _sexes(self.crowd, self.stream("heights"))
+            return build_foreign(self.crowd, self.body, self.stream("bodies"), sex)
+        truth = super().truth
+        return truth, falsify_labels(self.crowd, truth, self.body, self.stream("labels"))
 
     @cached_property
     def truth(self) -> Bodies:
-        return super().truth if self._foreign is None else self._foreign[0]
+        return self._people[0]
 
     @cached_property
     def labels(self) -> Labels:
-        kind, labels = self.kind, super().labels if self._foreign is None else self._foreign[1]
+        kind, labels = self.kind, self._people[1]
         if kind.wrong_labels:
             labels = _spoil_labels(labels, kind.wrong_labels, self.body, self.stream("wrong"))
         transl, age = labels.transl.copy(), np.full_like(labels.age, np.nan)
@@ -193,9 +194,9 @@ class SynthScene(CrowdScene):
             age[:] = np.where(rng.random(len(age)) < kind.wrong_ages, drawn, labels.age)
         return replace(labels, transl=transl, age=age)
 
-    @property
+    @cached_property
     def template(self) -> Template:
-        return super().template if self._foreign is None else measure_anny()
+        return measure_anny() if self.kind.bodies == "anny" else super().template
 
     @property
     def intrinsics(self) -> np.ndarray:
@@ -205,7 +206,7 @@ class SynthScene(CrowdScene):
 
     @cached_property
     def seen(self) -> tuple[np.ndarray, np.ndarray]:
-        return _true_depth(self.crowd.view, self.truth, self.body.faces if self._foreign is None else self._foreign[2])
+        return _true_depth(self.crowd.view, self.truth, self.template.faces)
 
     @cached_property
     def masks(self) -> np.ndarray:

@@ -99,7 +99,7 @@ def build_bodies(crowd: Crowd, body: BodyModel, rng: np.random.Generator) -> Bod
     pose = crowd.pose.copy()
     pose[:, 0] = root_rotation(crowd).as_rotvec()
     pose = pose.reshape(count, 72)
-    vertices, joints = _evaluate(body, pose, betas, np.zeros((count, 3)))
+    vertices, joints = _evaluate(body, pose, betas)
     rotation = crowd.view.level_to_camera
     transl = stand_on_ground(crowd, vertices @ rotation, joints @ rotation) @ rotation.T
     shift = transl[:, None].astype(np.float32)
@@ -126,7 +126,7 @@ def falsify_labels(crowd: Crowd, truth: Bodies, body: BodyModel, rng: np.random.
     pose = (Rotation.from_rotvec(truth.pose.reshape(-1, 3)) * noise).as_rotvec()
     pose = pose.reshape(count, 72).astype(np.float32)
     factor = rest_height(body, betas) / truth.height
-    _, joints = _evaluate(body, pose, betas, np.zeros((count, 3)))
+    _, joints = _evaluate(body, pose, betas)
     # the middle of the tree's joints keeps its place in the image and goes `factor` times as far
     middle = truth.joints[:, :24].mean(axis=1)
     transl = factor[:, None] * middle - joints[:, :24].mean(axis=1)
@@ -163,11 +163,10 @@ def rest_height(body: BodyModel, betas: np.ndarray) -> np.ndarray:
     return body.rest_height(torch.from_numpy(np.asarray(betas, dtype=np.float64))).numpy()
 
 
-def _evaluate(
-    body: BodyModel, pose: np.ndarray, betas: np.ndarray, transl: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices (P, V, 3) and joints (P, 45, 3), float32."""
-    inputs = [torch.from_numpy(np.asarray(value, dtype=np.float32)) for value in (pose, betas, transl)]
+def _evaluate(body: BodyModel, pose: np.ndarray, betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices (P, V, 3) and joints (P, 45, 3), float32, before any translation."""
+    values = (pose, betas, np.zeros((len(pose), 3)))
+    inputs = [torch.from_numpy(np.asarray(value, dtype=np.float32)) for value in values]
     return body.vertices(*inputs).numpy(), body.joints(*inputs).numpy()
 
 

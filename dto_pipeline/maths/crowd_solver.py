@@ -15,7 +15,6 @@ from scipy.special import stdtrit
 
 from dto_pipeline.axes import FAR, MEAN, NEAR
 from dto_pipeline.config import METRES_PER_DEPTH, CrowdConfig
-from dto_pipeline.maths.devices import constant
 from dto_pipeline.maths.line_posterior import (
     AFFINE_DEPTH,
     AFFINE_DISPARITY,
@@ -26,7 +25,7 @@ from dto_pipeline.maths.line_posterior import (
     integrate_lines,
     line_coefficients,
 )
-from dto_pipeline.maths.ordered import fold_logsumexp, fold_softmax, fold_sum
+from dto_pipeline.maths.ordered import constant, fold_logsumexp, fold_softmax, fold_sum
 from dto_pipeline.maths.paper_solver import CODE
 from dto_pipeline.scene import DepthEvidence, GroupFits, HeightMixture, HeightPrior, Posterior
 from dto_pipeline.status import FitStatus, PersonStatus
@@ -86,8 +85,7 @@ def fit_crowds(
         max_height: largest height; who would be taller is placed where the height is just this [m].
         metric: (B,) bool, whose depth times `METRES_PER_DEPTH` is in metres; None = nobody's.
 
-    Returns:
-        `GroupFits` with `posterior` set.
+    Returns: `GroupFits` with `posterior` set.
     """
     depth = evidence.depth[..., MEAN]
     measured = evidence.usable & present & (depth > 0) & depth.isfinite()
@@ -149,12 +147,13 @@ def _solve(crowd: _Crowd, problem: CrowdProblem, config: CrowdConfig) -> CrowdPo
     rows = torch.arange(scenes, device=device).repeat_interleave(len(model))
     fits = _with_fault(problem.take(rows), crowd, rows, faults[fault].repeat(scenes, 1), config)
     fits = fits.replace(model=model.repeat(scenes))
-    mean, covariance = find_lines(_with_noise(fits, levels[len(levels) // 2].expand(len(rows))))
+    mean, covariance = find_lines(fits.replace(noise=fits.noise * levels[len(levels) // 2].square()))
 
     log_levels = _log_levels(crowd, config).repeat_interleave(len(model), 0).flatten()
     rows = torch.arange(len(rows), device=device).repeat_interleave(len(levels))
-    fits = _with_noise(fits.take(rows), levels.repeat(len(fits.model)))
-    fits = fits.replace(log_prior=fits.log_prior + log_levels)
+    level, fits = levels.repeat(len(fits.model)), fits.take(rows)
+    noise = fits.noise * level.square()[:, None, None]
+    fits = fits.replace(noise=noise, log_prior=fits.log_prior + log_levels)
     return _average(integrate_lines(fits, mean[rows], covariance[rows]), models, scenes)
 
 
@@ -192,8 +191,7 @@ def _with_fault(
     is a line again, in another depth: log z = log scale + (log depth + k log slant) / (1 - k), with the noise of the
     depth over 1 - k. The constant of 1.7 m goes into the scale; densities stay those of the depth that was measured.
 
-    Args:
-        scene: (N,) the scene of each fit; fault: (N, 3), rows of `_faults`.
+    Args: scene: (N,) the scene of each fit; fault: (N, 3), rows of `_faults`.
     """
     slant = torch.where(crowd.present, crowd.prior.height / crowd.z, 1.0).log()  # height over distance, of the picture
     typical = (fold_sum(torch.where(crowd.measured, slant, 0)) / crowd.measured.sum(1).clamp(min=1))[:, None]
@@ -209,10 +207,6 @@ def _with_fault(
         metric_scale=(problem.metric_scale + shift) / left[:, None],
         log_prior=problem.log_prior + log_prior - problem.measured.sum(1) * left.log(),
     )
-
-
-def _with_noise(problem: CrowdProblem, level: torch.Tensor) -> CrowdProblem:
-    return problem.replace(noise=problem.noise * level.square()[:, None, None])
 
 
 def _average(result: CrowdPosterior, models: torch.Tensor, scenes: int) -> CrowdPosterior:
@@ -299,7 +293,6 @@ def _conclude(crowd: _Crowd, found: CrowdPosterior, config: CrowdConfig) -> Grou
         z=crowd.z,
         new_z=new_z,
         outcome=outcome,
-        rejected_order=torch.full_like(outcome, -1),
         num_optimized=member.sum(-1),
         is_optimized=people >= _TWO,
         deviation=off,

@@ -11,14 +11,11 @@ belongs to its image. So results are the same for a map times any constant, and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from dto_pipeline.axes import FAR, NEAR
 from dto_pipeline.config import METRES_PER_DEPTH, EvidenceConfig
-from dto_pipeline.maths.devices import works_at_once
-from dto_pipeline.maths.ordered import Segments
+from dto_pipeline.maths.ordered import Segments, works_at_once
 from dto_pipeline.scene import DepthEvidence, PersonMaps, SceneBatch
 
 _QUARTILES = (0.25, 0.75)
@@ -26,23 +23,14 @@ _PIXELS_AT_ONCE_CPU = 1 << 16  # looked through at once on a CPU: what stays in 
 _ROUNDING = 1e-24  # of float64 means, squared; single-precision depths differ by (6e-8)^2 or not at all
 
 
-@dataclass(frozen=True)
-class _Samples:
-    """Every pixel of every person of a batch, n in all.
+def _sample_pixels(maps: PersonMaps, batch: SceneBatch) -> tuple[torch.Tensor, ...]:
+    """Enlarge the person maps to the images by nearest neighbour and list every pixel of every person, n in all.
 
-    Ordered by scene, then row-major; where a batch is done at once by person, then row, as `Segments` wants it.
-    """
+    Ordered by scene, then row-major; where a batch is done at once by person, then row, as `Segments` wants it. Zeros
+    of a disparity map are replaced by its smallest positive value first.
 
-    owner: torch.Tensor  # (n,) int64: b * P + p
-    row: torch.Tensor  # (n,) int64: v of the full image [px]
-    depth: torch.Tensor  # (n,) float32: 1 / disparity
-    z: torch.Tensor  # (n,) float32 [m] of the rendered label
-
-
-def _sample_pixels(maps: PersonMaps, batch: SceneBatch) -> _Samples:
-    """Enlarge the person maps to the images by nearest neighbour and list every pixel of every person.
-
-    Zeros of a disparity map are replaced by its smallest positive value first.
+    Returns: all (n,): owner b * P + p int64; image row int64 [px]; depth 1 / disparity float32; z of the rendered label
+    float32 [m].
     """
     _, height, width = batch.disparity.shape
     map_row = _nearest_index(height, batch.map_size[:, :1], batch.image_size[:, :1])  # (B, H), -1 = padding
@@ -65,7 +53,7 @@ def _sample_pixels(maps: PersonMaps, batch: SceneBatch) -> _Samples:
     bands = batch.disparity.split(rows_at_once, dim=1)
     smallest = torch.stack([torch.where(band > 0, band, torch.inf).flatten(1).amin(1) for band in bands]).amin(0)
     scene = torch.div(owner, batch.present.shape[1], rounding_mode="floor")
-    return _Samples(owner, row, 1.0 / torch.where(value > 0, value, _pick(smallest, scene)), z)
+    return owner, row, 1.0 / torch.where(value > 0, value, _pick(smallest, scene)), z
 
 
 def _pixels_of_rows(
@@ -104,94 +92,69 @@ def measure_depth_evidence(
         maps, batch: of the same B scenes and P people.
         unit: of relative maps, see `DepthEvidence.unit`; None = measured in each scene. Metric maps have the unit 1.
     """
-    shape = batch.present.shape
-    samples = _sample_pixels(maps, batch)
-    person = Segments(samples.owner, shape[0] * shape[1])
-    kept, ground, columns = _choose_pixels(samples, person, maps, batch, config)
-    pixels_kept, pixels_ground = columns["pixels"][:, 2:].unbind(1)
+    shape, height = batch.present.shape, batch.disparity.shape[1]
+    people = shape[0] * shape[1]
+    owner, row, single, z = _sample_pixels(maps, batch)
+    depth = single.to(torch.float64)
+    person, line = Segments(owner, people), Segments(owner * height + row, people * height)
+    least = batch.image_size.to(torch.float64).div(config.min_pixels_grid).prod(-1)[:, None].expand(shape).reshape(-1)
 
-    def mean(values: torch.Tensor, some: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
-        return person.mean(torch.where(some, values, 0), number)
+    pixels = person.total(torch.ones_like(owner))
+    big_enough = (pixels >= least) & (maps.visible_vertices.reshape(-1) >= config.min_visible_vertices)
+    bounds = _outlier_bounds(owner, single, pixels, config.iqr_factor)
+    low, high = (person.spread(bound) for bound in bounds.unbind(1))
+    kept = (depth > low) & (depth < high) & person.spread(big_enough)
+    inside = person.total(kept)
+    survives = big_enough & (inside >= least)
+    kept = kept & person.spread(survives)
+    slope, corr, residual = _fit_internal_line(depth, z, kept, person, line)
+    kept = kept & (residual.abs() <= config.max_residual)
+    left = person.total(kept)
+    usable = survives & (left > 0)
+    ground_row = _row_percentile(line.total(kept).view(people, height), config.ground_percentile)
+    ground = kept & (row >= person.spread(ground_row))
+    lowest = person.total(ground)
 
-    depth = samples.depth.to(torch.float64)
-    depth_mean = mean(depth, kept, pixels_kept)
-    apart = depth - person.spread(depth_mean)  # two passes: spreads are small against their mean
-    units = _units(depth_mean, columns["usable"], batch, unit)
-    group = _group(depth_mean, batch, config.far_depth / units, config.far_scale)
-    columns["depth"] = torch.stack([depth_mean, mean(depth, ground, pixels_ground)], -1)
-    columns["z"] = torch.stack(
-        [mean(samples.z, part, n) for part, n in ((kept, pixels_kept), (ground, pixels_ground))], -1
-    )
-    columns["depth_std"] = torch.sqrt(mean(apart * apart, kept, pixels_kept))
-    columns["group"] = torch.where(columns["usable"], group, -1)
-    for name in ("depth", "z", "depth_std", "slope", "corr", "ground_row"):
-        usable = columns["usable"].view(-1, *(1,) * (columns[name].dim() - 1))
-        columns[name] = torch.where(usable, columns[name], torch.nan)
+    def means(values: torch.Tensor) -> torch.Tensor:
+        parts = ((kept, left), (ground, lowest))
+        return torch.stack([person.mean(torch.where(part, values, 0), number) for part, number in parts], -1)
+
+    depth_means = means(depth)
+    apart = depth - person.spread(depth_means[:, 0])  # two passes: spreads are small against their mean
+    units = _units(depth_means[:, 0], usable, batch, unit)
+    group = _group(depth_means[:, 0], batch, config.far_depth / units, config.far_scale)
+    numbers = (pixels, torch.where(big_enough, inside, -1), *(torch.where(usable, n, -1) for n in (left, lowest)))
+    measured = {
+        "depth": depth_means,
+        "z": means(z),
+        "depth_std": torch.sqrt(person.mean(torch.where(kept, apart * apart, 0), left)),
+        "slope": slope,
+        "corr": corr,
+        "ground_row": ground_row,
+    }
+    columns = {n: torch.where(usable.view(-1, *(1,) * (v.dim() - 1)), v, torch.nan) for n, v in measured.items()} | {
+        "pixels": torch.stack(numbers, -1),
+        "bounds": torch.where(big_enough[:, None], bounds, torch.nan),
+        "usable": usable,
+        "cut": torch.where(batch.present.reshape(-1), torch.where(big_enough, torch.where(usable, 0, 2), 1), -1),
+        "group": torch.where(usable, group, -1),
+    }
     return DepthEvidence(**{name: value.view(*shape, *value.shape[1:]) for name, value in columns.items()}, unit=units)
 
 
-def _choose_pixels(
-    samples: _Samples, person: Segments, maps: PersonMaps, batch: SceneBatch, config: EvidenceConfig
-) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Which samples count: (n,) bool between the outlier bounds and near the internal line, and of these the lowest.
-
-    And the columns of `DepthEvidence` (people, ...) that this decides.
-    """
-    shape, height = batch.present.shape, batch.disparity.shape[1]
-    people = shape[0] * shape[1]
-    least = batch.image_size.to(torch.float64).div(config.min_pixels_grid).prod(-1)
-    least = least[:, None].expand(shape).reshape(-1)
-    line_of_person = Segments(samples.owner * height + samples.row, people * height)
-
-    pixels = person.total(torch.ones_like(samples.owner))
-    big_enough = (pixels >= least) & (maps.visible_vertices.reshape(-1) >= config.min_visible_vertices)
-    bounds = _outlier_bounds(samples, pixels, config.iqr_factor)
-    depth = samples.depth.to(torch.float64)
-    low, high = (person.spread(bound) for bound in bounds.unbind(1))
-    kept = (depth > low) & (depth < high) & person.spread(big_enough)
-    pixels_inside = person.total(kept)
-    survives = big_enough & (pixels_inside >= least)
-    kept = kept & person.spread(survives)
-
-    slope, corr, residual = _fit_internal_line(samples, kept, person, line_of_person)
-    kept = kept & (residual.abs() <= config.max_residual)
-    pixels_kept = person.total(kept)
-    ground_row = _row_percentile(line_of_person.total(kept).view(people, height), config.ground_percentile)
-    ground = kept & (samples.row >= person.spread(ground_row))
-    usable = survives & (pixels_kept > 0)
-    cut = torch.where(big_enough, torch.where(usable, 0, 2), 1)
-    late = [torch.where(usable, number, -1) for number in (pixels_kept, person.total(ground))]
-    return (
-        kept,
-        ground,
-        {
-            "slope": slope,
-            "corr": corr,
-            "pixels": torch.stack([pixels, torch.where(big_enough, pixels_inside, -1), *late], -1),
-            "bounds": torch.where(big_enough[:, None], bounds, torch.nan),
-            "ground_row": ground_row,
-            "usable": usable,
-            "cut": torch.where(batch.present.reshape(-1), cut, -1),
-        },
-    )
-
-
 def _fit_internal_line(
-    samples: _Samples, kept: torch.Tensor, person: Segments, line_of_person: Segments
+    depth: torch.Tensor, z: torch.Tensor, kept: torch.Tensor, person: Segments, line: Segments
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Least squares z ~ slope * depth within each person after removing the mean of every image row.
 
-    Slope and correlation (people,), residuals (n,) [m].
-    Row-centred values have mean zero per person, so slope = Sxy / Sxx and corr = Sxy / sqrt(Sxx Syy). A person whose
-    depth does not vary along the rows has slope 0 and correlation 0.
+    Slope and correlation (people,), residuals (n,) [m]. Row-centred values have mean zero per person, so slope =
+    Sxy / Sxx and corr = Sxy / sqrt(Sxx Syy). A person whose depth does not vary along the rows has slope 0 and
+    correlation 0.
     """
-    depth, z = (torch.where(kept, values.to(torch.float64), 0) for values in (samples.depth, samples.z))
+    depth, z = (torch.where(kept, values.to(torch.float64), 0) for values in (depth, z))
     depth_squares = person.sum(depth * depth)
-    number = line_of_person.total(kept)
-    depth, z = (
-        torch.where(kept, values - line_of_person.spread(line_of_person.mean(values, number)), 0)
-        for values in (depth, z)
-    )
+    number = line.total(kept)
+    depth, z = (torch.where(kept, values - line.spread(line.mean(values, number)), 0) for values in (depth, z))
     sxx, sxy, syy = (person.sum(product) for product in (depth * depth, depth * z, z * z))
     varies = sxx > _ROUNDING * depth_squares
     slope = torch.where(varies, sxy / torch.where(varies, sxx, 1), 0)
@@ -200,15 +163,15 @@ def _fit_internal_line(
     return slope, corr, z - person.spread(slope) * depth
 
 
-def _outlier_bounds(samples: _Samples, count: torch.Tensor, factor: float) -> torch.Tensor:
+def _outlier_bounds(owner: torch.Tensor, depth: torch.Tensor, count: torch.Tensor, factor: float) -> torch.Tensor:
     """(people, 2) float64: max(Q1 - factor IQR, 0) and Q3 + factor IQR of each person's depth.
 
     Quartiles interpolate linearly between order statistics, in single precision as the published code does.
     """
-    order = torch.sort((samples.owner << 32) | samples.depth.view(torch.int32).to(torch.int64)).values
-    depth = (order & 0xFFFFFFFF).to(torch.int32).view(torch.float32)
     if len(depth) == 0:
         return torch.zeros(len(count), 2, dtype=torch.float64, device=depth.device)
+    order = torch.sort((owner << 32) | depth.view(torch.int32).to(torch.int64)).values
+    depth = (order & 0xFFFFFFFF).to(torch.int32).view(torch.float32)
     start = torch.cumsum(count, 0) - count
     quartiles = []
     for quantile in _QUARTILES:

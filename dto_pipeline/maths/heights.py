@@ -12,8 +12,7 @@ import torch
 
 from dto_pipeline.axes import ADULT, ADULT_FEMALE, ADULT_MALE
 from dto_pipeline.config import CrowdConfig, PriorConfig
-from dto_pipeline.maths.devices import constant
-from dto_pipeline.maths.ordered import fold_sum
+from dto_pipeline.maths.ordered import constant, fold_sum
 from dto_pipeline.scene import HeightMixture, HeightPrior
 
 _CLASSES_KEPT = 5  # of eight: no age is uncertain between babies and teens
@@ -61,10 +60,10 @@ def build_height_mixture(
     The five likeliest of eight: the classes baby to adult male, and for children three of the growth with their age;
     last "anybody", because some ages are another person's. Adult classes are drawn a little to the label's own height.
 
-    Args:
-        height: (...) float64 label height [m]; age_years: (...), NaN = unknown; male_prob: (...), NaN = unknown.
+    Args: height: (...) float64 label height [m]; age_years: (...), NaN = unknown; male_prob: (...), NaN = unknown.
     """
-    share = class_shares(age_years.to(torch.float64), male_prob.to(torch.float64), prior, crowd)
+    years = age_years.to(torch.float64)
+    share = class_shares(years, male_prob.to(torch.float64), prior, crowd)
     mean = constant(prior.mean[:ADULT], height.device)
     sigma = constant(prior.sigma[:ADULT], height.device) / mean
     centre = mean.log().expand_as(share)
@@ -73,8 +72,16 @@ def build_height_mixture(
     own = torch.where(adult, variance / (variance + crowd.label_height_sigma**2), 0)
     centre = centre + own * (height.log()[..., None] - centre)
     variance = variance * (1 - own)
-    grown, spread = _growth(age_years.to(torch.float64), prior, crowd)
-    follows = age_years.isfinite().to(torch.float64)[..., None] * crowd.growth_weight
+    # (..., 3) log height of a child of this age, were it a baby, a kid or a teen, and its variance
+    ages = constant(crowd.growth_ages, years.device)
+    means = constant((*prior.mean[:ADULT_FEMALE], prior.mean[ADULT]), years.device).log()
+    steps = torch.diff(means) / torch.diff(ages)  # growth of the log height [1 / year]
+    limits = constant((0.0, *prior.age_limits), years.device)
+    of_class = torch.minimum(torch.maximum(years.nan_to_num()[..., None], limits[:-1]), limits[1:])
+    piece = torch.bucketize(of_class, ages[1:-1])
+    grown = means[piece] + steps[piece] * (of_class - ages[piece])
+    spread = crowd.growth_sigma**2 + (steps[piece] * of_class * crowd.age_sigma).square()
+    follows = years.isfinite().to(torch.float64)[..., None] * crowd.growth_weight
     children = share[..., :ADULT_FEMALE]
     share = torch.cat([children * follows, children * (1 - follows), share[..., ADULT_FEMALE:]], -1)
     centre = torch.cat([grown, centre], -1)
@@ -89,18 +96,6 @@ def build_height_mixture(
         mean=torch.cat([centre, torch.full_like(anybody, crowd.anybody_mean).log()], -1),
         variance=torch.cat([variance, torch.full_like(anybody, crowd.anybody_sigma**2)], -1),
     )
-
-
-def _growth(age_years: torch.Tensor, prior: PriorConfig, crowd: CrowdConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance (..., 3) of log height of a child of this age, were it a baby, a kid or a teen."""
-    ages = constant(crowd.growth_ages, age_years.device)
-    means = constant((*prior.mean[:ADULT_FEMALE], prior.mean[ADULT]), age_years.device)
-    steps = torch.diff(means.log()) / torch.diff(ages)  # growth of the log height [1 / year]
-    limits = constant((0.0, *prior.age_limits), age_years.device)
-    of_class = torch.minimum(torch.maximum(age_years.nan_to_num()[..., None], limits[:-1]), limits[1:])  # (..., 3)
-    piece = torch.bucketize(of_class, ages[1:-1])
-    grown = means.log()[piece] + steps[piece] * (of_class - ages[piece])
-    return grown, crowd.growth_sigma**2 + (steps[piece] * of_class * crowd.age_sigma).square()
 
 
 def class_shares(

@@ -22,8 +22,7 @@ from typing import NamedTuple
 
 import torch
 
-from dto_pipeline.maths.devices import constant, works_at_once
-from dto_pipeline.maths.ordered import add_logarithms, fold_logsumexp, fold_softmax, fold_sum
+from dto_pipeline.maths.ordered import add_logarithms, constant, fold_logsumexp, fold_softmax, fold_sum, works_at_once
 from dto_pipeline.scene import Tensors
 
 AFFINE_DEPTH, AFFINE_DISPARITY = range(2)
@@ -78,7 +77,14 @@ def find_lines(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
     found = []
     for part in _parts(problem, max(_FIRST_GRID, _ZOOM_GRID)):
         fits = problem.take(part)
-        lines = _first_grid(fits)
+        # the first grid covers all that the people allow
+        own = fold_sum(fits.log_weight.exp() * fits.centre) - fits.log_depth
+        low = torch.where(fits.measured, own, torch.inf).amin(1).nan_to_num(posinf=0) - _MARGIN
+        high = torch.where(fits.measured, own, -torch.inf).amax(1).nan_to_num(neginf=0) + _MARGIN
+        across, along = (torch.linspace(-1, 1, n, dtype=low.dtype, device=low.device) for n in _FIRST_GRID)
+        log_scale = ((low + high) / 2)[:, None] + ((high - low) / 2)[:, None] * across
+        share = 1 + _SHARE_REACH * fits.share_sigma * along
+        lines = torch.stack(torch.broadcast_tensors(log_scale[:, :, None], share), -1).flatten(1, 2)
         reach = lines.amax(1) - lines.amin(1)
         steps = constant(_FIRST_GRID, reach.device, torch.int64) - 1
         mean, covariance = _moments(lines, _evaluate(fits, lines)[0], (reach / steps).square() / 4)
@@ -121,18 +127,6 @@ def _integrate(problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tens
         log_z=log_z,
         covariance=between + torch.diag_embed(fold_sum(weight[..., None] * variance, 1)),
     )
-
-
-def _first_grid(problem: CrowdProblem) -> torch.Tensor:
-    """(N, T, 2) log scale and share of lines that cover all the people allow."""
-    own = fold_sum(problem.log_weight.exp() * problem.centre) - problem.log_depth
-    low = torch.where(problem.measured, own, torch.inf).amin(1).nan_to_num(posinf=0) - _MARGIN
-    high = torch.where(problem.measured, own, -torch.inf).amax(1).nan_to_num(neginf=0) + _MARGIN
-    across, along = (torch.linspace(-1, 1, n, dtype=low.dtype, device=low.device) for n in _FIRST_GRID)
-    log_scale = ((low + high) / 2)[:, None] + ((high - low) / 2)[:, None] * across
-    share = 1 + _SHARE_REACH * problem.share_sigma * along
-    both = torch.broadcast_tensors(log_scale[:, :, None], share)
-    return torch.stack(both, -1).flatten(1, 2)
 
 
 def _refined_grid(

@@ -4,21 +4,36 @@ Pure tensors, CPU and GPU. The reductions of torch and the matrix products of BL
 shape of the whole tensor, so that the last bit of a row can depend on the rows around it. Here every sum is a tree
 whose shape does not change by padding with zeros, and a matrix product is made of numbers so short that none of its
 sums is rounded, in any order.
+
+A CPU works a batch piece by piece, in its cache; a GPU works it at once and runs behind the program, and every number
+that the program reads back makes it wait; a batch may do so only in the places that `tests.waits` lists.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
 import torch
 
-from dto_pipeline.maths.devices import works_at_once
-
+_AS_ON_GPU = False  # set by tests: a CPU works as a GPU would, so that waits can be counted on any machine
 _MANTISSA_BITS = 53  # of float64: whole numbers up to 2^53 are exact
 _MATRIX_BITS = 24  # at most so many of them for the numbers of a matrix: those of float32
 _SUMMED_BITS = 34  # of a number that is added as a whole one: 2^28 of them fit into an int64
 _EXPONENT = 0x7FF0000000000000  # its place in the bits of a float64
+
+
+def works_at_once(device: torch.device) -> bool:
+    """Whether a device works a batch at once, without reading back what could be left out (a GPU)."""
+    return device.type != "cpu" or _AS_ON_GPU
+
+
+@functools.lru_cache(maxsize=256)
+def constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Numbers on a device, copied there once, because a copy makes a GPU wait. Never change the result."""
+    with torch.inference_mode(False):  # or nothing that learns could use it
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def fold_sum(values: torch.Tensor, dim: int = -1) -> torch.Tensor:
@@ -86,19 +101,8 @@ class Segments:
         values = values.to(torch.float64)
         if self._ends is None:
             return values.new_zeros(self.count).index_add_(0, self.index, values)
-        return self._sum_as_integers(values, self._ends)
-
-    def mean(self, values: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
-        """(count,) float64 sums over `number` (count,) of values; 0 where there is none."""
-        return self.sum(values) / number.clamp(min=1)
-
-    def spread(self, of_segment: torch.Tensor) -> torch.Tensor:
-        """(n,) the entry of `of_segment` (count,) for each value."""
-        return of_segment.index_select(0, self.index)
-
-    def _sum_as_integers(self, values: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        """Each value in two whole numbers of 34 bits, relative to its segment's largest."""
-        largest = torch.segment_reduce(values.abs(), "max", offsets=ends, unsafe=True, initial=0)
+        # each value in two whole numbers of 34 bits, relative to its segment's largest
+        largest = torch.segment_reduce(values.abs(), "max", offsets=self._ends, unsafe=True, initial=0)
         unit = _power_above(largest)
         rest, total = values / self.spread(unit), torch.zeros_like(unit)
         for place in (1, 2):
@@ -107,6 +111,14 @@ class Segments:
             rest = rest - whole
             total = total + self.total(whole).to(torch.float64) * 2.0 ** (-_SUMMED_BITS * place)
         return total * unit
+
+    def mean(self, values: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+        """(count,) float64 sums over `number` (count,) of values; 0 where there is none."""
+        return self.sum(values) / number.clamp(min=1)
+
+    def spread(self, of_segment: torch.Tensor) -> torch.Tensor:
+        """(n,) the entry of `of_segment` (count,) for each value."""
+        return of_segment.index_select(0, self.index)
 
 
 class ExactMatrix(NamedTuple):

@@ -12,8 +12,7 @@ import torch
 
 from dto_pipeline.axes import FAR, GROUND, MEAN, NEAR
 from dto_pipeline.config import RefineConfig, SolverConfig
-from dto_pipeline.maths.devices import works_at_once
-from dto_pipeline.maths.ordered import fold_sum
+from dto_pipeline.maths.ordered import fold_sum, works_at_once
 from dto_pipeline.scene import OUTCOMES, DepthEvidence, GroupFits, HeightPrior, MapProblem, MapSolution
 from dto_pipeline.status import FitStatus, PersonStatus
 
@@ -26,8 +25,7 @@ _TWO = 2  # people a line passes through whatever the depths say
 def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig, refine: RefineConfig) -> GroupFits:
     """Solve the near and the far group of every scene and decide the outcome of each person.
 
-    Args:
-        evidence, prior: of B scenes, P people; a scene with fewer than two people must have nobody usable.
+    Args: evidence, prior: of B scenes, P people; a scene with fewer than two people must have nobody usable.
     """
     fits = solve_map(_build_fits(evidence, prior), solver, evidence.unit.repeat_interleave(len(_FITS)))
     member = torch.stack([evidence.usable & (evidence.group == group) for group in (NEAR, FAR)], 1)  # (B, 2, P)
@@ -44,13 +42,13 @@ def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig
         rejected_order=torch.where(member & ~alone[..., None], lines.rejected_order, -1),
     )
     lines = _push_far_behind_near(lines, member, depth, prior.height / z, solver)
-    new_z, rejected_order = _new_z(lines, member, depth), lines.rejected_order.amax(1)
+    new_z = _new_z(lines, member, depth)
     outcome = torch.where(evidence.cut > 0, CODE[PersonStatus.TOO_SMALL], CODE[PersonStatus.NOT_RUN])
     for status, people in (  # the last that holds
         (PersonStatus.MOVED, member.any(1)),
         (PersonStatus.BEHIND_CAMERA, member.any(1) & ~(new_z > 0)),
         (PersonStatus.NO_FIT, (member & (lines.status == int(FitStatus.DEGENERATE))[..., None]).any(1)),
-        (PersonStatus.TOO_TALL, rejected_order >= 0),
+        (PersonStatus.TOO_TALL, lines.rejected_order.amax(1) >= 0),
         (PersonStatus.ALONE_IN_GROUP, (member & alone[..., None]).any(1)),
     ):
         outcome = torch.where(people, CODE[status], outcome)
@@ -67,7 +65,6 @@ def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig
         z=z,
         new_z=new_z,
         outcome=outcome,
-        rejected_order=rejected_order,
         num_optimized=lines.num_optimized,
         is_optimized=(lines.num_optimized >= _TWO).any(-1),
         deviation=torch.where(total > 0, (kept + refine.set_aside_penalty * aside) / total.clamp(min=1), 0),
@@ -124,8 +121,7 @@ def _push_far_behind_near(
     height = ratio * _new_z(pushed, member, depth)
     checked = (both & (count[:, FAR] >= _TWO))[:, None] & member[:, FAR] & (order[:, FAR] < 0)
     late = checked & (height > solver.max_height)
-    first = order[:, FAR].amax(-1, keepdim=True) + 1
-    order[:, FAR] = torch.where(late, first + torch.cumsum(late, -1) - 1, order[:, FAR])
+    order[:, FAR] = torch.where(late, order[:, FAR].amax(-1, keepdim=True) + 1, order[:, FAR])  # all at once
     optimized[:, FAR] = (optimized[:, FAR] - late.sum(-1)).clamp(min=0)
     return pushed.replace(rejected_order=order, num_optimized=optimized)
 
@@ -158,7 +154,7 @@ def solve_map(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | fl
     )
     for _ in range(config.max_rounds):
         # saves rounds on a CPU; fits that do not go on keep their result anyway
-        if not works_at_once(found.alpha.device) and not _goes_on(found).any():
+        if not works_at_once(found.alpha.device) and not (found.status == int(FitStatus.ROUNDS_EXHAUSTED)).any():
             break
         found = _round(problem, found, config)
     off = (new_heights(problem, found.alpha, found.beta) - problem.prior_mean).abs() / problem.prior_sigma
@@ -179,11 +175,6 @@ def lower_bound(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | 
     return torch.where(total > 0, mean, config.default_alpha_min * unit)
 
 
-def _goes_on(found: MapSolution) -> torch.Tensor:
-    """(N,) bool: somebody was set aside, so that the line has to be fitted again."""
-    return found.status == int(FitStatus.ROUNDS_EXHAUSTED)
-
-
 def _round(problem: MapProblem, found: MapSolution, config: SolverConfig) -> MapSolution:
     """Fit those that go on; end the fits that are fine or hopeless, set one person aside in the others."""
     alpha, beta, plane, bound = _fit(problem, found.active, found.alpha_min)
@@ -192,7 +183,7 @@ def _round(problem: MapProblem, found: MapSolution, config: SolverConfig) -> Map
     height = new_heights(problem, alpha, beta)
     tall = found.active & (height > config.max_height)
     free_pair = ~bound & (count == _TWO)
-    goes_on = _goes_on(found)
+    goes_on = found.status == int(FitStatus.ROUNDS_EXHAUSTED)  # somebody was set aside: fitted again
     over = goes_on & tall.any(1) & ~free_pair & finite
     hopeless = over & (count <= _TWO)
     rejecting = over & ~hopeless

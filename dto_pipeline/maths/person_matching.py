@@ -15,20 +15,14 @@ from scipy.optimize import linear_sum_assignment
 
 from dto_pipeline.maths.camera import project
 
+HEAD_FACTOR = 0.6  # a keypoint agrees within this many head sizes
+MIN_SHARE = 0.5  # two people are the same above this share of agreeing keypoints, or of overlap (strict)
+MIN_CONFIDENCE = 0.3  # a keypoint below this confidence is not visible
 _NECK, _EARS = 12, (27, 28)
 _HEAD_TOP = 1.75  # neck to head top over neck to mid-ear: SMPL's joints end at the ears; 1.72 on the stand-in body
 _NEAREST = 0.05  # joints nearer to the camera's plane than this have no image [m]
 _NEARNESS_WEIGHT = 1e-3  # far below one keypoint of 45: decides between equal shares only
 _PAIRS_AT_ONCE = 1 << 15  # bounds memory: 45 distances each
-
-
-@dataclass(frozen=True)
-class MatchRule:
-    """When two people are the same."""
-
-    head_factor: float = 0.6  # a keypoint agrees within this many head sizes
-    min_share: float = 0.5  # the same above this share of agreeing keypoints, or of overlap (strict)
-    min_confidence: float = 0.3  # a keypoint below this confidence is not visible
 
 
 @dataclass(frozen=True)
@@ -53,36 +47,31 @@ class Queries:
 
 
 def view_bodies(joints: torch.Tensor, intrinsics: torch.Tensor) -> BodyViews:
-    """Project bodies. Args: joints (n, 45, 3) in the camera frame [m]; intrinsics (n, 3, 3) [px]."""
+    """Project bodies.
+
+    PCKh's size of the head comes from an annotated box; here it is the length from the neck to the head top, on the
+    line from the neck through the middle of the ears, were it parallel to the image.
+
+    Args: joints (n, 45, 3) in the camera frame [m]; intrinsics (n, 3, 3) [px].
+    """
     joints, intrinsics = joints.double(), intrinsics.double()
     in_front = (joints[..., 2] > _NEAREST)[..., None]
     points = torch.where(in_front, project(joints, intrinsics[:, None]), torch.nan)
     low = torch.where(in_front, points, torch.inf).amin(dim=1)
     high = torch.where(in_front, points, -torch.inf).amax(dim=1)
     box = torch.where(in_front.any(dim=1), torch.cat([low, high], dim=-1), torch.nan)
-    return BodyViews(points, head_sizes(joints, intrinsics), box)
-
-
-def head_sizes(joints: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
-    """(n,) length from neck to head top in the image, were it parallel to it [px].
-
-    PCKh's size comes from an annotated head box; here the head top lies on the line from the neck through the middle of
-    the ears. Args: joints (n, 45, 3) in the camera frame [m]; intrinsics (n, 3, 3) [px].
-    """
     neck = joints[:, _NECK]
     length = _HEAD_TOP * (joints[:, _EARS].mean(dim=1) - neck).norm(dim=-1)
     focal = (intrinsics[:, 0, 0] + intrinsics[:, 1, 1]) / 2
-    return focal * length / neck[:, 2].clamp(min=_NEAREST)
+    return BodyViews(points, focal * length / neck[:, 2].clamp(min=_NEAREST), box)
 
 
 def pair_people(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """All pairs of people of two lists in the same image.
 
-    Args:
-        first, second: (m,) int64 number of people of each image in either list; lists are ordered by image.
+    Args: first, second: (m,) int64 number of people of each image in either list; lists are ordered by image.
 
-    Returns:
-        (n,) and (n,) int64 positions in the first and in the second list; image by image, first list slowest.
+    Returns: (n,) and (n,) int64 positions in the first and in the second list; image by image, first list slowest.
     """
     pairs = first * second
     image = torch.repeat_interleave(torch.arange(pairs.numel()), pairs)
@@ -92,17 +81,17 @@ def pair_people(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor
 
 
 def compare_people(
-    queries: Queries, references: BodyViews, pairs: tuple[torch.Tensor, torch.Tensor], rule: MatchRule
+    queries: Queries, references: BodyViews, pairs: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How well the two people of each pair agree. Args: pairs: (k,) positions in queries and in references.
 
     Returns:
-        share (k,) float64 in 0 .. 1: of the query's visible keypoints within `head_factor` head sizes of the joints of
+        share (k,) float64 in 0 .. 1: of the query's visible keypoints within `HEAD_FACTOR` head sizes of the joints of
         the reference, or the intersection over union of the boxes where no keypoint is visible.
         distance (k,) float64 in 0 .. 1, for pairs of equal share: mean distance over that radius, or 1 - overlap.
     """
     parts = [
-        _compare(queries, references, first, second, rule)
+        _compare(queries, references, first, second)
         for first, second in zip(*(side.split(_PAIRS_AT_ONCE) for side in pairs), strict=True)
     ]
     share, distance = zip(*parts, strict=True)
@@ -110,7 +99,7 @@ def compare_people(
 
 
 def assign_people(
-    share: torch.Tensor, distance: torch.Tensor, first: torch.Tensor, second: torch.Tensor, rule: MatchRule
+    share: torch.Tensor, distance: torch.Tensor, first: torch.Tensor, second: torch.Tensor
 ) -> torch.Tensor:
     """Assign every query at most one reference of its image, each reference once, with the largest sum of shares.
 
@@ -118,10 +107,9 @@ def assign_people(
         share, distance: (k,) of the pairs that `pair_people(first, second)` makes, see `compare_people`.
         first, second: (m,) int64 queries and references of each image.
 
-    Returns:
-        (n,) int64 position of each query's reference, -1 = none.
+    Returns: (n,) int64 position of each query's reference, -1 = none.
     """
-    gain = torch.where(share > rule.min_share, share - _NEARNESS_WEIGHT * distance, 0.0).numpy()
+    gain = torch.where(share > MIN_SHARE, share - _NEARNESS_WEIGHT * distance, 0.0).numpy()
     partner = torch.full((int(first.sum()),), -1, dtype=torch.int64)
     blocks = torch.stack([first, second, first.cumsum(0) - first, second.cumsum(0) - second]).T.tolist()
     start = 0
@@ -137,7 +125,7 @@ def assign_people(
 
 
 def suppress_duplicates(
-    share: torch.Tensor, pairs: tuple[torch.Tensor, torch.Tensor], rank: torch.Tensor, rule: MatchRule
+    share: torch.Tensor, pairs: tuple[torch.Tensor, torch.Tensor], rank: torch.Tensor
 ) -> torch.Tensor:
     """Non-maximum suppression: (n,) int64 position of the kept person whom each one duplicates, -1 = is kept.
 
@@ -147,7 +135,7 @@ def suppress_duplicates(
         rank: (n,) int64 order of precedence inside each image, 0 first, each once.
     """
     first, second = pairs
-    same = (share > rule.min_share) & (rank[second] < rank[first])
+    same = (share > MIN_SHARE) & (rank[second] < rank[first])
     first, second = first[same], second[same]
     order = torch.argsort(rank[second], stable=True)
     first, second = first[order], second[order]
@@ -175,10 +163,10 @@ def carry_to_camera(
 
 
 def _compare(
-    queries: Queries, references: BodyViews, first: torch.Tensor, second: torch.Tensor, rule: MatchRule
+    queries: Queries, references: BodyViews, first: torch.Tensor, second: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     visible = queries.visible[first]
-    radius = rule.head_factor * references.head[second][:, None]
+    radius = HEAD_FACTOR * references.head[second][:, None]
     away = (queries.keypoints[first] - references.joints[second]).norm(dim=-1) / radius
     away = away.nan_to_num(nan=torch.inf, posinf=torch.inf)
     seen = visible.sum(dim=1)

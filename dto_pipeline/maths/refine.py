@@ -1,8 +1,8 @@
 """Applying the fit: new translations and body shapes that keep every person's place in the image.
 
 Scaling a body and its translation by the same factor leaves its projection unchanged. The body is scaled by one shape
-coefficient: the kid axis for children and small people, else the first. Pure tensors; the body model comes as two
-functions. Metres.
+coefficient: the kid axis for children and small people, else the first. People who are beyond `bounds` before or after
+the fit take no part. Pure tensors; the body model comes as two functions. Metres.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from collections.abc import Callable
 import torch
 
 from dto_pipeline.axes import KID_AXIS, TEEN
+from dto_pipeline.bounds import ASIDE, BETAS, DISTANCE, FOCAL, HEIGHT, LABEL_HEIGHT, POSE
 from dto_pipeline.config import CrowdConfig, RefineConfig
-from dto_pipeline.maths.devices import constant
-from dto_pipeline.maths.ordered import fold_sum
+from dto_pipeline.maths.ordered import constant, fold_sum
 from dto_pipeline.maths.paper_solver import CODE
 from dto_pipeline.scene import GroupFits, HeightPrior, RefinedPeople, SceneBatch
-from dto_pipeline.status import PersonStatus
+from dto_pipeline.status import PLACED, PersonStatus
 
 # smplx's joints over which a child is held in place in the image (the published choice)
 KID_SHIFT_JOINTS = (24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, 25, 26, 27, 28, 29, 30, 31, 32, 33)
 
+_PLACED = tuple(CODE[status] for status in PLACED)  # outcome codes of people with a new place
 _HEIGHT_STEPS = 4  # the height is piecewise linear in a coefficient: two steps are exact but at the kinks
 _PROBE = 1e-3  # of the coefficient, for its gain
 _PLACE_STEPS = 4  # Gauss-Newton; the residual is nearly linear in the translation
@@ -47,7 +48,7 @@ def refine_people(
         rest_height, joints: of the body model; has_kid_axis: whether its last direction means anything.
         crowd: given, heights are reached exactly and joints held by reprojection; None: the published steps.
     """
-    moved = (fits.outcome == CODE[PersonStatus.MOVED]) | (fits.outcome == CODE[PersonStatus.PLACED_BY_PRIOR])
+    moved = torch.isin(fits.outcome, constant(_PLACED, fits.outcome.device, torch.int64))
     scale = torch.where(moved, fits.new_z / fits.z, 1.0)
     transl = batch.transl.to(torch.float64) * scale[..., None]
     betas = batch.betas.to(torch.float64)
@@ -84,6 +85,68 @@ def refine_people(
         height=torch.where(moved, rest_height(new_betas), prior.height),
         fits=fits,
     )
+
+
+def leave_out_implausible(batch: SceneBatch, rest_height: RestHeight) -> tuple[SceneBatch, torch.Tensor]:
+    """Take out people whose label or camera is beyond `bounds`; their numbers become 0 and affect nothing.
+
+    Readers of labels refuse the same people earlier, with a message: this is for labels from memory, and for heights,
+    which need a body. `rest_height`: of the body model, betas (..., 11) -> (...) [m]. Returns the batch without them,
+    and (B, P) bool who was taken out.
+    """
+    focal = batch.intrinsics[:, :2, :2].diagonal(dim1=-2, dim2=-1) / batch.image_size.amax(-1, keepdim=True)
+    sane = _within(batch.pose, batch.betas, batch.transl) & FOCAL.holds(focal).all(-1)[:, None]
+    betas = torch.where(sane[..., None], batch.betas, 0)
+    sane = sane & LABEL_HEIGHT.holds(rest_height(betas.to(torch.float64)))
+    labels = {name: torch.where(sane[..., None], getattr(batch, name), 0) for name in ("pose", "betas", "transl")}
+    return batch.replace(present=batch.present & sane, **labels), batch.present & ~sane
+
+
+def set_implausible_aside(
+    people: RefinedPeople, batch: SceneBatch, prior: HeightPrior, refused: torch.Tensor, config: RefineConfig
+) -> RefinedPeople:
+    """Restore the labels of people that the fit would make implausible, and set the outcome of those `refused`.
+
+    `people` as refined from `batch` and `prior`; `refused` (B, P) of `leave_out_implausible`. Each person set aside
+    adds the penalty of one who is too tall to its image, so that such a fit is not accepted, and has no posterior.
+    """
+    fits = people.fits
+    placed = torch.isin(fits.outcome, constant(_PLACED, fits.outcome.device, torch.int64))
+    aside = placed & ~(_within(batch.pose, people.betas, people.transl) & HEIGHT.holds(people.height))
+    outcome = fits.outcome.masked_fill(aside, CODE[PersonStatus.IMPLAUSIBLE])
+    outcome = outcome.masked_fill(refused, CODE[PersonStatus.INVALID_LABEL])
+    count, before = aside.sum(1), fits.num_optimized.sum(1)
+    deviation = (fits.deviation * before + config.set_aside_penalty * count) / (before + count).clamp(min=1)
+    posterior = fits.posterior
+    if posterior is not None:
+        either = aside[:, :, None] | aside[:, None, :]
+        posterior = posterior.replace(
+            z_covariance=posterior.z_covariance.masked_fill(either, torch.nan),
+            height_sigma=posterior.height_sigma.masked_fill(aside, torch.nan),
+        )
+
+    def keep(label: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        return torch.where(aside[..., None], label.to(new.dtype), new)
+
+    return RefinedPeople(
+        betas=keep(batch.betas, people.betas),
+        transl=keep(batch.transl, people.transl),
+        scale=people.scale.masked_fill(aside, 1),
+        beta_index=people.beta_index.masked_fill(aside, -1),
+        height=torch.where(aside, prior.height, people.height),
+        fits=fits.replace(
+            outcome=outcome,
+            is_optimized=fits.is_optimized & ((count == 0) | ((outcome == CODE[PersonStatus.MOVED]).sum(1) >= 2)),
+            deviation=torch.where(count > 0, deviation, fits.deviation),
+            posterior=posterior,
+        ),
+    )
+
+
+def _within(pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor) -> torch.Tensor:
+    """(B, P) bool: every number is finite and within its bound."""
+    checks = (POSE.holds(pose), BETAS.holds(betas), ASIDE.holds(transl[..., :2]), DISTANCE.holds(transl[..., 2:]))
+    return torch.stack([check.all(-1) for check in checks]).all(0)
 
 
 def reach_height(

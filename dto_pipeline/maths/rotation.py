@@ -27,7 +27,19 @@ def axis_angle_to_matrix(axis_angle: torch.Tensor) -> torch.Tensor:
 
 def matrix_to_axis_angle(matrix: torch.Tensor) -> torch.Tensor:
     """(..., 3) axis-angle vectors of rotations (..., 3, 3), of at most pi [rad]; at pi one of the two axes."""
-    quaternion = _matrix_to_quaternion(matrix)
+    # unit quaternions (..., 4), real part first: of four formulas the one with the largest divisor (Shepperd)
+    m00, m01, m02, m10, m11, m12, m20, m21, m22 = matrix.flatten(-2).unbind(-1)
+    squares = [1 + m00 + m11 + m22, 1 + m00 - m11 - m22, 1 - m00 + m11 - m22, 1 - m00 - m11 + m22]
+    w, x, y, z = squares
+    rows = [
+        torch.stack([w, m21 - m12, m02 - m20, m10 - m01], dim=-1),
+        torch.stack([m21 - m12, x, m10 + m01, m02 + m20], dim=-1),
+        torch.stack([m02 - m20, m10 + m01, y, m12 + m21], dim=-1),
+        torch.stack([m10 - m01, m02 + m20, m12 + m21, z], dim=-1),
+    ]
+    best = torch.stack(squares, dim=-1).argmax(dim=-1)
+    row = torch.stack(rows, dim=-2).gather(-2, best[..., None, None].expand(*best.shape, 1, 4)).squeeze(-2)
+    quaternion = torch.nn.functional.normalize(row, dim=-1)
     quaternion = torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
     real, imaginary = quaternion[..., 0], quaternion[..., 1:]
     square = (imaginary**2).sum(-1)
@@ -43,20 +55,3 @@ def matrix_from_6d(six: torch.Tensor) -> torch.Tensor:
     x = torch.nn.functional.normalize(first, dim=-1)
     y = torch.nn.functional.normalize(second - (x * second).sum(-1, keepdim=True) * x, dim=-1)
     return torch.stack([x, y, torch.linalg.cross(x, y)], dim=-1)
-
-
-def _matrix_to_quaternion(matrix: torch.Tensor) -> torch.Tensor:
-    """(..., 4) unit quaternions, real part first: of four formulas the one with the largest divisor (Shepperd)."""
-    m00, m01, m02, m10, m11, m12, m20, m21, m22 = matrix.flatten(-2).unbind(-1)
-    squares = [1 + m00 + m11 + m22, 1 + m00 - m11 - m22, 1 - m00 + m11 - m22, 1 - m00 - m11 + m22]
-    w, x, y, z = squares
-    rows = [
-        torch.stack([w, m21 - m12, m02 - m20, m10 - m01], dim=-1),
-        torch.stack([m21 - m12, x, m10 + m01, m02 + m20], dim=-1),
-        torch.stack([m02 - m20, m10 + m01, y, m12 + m21], dim=-1),
-        torch.stack([m10 - m01, m02 + m20, m12 + m21, z], dim=-1),
-    ]
-    best = torch.stack(squares, dim=-1).argmax(dim=-1)
-    choice = best[..., None, None].expand(*best.shape, 1, 4)
-    row = torch.stack(rows, dim=-2).gather(-2, choice).squeeze(-2)
-    return torch.nn.functional.normalize(row, dim=-1)

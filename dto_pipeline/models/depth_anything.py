@@ -48,8 +48,7 @@ class DepthNetwork:
     def __init__(self, config: DepthConfig, device: torch.device | str = "cpu") -> None:
         """Load the network.
 
-        Raises:
-            ModelMissing, ModelError: it cannot be had, is not pinned, or is of an unknown family.
+        Raises: ModelMissing, ModelError: it cannot be had, is not pinned, or is of an unknown family.
         """
         self.device = torch.device(device)
         reference = reference_of("depth", config)
@@ -99,8 +98,7 @@ class DepthNetwork:
             In the same order: (H, W) float32 disparity on the device, finished, finite and >= 0, or what is wrong with
             this image's map.
 
-        Raises:
-            torch.OutOfMemoryError: not even one image fits.
+        Raises: torch.OutOfMemoryError: not even one image fits.
         """
         sizes = [self.recipe.size(*image.shape[:2]) for image in images]
         lengths = np.full(len(images), np.nan) if focal is None else np.asarray(focal)
@@ -230,42 +228,36 @@ class DepthProRecipe:
 def recipe_for(network_config: Any, short_side: int) -> DepthAnythingRecipe | DepthProRecipe:
     """The recipe of a network of a known family by its transformers config.
 
-    Raises: ModelError: the config of a Depth Anything contradicts itself.
+    Raises: ModelError: a metric Depth Anything without its largest depth, or one whose config says in other words than
+        transformers' own, depth_estimation_type, that it is metric: read as relative, its depth would be inverted.
     """
     if network_config.model_type == "depth_pro":  # cuts its input into patches: 1536 px for the published weights
         return DepthProRecipe(int(network_config.patch_size / min(network_config.scaled_images_ratios)))
-    backbone = network_config.backbone_config
-    layers, taken = getattr(backbone, "num_hidden_layers", 0), list(getattr(backbone, "out_indices", None) or [])
-    # V1 takes the features of its last four blocks, V2 of four spread over all; of four blocks both are the same
-    first_version = layers > len(taken) > 1 and taken == list(range(layers - len(taken) + 1, layers + 1))
-    kind = _depth_anything_kind(network_config)
-    return DepthAnythingRecipe(kind, short_side, int(network_config.patch_size), not first_version)
-
-
-def _depth_anything_kind(config: Any) -> str:
-    """Kind of a Depth Anything's maps; transformers builds its last layer by the same word, depth_estimation_type.
-
-    Raises: ModelError: a metric network without its largest depth, or one whose config says in other words that it is
-        metric: read as relative, its depth would come back inverted.
-    """
-    others, is_metric = config.to_dict(), config.depth_estimation_type == "metric"
-    has_limit = config.max_depth not in (None, 0, 1)
-    del others["depth_estimation_type"]
+    said = network_config.depth_estimation_type
+    is_metric, has_limit = said == "metric", network_config.max_depth not in (None, 0, 1)
     hints = [
         f"{key} {value!r}"
-        for key, value in others.items()
-        if (isinstance(value, str) and value.strip().lower() in ("metric", "metric_depth", "absolute"))
-        or ("metric" in key.lower() and value not in (None, False))
-        or (key == "max_depth" and has_limit != is_metric)
+        for key, value in network_config.to_dict().items()
+        if key != "depth_estimation_type"
+        and (
+            (isinstance(value, str) and value.strip().lower() in ("metric", "metric_depth", "absolute"))
+            or ("metric" in key.lower() and value not in (None, False))
+            or (key == "max_depth" and has_limit != is_metric)
+        )
     ]
     if hints and not (is_metric and has_limit):
         raise ModelError(
             f"depth.model: its config.json has {' and '.join(hints)}, but depth_estimation_type, the word that "
-            f'transformers uses, is {config.depth_estimation_type!r}. For a metric network write "depth_estimation_type'
-            '": "metric" and the "max_depth" in metres that it was trained for (20 indoors, 80 outdoors); for a '
-            "relative one leave the other words out"
+            f'transformers uses, is {said!r}. For a metric network write "depth_estimation_type": "metric" and the '
+            '"max_depth" in metres that it was trained for (20 indoors, 80 outdoors); for a relative one leave the '
+            "other words out"
         )
-    return METRIC_DEPTH if is_metric else DISPARITY
+    backbone = network_config.backbone_config
+    layers, taken = getattr(backbone, "num_hidden_layers", 0), list(getattr(backbone, "out_indices", None) or [])
+    # V1 takes the features of its last four blocks, V2 of four spread over all; of four blocks both are the same
+    first_version = layers > len(taken) > 1 and taken == list(range(layers - len(taken) + 1, layers + 1))
+    kind = METRIC_DEPTH if is_metric else DISPARITY
+    return DepthAnythingRecipe(kind, short_side, int(network_config.patch_size), not first_version)
 
 
 def stretch_as_published(network: nn.Module) -> str:

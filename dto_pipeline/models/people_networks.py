@@ -42,23 +42,24 @@ class InstanceNetwork:
     def __init__(self, config: MaskConfig, device: torch.device | str = "cpu") -> None:
         """Load the network.
 
-        Raises:
-            ModelMissing, ModelError: it cannot be loaded, or has no class of people.
+        Raises: ModelMissing, ModelError: it cannot be loaded, or has no class of people.
         """
         self.device = torch.device(device)
         self.config = config
         reference = reference_of("masks", config)
         self.network, self.identity = load_pretrained(AutoModelForUniversalSegmentation, reference, self.device)
-        self._person = person_classes(self.network.config.id2label)
+        names: dict[int, str] = self.network.config.id2label
+        self._person = [int(n) for n, name in names.items() if name.strip().lower() in ("person", "people", "human")]
+        if not self._person:
+            some = ", ".join(list(names.values())[:8])
+            raise ModelError(f"masks.model knows no class 'person' (it knows {some} ...); choose one trained on COCO")
 
     def find(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[Instances]:
         """People in images.
 
-        Args:
-            images: (H, W, 3) uint8 RGB each; sizes: (h, w) of each image's person map [px].
+        Args: images: (H, W, 3) uint8 RGB each; sizes: (h, w) of each image's person map [px].
 
-        Returns:
-            One `Instances` per image, scores at least `config.min_score`.
+        Returns: One `Instances` per image, scores at least `config.min_score`.
         """
         seen = [network_size(image.shape[0], image.shape[1], self.config.short_side, _MULTIPLE) for image in images]
         if str(self.network.config.model_type).startswith("eomt"):  # sees squares, whatever the image's shape
@@ -87,15 +88,6 @@ class InstanceNetwork:
             return Instances(np.zeros((0, *size), bool), np.zeros(0, np.float32))
         maps = functional.interpolate(logits[kept][:, None], size, mode="bilinear", align_corners=False)[:, 0]
         return Instances((maps > 0).cpu().numpy(), score[kept].cpu().numpy())
-
-
-def person_classes(names: dict[int, str]) -> list[int]:
-    """Classes that mean a person. Raises: ModelError: there is none."""
-    found = [int(index) for index, name in names.items() if name.strip().lower() in ("person", "people", "human")]
-    if not found:
-        some = ", ".join(list(names.values())[:8])
-        raise ModelError(f"masks.model knows no class 'person' (it knows {some} ...); choose one trained on COCO")
-    return found
 
 
 def read_class_names(names: dict[int, str]) -> np.ndarray:
@@ -195,8 +187,7 @@ AttributeModel = CropClassifier | MiVolo
 def build_attribute_models(config: AttributeConfig, device: torch.device | str) -> list[AttributeModel]:
     """The networks a config asks for, one or two.
 
-    Raises:
-        ModelMissing, ModelError: one cannot be loaded, or its classes are neither ages nor genders.
+    Raises: ModelMissing, ModelError: one cannot be loaded, or its classes are neither ages nor genders.
     """
     where = torch.device(device)
     return [

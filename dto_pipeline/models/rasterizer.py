@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from dto_pipeline.maths.camera import project
-from dto_pipeline.maths.devices import works_at_once
+from dto_pipeline.maths.ordered import works_at_once
 
 NEAREST_Z = 1e-3  # triangles with a vertex nearer than this are not drawn [m]
 _PAIRS_AT_ONCE = 1 << 22  # (triangle, pixel) candidates tested at once: bounds memory to about 0.5 GB
@@ -69,8 +69,7 @@ def rasterize(
         present: (B, P) bool, who is drawn; masks: (B, P, h, w) bool, where (None: anywhere).
         closed: see `is_closed`.
 
-    Returns:
-        `Raster` padded to the largest map (or to the size of `masks`).
+    Returns: `Raster` padded to the largest map (or to the size of `masks`).
     """
     height, width = masks.shape[-2:] if masks is not None else map(int, map_size.amax(dim=0))
     packed = torch.empty(len(present), height, width, dtype=torch.int32, device=vertices.device)

@@ -42,8 +42,7 @@ class Perception:
     def __init__(self, config: PipelineConfig, body: BodyModel, device: torch.device | str = "cpu") -> None:
         """Load the networks.
 
-        Raises:
-            ModelMissing, ModelError: one cannot be loaded.
+        Raises: ModelMissing, ModelError: one cannot be loaded.
         """
         self.config = config
         self._body = body
@@ -84,23 +83,20 @@ class Perception:
             return
         if self.depth is not None:
             with clock("depth"):
-                self._see_depth(self.depth, able)
+                focal = [float(scene.intrinsics[0, 0]) for scene in able]
+                for scene, found in zip(able, self.depth.see(_images(able), focal), strict=True):
+                    scene.origin["depth"] = self.depth.origin
+                    if not torch.is_tensor(found):
+                        scene.problem = (found.status, str(found))
+                    elif found.is_cuda:
+                        scene.disparity_there = found
+                    else:
+                        scene.disparity = found.numpy()
         able = [scene for scene in able if scene.problem is None]
         with clock("masks"):
             self._see_masks(able)
         with clock("attributes"):
             self._see_attributes(able)
-
-    def _see_depth(self, network: DepthNetwork, scenes: Sequence[Scene]) -> None:
-        focal = [float(scene.intrinsics[0, 0]) for scene in scenes]
-        for scene, found in zip(scenes, network.see(_images(scenes), focal), strict=True):
-            scene.origin["depth"] = network.origin
-            if not torch.is_tensor(found):
-                scene.problem = (found.status, str(found))
-            elif found.is_cuda:
-                scene.disparity_there = found
-            else:
-                scene.disparity = found.numpy()
 
     def _see_masks(self, scenes: Sequence[Scene]) -> None:
         max_side = self.config.evidence.render_max_side

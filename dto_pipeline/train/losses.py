@@ -15,7 +15,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch.nn import functional
 
-from dto_pipeline.maths.devices import constant
+from dto_pipeline.maths.ordered import constant
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.train.blocks import Known, corners, number_within
 from dto_pipeline.train.config import LossConfig

@@ -128,11 +128,14 @@ def test_everybody_is_trained_on_once_an_epoch(root: Path, body: BodyModel) -> N
 
 @pytest.mark.parametrize("labels", ["file", "run"])
 def test_the_trainer_takes_the_file_as_it_takes_the_run(labels: str, root: Path, run_dir: Path, tmp_path: Path) -> None:
-    (tmp_path / "train.yaml").write_text(OPTIONS)
-    place = root / FILE if labels == "file" else run_dir
-    named = [f"data.labels=[{place}]", f"data.images=[{root / 'images'}]", "body.model_path=demo"]
-    options = [part for option in named for part in ("--set", option)]
-    assert main(["train", str(tmp_path / "train.yaml"), "-o", str(tmp_path / "out"), "--quiet", *options]) == 0
+    assert train(root / FILE if labels == "file" else run_dir, root, tmp_path) == 0
+
+
+def train(labels: Path, root: Path, out: Path, *options: str) -> int:
+    (out / "train.yaml").write_text(OPTIONS)
+    named = (f"data.labels=[{labels}]", f"data.images=[{root / 'images'}]", "body.model_path=demo", *options)
+    sets = [part for option in named for part in ("--set", option)]
+    return main(["train", str(out / "train.yaml"), "-o", str(out / "out"), "--quiet", *sets])
 
 
 def test_scenes_are_drawn_from_the_file(root: Path, tmp_path: Path) -> None:
@@ -174,11 +177,7 @@ def test_a_training_that_sees_nobody_in_an_epoch_stops(root: Path, tmp_path: Pat
     for crowd in far.values():
         for person in crowd:
             person["smpl_param"]["trans"][0] += np.float32(50)
-    write_released(tmp_path / "far.npz", far)
-    (tmp_path / "train.yaml").write_text(OPTIONS)
-    named = [f"data.labels=[{tmp_path / 'far.npz'}]", f"data.images=[{root / 'images'}]", "body.model_path=demo"]
-    options = [part for option in [*named, "loop.steps=5"] for part in ("--set", option)]
-    assert main(["train", str(tmp_path / "train.yaml"), "-o", str(tmp_path / "out"), "--quiet", *options]) == 2
+    assert train(write_released(tmp_path / "far.npz", far), root, tmp_path, "loop.steps=5") == 2
     assert "a whole epoch of 6 images had no people" in capsys.readouterr().err
 
 

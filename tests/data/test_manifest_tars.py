@@ -56,7 +56,7 @@ def test_images_in_tars_carry_published_keys_and_depth_files_of_their_labels(tmp
     assert [row["problem"] for row in rows] == [None, None]
 
 
-def test_a_broken_tar_costs_its_broken_members_and_everything_is_told(tmp_path):
+def test_a_broken_tar_costs_its_broken_members_and_everything_is_reported(tmp_path):
     names = [f"s/a/b/{name}.jpg" for name in ("0", "1", "2", "3", "Case", "up", "link", "twice")]
     files = {"a/b/0.jpg": picture(10), "a/b/1.jpg": picture()[:60], "a/b/2.jpg": picture(30), "a/b/case.jpg": picture()}
     files |= {"../a/b/up.jpg": picture(), "/a/b/up.jpg": picture(), "a/b/9.jpg": picture()}
@@ -74,13 +74,13 @@ def test_a_broken_tar_costs_its_broken_members_and_everything_is_told(tmp_path):
     gone = "image_missing"
     assert status == [None, "image_corrupt", None, gone, gone, gone, gone, None]
     assert "ends at the first dot" in all_rows(manifest)[4]["problem"]
-    told = found(tmp_path)
-    assert told["repeated_key", "2.tar!a/b/twice.jpg"] == "has the key of 1.tar!a/b/twice.jpg, which is taken"
-    assert "leaves its folder" in told["tar_member_refused", "0.tar!../a/b/up.jpg"]
-    assert "is no plain file" in told["tar_member_refused", "0.tar!a/b/link.jpg"]
-    assert "truncated" in told["tar_member_refused", "1.tar!a/b/3.jpg"]
-    assert "truncated" in told["tar_damaged", "1.tar"]
-    assert ("image_without_labels", "0.tar!a/b/9.jpg") in told
+    reasons = found(tmp_path)
+    assert reasons["repeated_key", "2.tar!a/b/twice.jpg"] == "has the key of 1.tar!a/b/twice.jpg, which is taken"
+    assert "leaves its folder" in reasons["tar_member_refused", "0.tar!../a/b/up.jpg"]
+    assert "is no plain file" in reasons["tar_member_refused", "0.tar!a/b/link.jpg"]
+    assert "truncated" in reasons["tar_member_refused", "1.tar!a/b/3.jpg"]
+    assert "truncated" in reasons["tar_damaged", "1.tar"]
+    assert ("image_without_labels", "0.tar!a/b/9.jpg") in reasons
     assert report.findings["tar_member_refused"] == 4
     assert report.image_problems["image_missing"] == 4
     assert "findings: tar_damaged" in report.as_table()
@@ -174,20 +174,6 @@ def test_masks_in_tars_go_to_people_by_keypoints_and_sidecar_masks_come_first(tm
     np.testing.assert_array_equal(masks[2], own[None])
     assert [row["mask_origin"] for row in rows] == ["detection", None, "sidecar"]
     assert (report.masks_given, report.persons) == (3, 4)
-
-
-def test_labels_without_keypoints_borrow_those_of_the_people_in_the_tar(tmp_path):
-    names = ["0.jpg", "0.jpg"]
-    boxes = {"center": np.array([[8, 12], [24, 12]], np.float32), "scale": np.array([0.05, 0.05], np.float32)}
-    people = [
-        {"keypoints_2d": points, "center": centre.astype(float), "scale": 0.05}
-        for points, centre in zip(keypoints_at(WIDTH - 3, 3), boxes["center"][::-1], strict=True)
-    ]
-    files = {"0.jpg": picture(), "0.detection.npz": npz(masks=halves()), "0.data.pyd": pickle.dumps(people)}
-    write_tar(tmp_path / "tars/t.tar", files)
-    manifest, _ = build(tmp_path, names, boxes, key_parts=1, masks="detection")
-    persons = all_rows(manifest)[0]["persons"]
-    np.testing.assert_array_equal([decode_rle(p["mask_rle"], HEIGHT, WIDTH) for p in persons], halves())
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,7 @@ class Merger:
         return Manifest.open(out), report
 
     def outcomes(self, name: str = "merged") -> list[dict]:
-        rows = pq.read_table(outcomes_path(self.folder / f"{name}.parquet")).to_pylist()
-        return sorted(rows, key=lambda row: row["prediction_row"])
+        return pq.read_table(outcomes_path(self.folder / f"{name}.parquet")).to_pylist()
 
 
 @pytest.fixture
@@ -131,19 +130,14 @@ def test_one_moved_by_more_than_the_threshold_is_added_and_one_by_less_dropped(m
     assert (far.outcomes["matched"], far.outcomes["added"]) == (0, count)
 
 
-def test_without_keypoints_half_the_overlap_decides(merge, tiny, body):
-    people = released(tiny, body, keypoints=False)
-    _, near = merge(shifted(people, body, 0.3), "near")
-    _, far = merge(shifted(people, body, 0.8), "far")
-    assert near.outcomes["added"] == 0
-    assert far.outcomes["added"] == len(people["image"])
-
-
-def test_keypoints_nobody_is_sure_of_are_absent(merge, tiny, body):
-    people = shifted(released(tiny, body), body, 0.3)  # more than the threshold of keypoints, not of boxes
-    people["keypoints"][..., 2] = 0.1
-    _, report = merge(people)
-    assert report.outcomes["added"] == 0
+@pytest.mark.parametrize("keypoints", [False, True])
+def test_without_keypoints_or_with_unsure_ones_half_the_overlap_decides(merge, tiny, body, keypoints):
+    people = released(tiny, body, keypoints=keypoints)
+    near, far = (shifted(people, body, up) for up in (0.3, 0.8))  # 0.3: above the threshold of keypoints
+    for some in (near, far) if keypoints else ():
+        some["keypoints"][..., 2] = 0.1
+    assert merge(near, "near")[1].outcomes["added"] == 0
+    assert merge(far, "far")[1].outcomes["added"] == len(people["image"])
 
 
 def test_released_people_keep_order_and_content_and_added_ones_follow_by_score(merge, tiny, body):
@@ -171,22 +165,20 @@ def test_the_order_of_predictions_changes_nothing(merge, tiny, body, random):
     others = shifted(same, body, 0.5)
     close = shifted(same, body, 0.45)  # duplicates of the others
     people = joined(same, others, close)
-    people["det_score"][:] = 0.7  # nothing but content tells them apart
+    people["det_score"][:] = 0.7  # only their content differs
     order = list(range(len(people["image"])))
     random.shuffle(order)
-    plain, told = merge(people, "plain")
-    shuffled, told_shuffled = merge(pick(people, order), "shuffled")
-    assert told.outcomes["added"] > 0
-    assert told.outcomes["duplicate"] > 0
+    plain, report = merge(people, "plain")
+    shuffled, report_shuffled = merge(pick(people, order), "shuffled")
+    assert report.outcomes["added"] > 0
+    assert report.outcomes["duplicate"] > 0
     assert plain.fingerprint == shuffled.fingerprint
-    assert told.to_json() == told_shuffled.to_json()
+    assert report.to_json() == report_shuffled.to_json()
 
 
 def test_of_two_predictions_of_one_missing_person_the_surer_is_added(merge, tiny, body):
     one = pick(shifted(released(tiny, body), body, 0.5), [0])
-    manifest, report = merge(
-        joined({**one, "det_score": np.array([0.6], np.float32)}, {**one, "det_score": np.array([0.8], np.float32)})
-    )
+    manifest, report = merge(joined(*({**one, "det_score": np.array([s], np.float32)} for s in (0.6, 0.8))))
     assert (report.outcomes["added"], report.outcomes["duplicate"]) == (1, 1)
     assert rows_of(manifest)[0]["persons"][-1]["det_score"] == pytest.approx(0.8)
     assert [row["same_as_prediction_row"] for row in merge.outcomes()] == [1, -1]

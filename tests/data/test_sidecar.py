@@ -23,8 +23,7 @@ def test_rows_join_by_label_row_whatever_their_order(tmp_path):
     order = np.random.default_rng(0).permutation(10_000)  # several batches
     write_sidecar(tmp_path / "s.parquet", order, age_years=order / 100, det_score=order / 10_000)
     asked = np.array([9_999, 3, 3, 5_000, 0])
-    sidecar = Sidecar(tmp_path / "s.parquet", 10_000)
-    rows = sidecar.rows(asked)
+    rows = Sidecar(tmp_path / "s.parquet", 10_000).rows(asked)
     np.testing.assert_allclose(rows.age_years, asked / 100, rtol=1e-6)
     np.testing.assert_allclose(rows.det_score, asked / 10_000, rtol=1e-6)
     assert np.isnan(rows.male_prob).all()
@@ -33,11 +32,9 @@ def test_rows_join_by_label_row_whatever_their_order(tmp_path):
 
 def test_absent_rows_columns_and_the_absent_sidecar_are_unknown(tmp_path):
     write_sidecar(tmp_path / "s.parquet", np.array([1]), male_prob=np.array([0.25]))
-    sidecar = Sidecar(tmp_path / "s.parquet", 3)
-    rows = sidecar.rows(np.arange(3))
+    rows = Sidecar(tmp_path / "s.parquet", 3).rows(np.arange(3))
     np.testing.assert_array_equal(rows.male_prob, [np.nan, 0.25, np.nan])
-    sidecar = Sidecar(None, 3)
-    nothing = sidecar.rows(np.array([2, 0]))
+    nothing = Sidecar(None, 3).rows(np.array([2, 0]))
     assert np.isnan(nothing.age_years).all()
     assert nothing.mask_rle.null_count == 2
     assert not nothing.mask_damaged.any()
@@ -47,8 +44,7 @@ def test_absent_rows_columns_and_the_absent_sidecar_are_unknown(tmp_path):
 def test_numbers_out_of_range_become_unknown_and_are_counted(tmp_path):
     age, male = np.array([-1, 30, 200, np.inf, np.nan]), np.array([0, 1, 1.1, -0.1, np.nan])
     write_sidecar(tmp_path / "s.parquet", np.arange(5), age_years=age, male_prob=male)
-    sidecar = Sidecar(tmp_path / "s.parquet", 5)
-    rows = sidecar.rows(np.arange(5))
+    rows = Sidecar(tmp_path / "s.parquet", 5).rows(np.arange(5))
     np.testing.assert_array_equal(rows.age_years, [np.nan, 30, np.nan, np.nan, np.nan])
     np.testing.assert_array_equal(rows.male_prob, [0, 1, np.nan, np.nan, np.nan])
     assert sorted(rows.notes.values()) == [2, 3]
@@ -64,21 +60,15 @@ def test_damaged_masks_are_found(tmp_path):
         mask_height=np.array([3, 3, 3, 4, 0, 3, 3]),
         mask_width=np.full(7, 4),
     )
-    sidecar = Sidecar(tmp_path / "s.parquet", 7)
-    rows = sidecar.rows(np.arange(7))
+    rows = Sidecar(tmp_path / "s.parquet", 7).rows(np.arange(7))
     assert rows.mask_damaged.tolist() == [False, False, True, True, True, False, True]
     assert rows.mask_rle.to_pylist() == masks
     assert rows.mask_width.tolist() == [4, 4, 4, 4, 4, 0, 4]
 
 
 def test_a_mask_of_impossible_size_is_damaged(tmp_path):
-    path = write(
-        tmp_path / "s.parquet",
-        label_row=[0],
-        mask_rle=[encode_rle(BLOCK)],
-        mask_height=[1 << 40],
-        mask_width=[4],
-    )
+    masks = {"mask_rle": [encode_rle(BLOCK)], "mask_height": [1 << 40], "mask_width": [4]}
+    path = write(tmp_path / "s.parquet", label_row=[0], **masks)
     assert Sidecar(path, 1).rows(np.arange(1)).mask_damaged.tolist() == [True]
 
 
@@ -91,8 +81,7 @@ def test_wider_types_are_converted(tmp_path):
         mask_height=pa.array([3, None], pa.int64()),
         mask_width=pa.array([4, None], pa.int64()),
     )
-    sidecar = Sidecar(path, 2)
-    rows = sidecar.rows(np.arange(2))
+    rows = Sidecar(path, 2).rows(np.arange(2))
     np.testing.assert_array_equal(rows.age_years, [1.5, np.nan])
     assert rows.mask_damaged.tolist() == [False, False]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from scipy.io import savemat
 
 from dto_pipeline.cli import main
 from dto_pipeline.data.joint_truth import JointTruthError, read_mupots, read_panoptic
+from dto_pipeline.evaluate.bodies import vertices_of
 from dto_pipeline.evaluate.joint_evaluation import (
     OF_MUPOTS,
     OF_PANOPTIC,
@@ -20,6 +20,7 @@ from dto_pipeline.evaluate.joint_evaluation import (
     count_panoptic,
 )
 from dto_pipeline.models.body import BodyModel
+from tests.evaluate.people import make_people
 
 PLACES = [[(-0.5, 3.0), (0.6, 4.0)], [(0.2, 5.0)]]
 CAMERA = np.array([[600.0, 0, 320], [0, 600, 240], [0, 0, 1]])
@@ -33,28 +34,15 @@ def regressor(body: BodyModel) -> np.ndarray:
     return rows
 
 
-def stand(x: float, z: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    pose = np.zeros(72, np.float32)
-    pose[0] = np.pi
-    return pose, np.zeros(11, np.float32), np.array([x, 0, z], np.float32)
-
-
 def joints_of(body: BodyModel, regressor: np.ndarray, x: float, z: float) -> np.ndarray:
     """(17, 3) Human3.6M's."""
-    vertices = body.vertices(*(torch.from_numpy(part)[None] for part in stand(x, z)))[0].numpy()
-    return regressor @ vertices
+    return regressor @ vertices_of(make_people([[(x, z)]]), body)[0]
 
 
 def write_found(path: Path, names: list[str], shift: float = 0.0) -> None:
-    people = [(name, *stand(x + shift, z)) for name, crowd in zip(names, PLACES, strict=True) for x, z in crowd]
-    np.savez(
-        path,
-        image=np.array([name for name, *_ in people]),
-        pose=np.array([pose for _, pose, _, _ in people]),
-        betas=np.array([betas for _, _, betas, _ in people]),
-        transl=np.array([transl for *_, transl in people]),
-        intrinsics=np.tile(CAMERA, (len(people), 1, 1)),
-    )
+    people = make_people([[(x + shift, z) for x, z in crowd] for crowd in PLACES])
+    arrays = {name: getattr(people, name) for name in ("pose", "betas", "transl", "intrinsics")}
+    np.savez(path, image=np.array(names)[people.owner], **arrays)
 
 
 def write_mupots(root: Path, body: BodyModel, regressor: np.ndarray) -> None:

@@ -75,8 +75,8 @@ def test_person_without_joints_shifts_the_indices_of_the_reference_only():
     people = [person(100, layer=5, visible=[]), person(300, layer=0, age=TEEN), person(500, layer=1)]
     found = image(people, [figure_at(300), figure_at(500)], [3.0, 4.0])
     reference, corrected = (evaluate_relative_human([found], mode) for mode in ("reference", "corrected"))
-    assert reference.images[0].matches.tolist() == [[0, 0], [1, 1]]
-    assert corrected.images[0].matches.tolist() == [[0, 1], [1, 2]]
+    assert reference.matches[0].tolist() == [[0, 0], [1, 1]]
+    assert corrected.matches[0].tolist() == [[0, 1], [1, 2]]
     assert reference.share("pcdr_all") == 0.0  # layer 5 was read for the person of layer 0
     assert corrected.share("pcdr_all") == corrected.share("pcdr_teen") == 1.0
 
@@ -84,16 +84,16 @@ def test_person_without_joints_shifts_the_indices_of_the_reference_only():
 def test_person_without_joints_is_missed_by_an_absent_prediction_in_the_reference_only():
     absent = missing([person(100, visible=[]), person(300)])
     reference, corrected = (evaluate_relative_human([absent], mode) for mode in ("reference", "corrected"))
-    assert reference.images[0].missed.tolist() == [0, 1]
-    assert corrected.images[0].missed.tolist() == [1]
+    assert reference.missed[0].tolist() == [0, 1]
+    assert corrected.missed[0].tolist() == [1]
 
 
 @pytest.mark.parametrize("mode", ["reference", "corrected"])
 def test_annotations_without_keypoints_are_ignored_and_others_keep_their_index(mode):
     people = [Annotation(None, 0, KID), person(300, layer=0), person(900)]
     for found in (image(people, [figure_at(300)], [3.0]), missing(people)):
-        tally = evaluate_relative_human([found], mode).images[0]
-        assert {*tally.matches[:, 1].tolist(), *tally.missed.tolist()} == {1, 2}
+        result = evaluate_relative_human([found], mode)
+        assert {*result.matches[0][:, 1].tolist(), *result.missed[0].tolist()} == {1, 2}
 
 
 def test_person_with_one_visible_joint_counts_minus_one_in_the_reference_and_not_at_all_when_corrected():
@@ -116,8 +116,8 @@ def test_pairs_without_overlap_use_up_predictions_of_the_reference_only():
     found = image(people, [figure_at(105, size=0.1), figure_at(330, size=3.0)], [3.0, 4.0])
     reference, corrected = (evaluate_relative_human([found], mode) for mode in ("reference", "corrected"))
     # the first prediction stands between the tiny two and touches neither: two refused pairs, two predictions gone
-    assert reference.images[0].matches.tolist() == []
-    assert corrected.images[0].matches.tolist() == [[1, 2]]
+    assert reference.matches[0].tolist() == []
+    assert corrected.matches[0].tolist() == [[1, 2]]
 
 
 def test_nothing_missed_has_a_status_where_the_published_metric_breaks_down():
@@ -140,7 +140,7 @@ def test_predictions_that_are_not_finite_match_nobody(mode):
     for bad in (np.nan, np.inf):
         found = image([person(100)], [figure_at(100) * bad, figure_at(101)], [3.0, bad])
         result = evaluate_relative_human([found], mode)
-        assert result.images[0].matches.tolist() == [[1, 0]]
+        assert result.matches[0].tolist() == [[1, 0]]
 
 
 def test_true_positives_of_the_reference_are_predictions_minus_missed():
@@ -227,8 +227,9 @@ def test_perfect_predictions_score_one(drawn):
 @settings(max_examples=40, deadline=None)
 def test_everybody_with_joints_leaves_matched_or_missed_once(drawn, mode):
     images = [draw_image(seed) for seed in drawn]
-    for one, tally in zip(images, evaluate_relative_human(images, mode).images, strict=True):
+    result = evaluate_relative_human(images, mode)
+    for one, matches, missed in zip(images, result.matches, result.missed, strict=True):
         seen = sum(bool(joints_of(p)[:, 2].any()) for p in one.annotations)
-        left = [*tally.matches[:, 1].tolist(), *tally.missed.tolist()]
+        left = [*matches[:, 1].tolist(), *missed.tolist()]
         assert len(left) == len(set(left)) == seen
-        assert len(set(tally.matches[:, 0].tolist())) == len(tally.matches)
+        assert len(set(matches[:, 0].tolist())) == len(matches)

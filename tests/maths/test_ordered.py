@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.maths.devices import as_on_gpu
 from dto_pipeline.maths.ordered import (
     Segments,
     add_logarithms,
@@ -19,6 +18,7 @@ from dto_pipeline.maths.ordered import (
     make_exact,
 )
 from tests.company import threads
+from tests.waits import as_on_gpu
 
 SEEDS = st.integers(0, 2**31)
 

@@ -9,19 +9,17 @@ from hypothesis import strategies as st
 
 from dto_pipeline.maths.camera import project
 from dto_pipeline.maths.person_matching import (
+    MIN_SHARE,
     BodyViews,
-    MatchRule,
     Queries,
     assign_people,
     carry_to_camera,
     compare_people,
-    head_sizes,
     pair_people,
     suppress_duplicates,
     view_bodies,
 )
 
-RULE = MatchRule()
 CAMERA = torch.tensor([[300.0, 0, 80], [0, 300, 60], [0, 0, 1]], dtype=torch.float64)
 UPRIGHT = torch.tensor([torch.pi] + [0.0] * 71)
 
@@ -44,21 +42,21 @@ def ask(views, points=None, visible=True):
 
 def compare(queries, references):
     """Share and distance of the first query and the first reference."""
-    found = compare_people(queries, references, (torch.tensor([0]), torch.tensor([0])), RULE)
+    found = compare_people(queries, references, (torch.tensor([0]), torch.tensor([0])))
     return [value.item() for value in found]
 
 
 def assign(share, first, second, distance=None):
     share = torch.as_tensor(share, dtype=torch.float64).ravel()
     distance = torch.zeros_like(share) if distance is None else torch.tensor(distance, dtype=torch.float64)
-    return assign_people(share, distance, torch.tensor(first), torch.tensor(second), RULE).tolist()
+    return assign_people(share, distance, torch.tensor(first), torch.tensor(second)).tolist()
 
 
 def test_the_head_is_as_large_as_the_bodys_head_and_scales_with_distance(body):
     joints = stand(body, [(0, 0, 3.0), (0, 0, 6.0)])
     rest = body.vertices(torch.zeros(1, 72), torch.zeros(1, 11), torch.zeros(1, 3))[0]
     neck = body.joints(torch.zeros(1, 72), torch.zeros(1, 11), torch.zeros(1, 3))[0, 12]
-    near, far = head_sizes(joints.double(), CAMERA.expand(2, 3, 3))
+    near, far = view(joints).head
     assert near == pytest.approx(300 / 3.0 * (rest[:, 1].max() - neck[1]).item(), rel=0.05)
     assert near / far == pytest.approx(2, rel=0.02)
 
@@ -68,8 +66,7 @@ def test_a_head_seen_from_above_keeps_its_size(body):
     lying[0] = torch.pi / 2  # the body's axis points along the camera's
     joints = body.joints(lying[None], torch.zeros(1, 11), torch.tensor([[0.0, 0, 30]]))
     upright = stand(body, [(0, 0, 30.0)])
-    camera = CAMERA.expand(1, 3, 3)
-    assert head_sizes(joints.double(), camera).item() == pytest.approx(head_sizes(upright.double(), camera).item(), 0.1)
+    assert view(joints).head.item() == pytest.approx(view(upright).head.item(), 0.1)
 
 
 def test_joints_behind_the_camera_have_no_image_and_no_part_in_the_box(body):
@@ -143,7 +140,7 @@ def test_assignment_is_one_to_one_and_at_least_as_good_as_greedy(queries, refere
     best = sum(share[q, r].item() for q, r in enumerate(partner) if r >= 0)
     greedy, free, left = 0.0, set(range(queries)), set(range(references))
     for q, r in sorted(((q, r) for q in free for r in left), key=lambda pair: -share[pair].item()):
-        if q in free and r in left and share[q, r] > RULE.min_share:
+        if q in free and r in left and share[q, r] > MIN_SHARE:
             greedy += share[q, r].item()
             free.remove(q)
             left.remove(r)
@@ -153,13 +150,13 @@ def test_assignment_is_one_to_one_and_at_least_as_good_as_greedy(queries, refere
 def test_a_duplicate_of_a_duplicate_is_kept():
     """0 removes 1; 2 is only like 1, who is gone."""
     pairs = torch.tensor([1, 2]), torch.tensor([0, 1])
-    original = suppress_duplicates(torch.tensor([0.9, 0.9]), pairs, torch.tensor([0, 1, 2]), RULE)
+    original = suppress_duplicates(torch.tensor([0.9, 0.9]), pairs, torch.tensor([0, 1, 2]))
     assert original.tolist() == [-1, 0, -1]
 
 
 def test_rank_decides_who_of_two_is_kept():
     pairs = torch.tensor([0, 1]), torch.tensor([1, 0])
-    original = suppress_duplicates(torch.tensor([0.9, 0.9]), pairs, torch.tensor([1, 0]), RULE)
+    original = suppress_duplicates(torch.tensor([0.9, 0.9]), pairs, torch.tensor([1, 0]))
     assert original.tolist() == [1, -1]
 
 
@@ -182,7 +179,5 @@ def test_a_query_equal_to_a_reference_is_never_new_however_dense_the_crowd(body,
     queries = ask(views, visible=seen)  # the strangers stand between the released people
     references = views[torch.arange(people)]
     here, released = torch.tensor([people + strangers]), torch.tensor([people])
-    partner = assign_people(
-        *compare_people(queries, references, pair_people(here, released), RULE), here, released, RULE
-    )
+    partner = assign_people(*compare_people(queries, references, pair_people(here, released)), here, released)
     assert (partner[:people] >= 0).all()

@@ -13,7 +13,7 @@ from dto_pipeline.config import MaskConfig, PipelineConfig
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.network_input import Instances
 from dto_pipeline.models.networks import ModelError, ModelMissing
-from dto_pipeline.models.people_networks import InstanceNetwork, person_classes
+from dto_pipeline.models.people_networks import InstanceNetwork
 from dto_pipeline.models.seeing import Perception, match_instances, project_joints, render_silhouettes
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import PersonStatus
@@ -145,9 +145,9 @@ def test_a_network_of_random_weights_runs_from_its_folder_and_finds_nobody_it_is
 
 
 def test_a_network_that_knows_no_people_is_refused(tmp_path: Path) -> None:
-    assert person_classes({0: "dog", 1: "Person"}) == [1]
     with pytest.raises(ModelError, match=r"masks\.model is of the family 'vit'; expected mask2former or"):
         InstanceNetwork(MaskConfig(model=str(save_classifier(tmp_path / "classifier", ("person", "dog")))))
+    assert InstanceNetwork(MaskConfig(model=str(save_mask2former(tmp_path / "two", ("dog", "Person")))))._person == [1]
     with pytest.raises(ModelError, match="no class 'person'"):
         InstanceNetwork(MaskConfig(model=str(save_mask2former(tmp_path / "zoo", ("cat", "dog")))))
 

@@ -104,13 +104,6 @@ def test_ranks_and_reading_processes_change_no_batch(run_dir: Path, body: BodyMo
             torch.testing.assert_close(vars(first.targets), vars(second.targets), rtol=0, atol=0, equal_nan=True)
 
 
-def test_a_resumed_epoch_continues_exactly(run_dir: Path, body: BodyModel) -> None:
-    whole = list(open_data(config(run_dir), body).epoch(1))
-    rest = list(open_data(config(run_dir, workers=2), body).epoch(1, start_step=2))
-    assert [b.image_ids for b in rest] == [b.image_ids for b in whole[2:]]
-    torch.testing.assert_close(rest[-1].images, whole[-1].images, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_that_was_left_early_does_not_spill_into_the_next(
     run_dir: Path, body: BodyModel, workers: int

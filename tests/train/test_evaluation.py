@@ -14,7 +14,7 @@ from dto_pipeline.train.learner import MEASURES, evaluate
 from dto_pipeline.train.model import Predictions
 from dto_pipeline.train.targets import Rules
 from tests.train.known_predictions import perfect_predictions
-from tests.train.small_crowds import standing_batch, take_images
+from tests.train.small_crowds import standing_batch
 
 
 def measure(batch: TrainBatch, predictions: Predictions, body: BodyModel) -> dict[str, float]:
@@ -84,8 +84,3 @@ def test_pairs_are_within_an_image_also_where_images_come_in_several_batches(
 ) -> None:
     found = evaluate(lambda asked: perfect_predictions(asked, body, 5), [batch, batch], body)
     assert (found["images"], found["persons"], found["pairs"]) == (4, 6, 2)
-
-
-def test_images_may_be_taken_out_of_a_batch(batch: TrainBatch, body: BodyModel) -> None:
-    second = take_images(batch, slice(1, 2))
-    assert measure(second, perfect_predictions(second, body, 5), body)["persons"] == 1

@@ -122,14 +122,8 @@ def test_sizes_are_read_off_the_shapes(network: MeshNetwork) -> None:
 
 @pytest.mark.parametrize("old", [False, True], ids=["transformers 5", "transformers 4"])
 def test_a_dinov2_begins_the_encoder_under_both_of_its_names(old: bool, tmp_path: Path) -> None:
-    shape: dict[str, Any] = {
-        "hidden_size": 32,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-        "patch_size": 14,
-        "mlp_ratio": 2,
-    }
-    source = Dinov2Model(Dinov2Config(**shape, image_size=70)).eval()
+    shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "mlp_ratio": 2}
+    source = Dinov2Model(Dinov2Config(**shape, patch_size=14, image_size=70)).eval()
     source.save_pretrained(tmp_path)
     state, heads = load_dinov2(ModelReference(str(tmp_path), option="encoder"))
     assert heads == 2
@@ -153,14 +147,7 @@ def test_a_dinov2_begins_the_encoder_under_both_of_its_names(old: bool, tmp_path
     weights = made.state_dict()
     copied, first = (weights[f"encoder.{name}.0.attn.qkv.weight"] for name in ("additional_blocks", "blocks"))
     assert torch.equal(copied, first)
-    sizes = [
-        "encoder.width=32",
-        "encoder.layers=3",
-        "encoder.heads=2",
-        "model.width=32",
-        "model.layers=1",
-        "data.input_size=112",
-    ]
+    sizes = ["encoder.width=32", "encoder.layers=3", "encoder.heads=2", "model.width=32", "data.input_size=112"]
     with pytest.raises(ValueError, match=r"of another shape \(15\)"):  # the perceptron of this one is half as wide
         begin_network(load_train_config(None, [*sizes, f"encoder.model={tmp_path}"]))
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,6 +69,11 @@ def tiny(tmp_path: Path, body: BodyModel) -> TinyDataset:
 def predict_one(body: BodyModel, root: Path, picture: Picture, network: StandIn) -> Scene:
     (scene,) = predict_scenes(stand_in(body, network), ImageFolder(root), [picture])
     return scene
+
+
+def predict(body: BodyModel, folder: Path, out: Path, network: StandIn | None = None, **options: Any) -> Manifest:
+    """A run of a folder's images in `out`."""
+    return predict_run(stand_in(body, network), list_pictures(str(folder), out), out, progress=False, **options)
 
 
 def joints_in(body: BodyModel, scene: Scene) -> np.ndarray:
@@ -137,9 +143,7 @@ def test_a_known_field_of_view_decides_the_focal_length(body: BodyModel, tmp_pat
 
 
 def test_a_folder_becomes_a_run_with_a_row_for_every_image(body: BodyModel, folder: Path, tmp_path: Path) -> None:
-    manifest = predict_run(
-        stand_in(body), list_pictures(str(folder), tmp_path / "out"), tmp_path / "out", progress=False
-    )
+    manifest = predict(body, folder, tmp_path / "out")
     placed = read_placed(find_label_files(tmp_path / "out")[0])
     assert [p.scene.image_id for p in placed] == ["holiday/a.png", "holiday/b/2.png", "holiday/c.jpg"]
     assert [str(p.status) for p in placed] == ["predicted", "predicted", "image_corrupt"]
@@ -152,8 +156,7 @@ def test_a_folder_becomes_a_run_with_a_row_for_every_image(body: BodyModel, fold
 
 def test_batches_change_no_byte(body: BodyModel, folder: Path, tmp_path: Path) -> None:
     for name, batch in {"a": 2, "b": 1}.items():
-        out = tmp_path / name
-        predict_run(stand_in(body), list_pictures(str(folder), out), out, batch=batch, progress=False)
+        predict(body, folder, tmp_path / name, batch=batch)
     assert label_bytes(tmp_path / "a") == label_bytes(tmp_path / "b")
 
 
@@ -174,9 +177,8 @@ def test_a_killed_prediction_goes_on_where_it_was(body: BodyModel, folder: Path,
     network = StandIn()
     predict_run(stand_in(body, network), pictures, out, progress=False)
     assert len(network.sizes) == 1  # only the second image; the third cannot be read
-    predict_run(
-        stand_in(body), list_pictures(str(folder), tmp_path, shard_images=1), tmp_path / "whole", progress=False
-    )
+    again = list_pictures(str(folder), tmp_path, shard_images=1)
+    predict_run(stand_in(body), again, tmp_path / "whole", progress=False)
     assert label_bytes(out) == label_bytes(tmp_path / "whole")
 
 
@@ -230,7 +232,7 @@ def test_a_prediction_killed_while_it_became_a_run_is_finished(
 
 def test_people_who_are_behind_the_camera_stay_with_their_status(body: BodyModel, folder: Path, tmp_path: Path) -> None:
     network = StandIn(transl=((0, 0, 5), (0, 0, -3), (0, 0, 1)))
-    predict_run(stand_in(body, network), list_pictures(str(folder), tmp_path / "out"), tmp_path / "out", progress=False)
+    predict(body, folder, tmp_path / "out", network)
     placed = read_placed(find_label_files(tmp_path / "out")[0])[0]
     assert [str(status) for status in placed.person_status] == ["invalid_label", "not_run"]
     rows = Manifest.open(tmp_path / "out/manifest.parquet").read_shard(0)
@@ -255,10 +257,7 @@ def test_an_answer_that_is_not_finite_costs_its_image_only(
 
     for number in range(3):
         write_image(tmp_path / "set" / f"{number}.png", seed=number)
-    trained = stand_in(body, StandIn(spoil=spoil))
-    predict_run(
-        trained, list_pictures(str(tmp_path / "set"), tmp_path / "out"), tmp_path / "out", batch=3, progress=False
-    )
+    predict(body, tmp_path / "set", tmp_path / "out", StandIn(spoil=spoil), batch=3)
     placed = read_placed(find_label_files(tmp_path / "out")[0])
     assert [str(one.status) for one in placed] == ["predicted", "prediction_invalid", "predicted"]
     assert [one.message for one in placed] == [None, message, None]
@@ -279,7 +278,7 @@ def test_somebody_whose_numbers_are_not_finite_costs_nobody_else(body: BodyModel
 
 
 def test_nobody_sure_enough_is_an_image_without_people(body: BodyModel, folder: Path, tmp_path: Path) -> None:
-    predict_run(stand_in(body), list_pictures(str(folder), tmp_path / "out"), tmp_path / "out", 0.95, progress=False)
+    predict(body, folder, tmp_path / "out", min_confidence=0.95)
     placed = read_placed(find_label_files(tmp_path / "out")[0])
     assert [p.status for p in placed[:2]] == [ImageStatus.NO_PEOPLE] * 2
     assert verify_run(tmp_path / "out").passed

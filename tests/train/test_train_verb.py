@@ -36,10 +36,16 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, body: BodyModel) -> Path:
     return path
 
 
+def train(folder: Path, *options: str, out: str = "") -> int:
+    """`dto train` with `OPTIONS` and others, into `folder`/out."""
+    (folder / "train.yaml").write_text(OPTIONS)
+    command = ["train", str(folder / "train.yaml"), "-o", out or str(folder / "out"), "--quiet"]
+    return main([*command, *(part for option in options for part in ("--set", option))])
+
+
 def test_a_run_becomes_a_network(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config, out = tmp_path / "train.yaml", tmp_path / "out"
-    config.write_text(OPTIONS)
-    assert main(["train", str(config), "-o", str(out), "--set", f"data.labels=[{run_dir}]", "--quiet"]) == 0
+    out = tmp_path / "out"
+    assert train(tmp_path, f"data.labels=[{run_dir}]") == 0
     assert "pairwise depth error" in capsys.readouterr().out
     assert [path.name for path in list_checkpoints(out)] == ["step-00000003.pt"]
     rows = read_rows(out / TRAINING)
@@ -48,40 +54,29 @@ def test_a_run_becomes_a_network(run_dir: Path, tmp_path: Path, capsys: pytest.C
     assert read_rows(out / HELD_OUT)[0]["images"] > 0
 
 
-def test_without_labels_it_says_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tmp_path / "train.yaml"
-    config.write_text(OPTIONS)
-    assert main(["train", str(config), "-o", str(tmp_path / "out")]) == 2
-    assert "data.labels" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        ([], "data.labels"),
         (["data.labels=[nowhere/run]"], "data.labels names nowhere/run"),
         (["data.labels=[x]", "data.images=[nowhere]"], "data.images names nowhere, which is no folder"),
+        (["data.labels=[{run}]", "data.holdout=1e-9"], "no image is held out (data.holdout is 1e-09); raise data.hold"),
+        (
+            ["data.labels=[{run}]", "data.images=[{empty}]", "data.holdout=0", "loop.steps=100"],
+            "none of 9 images could be used, the first: ",
+        ),
     ],
 )
-def test_names_that_lead_nowhere_are_told_with_their_option(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], sentence: str
+def test_data_that_cannot_be_trained_on_are_named_with_their_option(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], sentence: str
 ) -> None:
-    (tmp_path / "train.yaml").write_text(OPTIONS)
-    command = ["train", str(tmp_path / "train.yaml"), "-o", str(tmp_path / "out")]
-    assert main([*command, *(part for option in options for part in ("--set", option))]) == 2
-    assert sentence in capsys.readouterr().err
-
-
-def test_photographs_that_are_elsewhere_end_the_training(
-    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "train.yaml").write_text(OPTIONS)
     (tmp_path / "empty").mkdir()
-    options = [f"data.labels=[{run_dir}]", f"data.images=[{tmp_path / 'empty'}]", "data.holdout=0", "loop.steps=100"]
-    command = ["train", str(tmp_path / "train.yaml"), "-o", str(tmp_path / "out"), "--quiet"]
-    assert main([*command, *(part for option in options for part in ("--set", option))]) == 2
+    named = [option.format(run=run_dir, empty=tmp_path / "empty") for option in options]
+    assert train(tmp_path, *named) == 2
     said = capsys.readouterr().err
-    assert "none of 9 images could be used" in said
-    assert "is data.images the folder of the photographs of data.labels?" in said
+    assert sentence in said
+    assert "none of" not in said or "is data.images the folder of the photographs of data.labels?" in said
+    assert not list_checkpoints(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -90,20 +85,8 @@ def test_photographs_that_are_elsewhere_end_the_training(
 def test_a_training_takes_no_uri_and_no_folder_of_other_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, said: str
 ) -> None:
-    (tmp_path / "train.yaml").write_text(OPTIONS)
-    assert main(["train", str(tmp_path / "train.yaml"), "-o", out or str(tmp_path)]) == 2
+    assert train(tmp_path, out=out or str(tmp_path)) == 2
     assert f"{out or tmp_path} {said}" in capsys.readouterr().err
-
-
-def test_a_hold_out_that_keeps_no_image_is_refused_before_the_first_step(
-    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config, out = tmp_path / "train.yaml", tmp_path / "out"
-    config.write_text(OPTIONS)
-    options = ["--set", f"data.labels=[{run_dir}]", "--set", "data.holdout=1e-9", "--quiet"]
-    assert main(["train", str(config), "-o", str(out), *options]) == 2
-    assert "no image is held out (data.holdout is 1e-09); raise data.holdout" in capsys.readouterr().err
-    assert not list_checkpoints(out)
 
 
 class DoneHere:

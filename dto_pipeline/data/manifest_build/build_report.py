@@ -61,7 +61,7 @@ class _Counts:
         return {
             name: {str(key): count for key, count in sorted(value.items())} if isinstance(value, dict) else value
             for name, value in vars(self).items()
-            if not isinstance(value, list)
+            if name != "found"
         }
 
     def count_lines(self, title: str) -> str:
@@ -137,6 +137,68 @@ class ManifestReport(_Counts):
         table = self.count_lines(f"manifest of {self.dataset}, fingerprint {self.fingerprint[:16]}, {mean}")
         return "\n".join([table, *(f"  first {word}: {text}" for word, text in sorted(self.examples.items()))])
 
+    def note_tars(self, placement: TarPlacement) -> None:
+        """Damaged tars, members that are refused, and images whose key is taken."""
+        for summary in placement.images.summaries:
+            if summary.problem:
+                self.add(TAR, summary.tar, f"{summary.problem}; {summary.usable} members can be read", used=True)
+        for member, problem in placement.images.problems():
+            self.add(TAR_MEMBER, member, problem)
+        for taken, other in placement.repeated:
+            self.add(REPEATED_KEY, other, f"has the key of {taken}, which is taken")
+
+    def note_unlabelled(self, index: ImageIndex, root: Location, placement: TarPlacement | None) -> None:
+        """Images that no label row names, and whether a missing image has almost the same name; call it last."""
+
+        def folded(name: str) -> str:
+            return splitext(name)[0].casefold()
+
+        named = set(index.image_file)
+        similar = {folded(name): name for kind, name, *_ in self.found if kind == ImageStatus.IMAGE_MISSING}
+        in_tars = placement and (address for address, _ in placement.images.members())
+        try:
+            for name in in_tars or list_names(root, _ENDINGS):
+                if name not in named:
+                    near = similar.get(folded(name))
+                    hint = f"; {near}, which is missing, differs in case or extension only" if near else ""
+                    self.add(WITHOUT_LABELS, name, f"no label row names this image{hint}")
+        except STORAGE_ERRORS as error:
+            self.add(WITHOUT_LABELS, "", f"the images folder cannot be listed: {error_text(error)}")
+
+    def look_for_depth(self, index: ImageIndex, root: Location, suffix: str) -> None:
+        """Whether the depth maps of some images, spread over all, exist."""
+
+        def is_there(name: str) -> bool:
+            try:
+                return exists(join_location(root, name))
+            except STORAGE_ERRORS:
+                return False
+
+        images = [image for image in range(index.num_images) if image not in index.problem]
+        images = images[:: -(-len(images) // _DEPTH_CHECKS) or 1]
+        names = [splitext(index.image_name[image])[0] + suffix for image in images]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            missing = [name for name, there in zip(names, pool.map(is_there, names), strict=True) if not there]
+        self.depth_looked, self.depth_missing = len(names), len(missing)
+        if missing:
+            found = f"depth map {missing[0]} does not exist below {root}"
+            if isinstance(root, Path) and not root.is_dir():
+                found = f"there is no depth folder {root}"
+            self.examples[ImageStatus.DEPTH_MISSING] = (
+                f"{found}; write the maps, name their folder (--depth) and ending (depth_suffix), or build with "
+                "--depth '' where a network makes them (depth.source=model)"
+            )
+
+    def note_shared_images(self, index: ImageIndex, others: Sequence[Location]) -> None:
+        """Images whose key another manifest has too. Raises: ManifestError: one is damaged."""
+        own = set(index.image_path) if others else set()
+        for other in map(Manifest.open, others):
+            for shard in range(other.num_shards):
+                rows = other.read_shard(shard, ["image_path", "image_id"])
+                for key, image_id in zip(rows["image_path"].to_pylist(), rows["image_id"].to_pylist(), strict=True):
+                    if key in own:
+                        self.add(ALSO_IN, key, f"also in {other.subset} as {image_id}", used=True)
+
 
 @dataclass
 class MergeReport(_Counts):
@@ -165,69 +227,3 @@ class MergeReport(_Counts):
 
 def findings_path(manifest: Location) -> Location:
     return beside(manifest, ".findings.parquet")
-
-
-def note_tars(report: ManifestReport, placement: TarPlacement) -> None:
-    """Damaged tars, members that are refused, and images whose key is taken."""
-    for summary in placement.images.summaries:
-        if summary.problem:
-            report.add(TAR, summary.tar, f"{summary.problem}; {summary.usable} members can be read", used=True)
-    for member, problem in placement.images.problems():
-        report.add(TAR_MEMBER, member, problem)
-    for taken, other in placement.repeated:
-        report.add(REPEATED_KEY, other, f"has the key of {taken}, which is taken")
-
-
-def note_unlabelled(report: ManifestReport, index: ImageIndex, root: Location, placement: TarPlacement | None) -> None:
-    """Images that no label row names, and whether a missing image has almost the same name; call it last."""
-
-    def folded(name: str) -> str:
-        return splitext(name)[0].casefold()
-
-    named = set(index.image_file)
-    similar = {folded(name): name for kind, name, *_ in report.found if kind == ImageStatus.IMAGE_MISSING}
-    in_tars = placement and (address for address, _ in placement.images.members())
-    try:
-        for name in in_tars or list_names(root, _ENDINGS):
-            if name not in named:
-                near = similar.get(folded(name))
-                hint = f"; {near}, which is missing, differs in case or extension only" if near else ""
-                report.add(WITHOUT_LABELS, name, f"no label row names this image{hint}")
-    except STORAGE_ERRORS as error:
-        report.add(WITHOUT_LABELS, "", f"the images folder cannot be listed: {error_text(error)}")
-
-
-def look_for_depth(report: ManifestReport, index: ImageIndex, root: Location, suffix: str) -> None:
-    """Whether the depth maps of some images, spread over all, exist."""
-
-    def is_there(name: str) -> bool:
-        try:
-            return exists(join_location(root, name))
-        except STORAGE_ERRORS:
-            return False
-
-    images = [image for image in range(index.num_images) if image not in index.problem]
-    images = images[:: -(-len(images) // _DEPTH_CHECKS) or 1]
-    names = [splitext(index.image_name[image])[0] + suffix for image in images]
-    with ThreadPoolExecutor(_THREADS) as pool:
-        missing = [name for name, there in zip(names, pool.map(is_there, names), strict=True) if not there]
-    report.depth_looked, report.depth_missing = len(names), len(missing)
-    if missing:
-        found = f"depth map {missing[0]} does not exist below {root}"
-        if isinstance(root, Path) and not root.is_dir():
-            found = f"there is no depth folder {root}"
-        report.examples[ImageStatus.DEPTH_MISSING] = (
-            f"{found}; write the maps, name their folder (--depth) and ending (depth_suffix), or build with --depth '' "
-            "where a network makes them (depth.source=model)"
-        )
-
-
-def note_shared_images(report: ManifestReport, index: ImageIndex, others: Sequence[Location]) -> None:
-    """Images whose key another manifest has too. Raises: ManifestError: one is damaged."""
-    own = set(index.image_path) if others else set()
-    for other in map(Manifest.open, others):
-        for shard in range(other.num_shards):
-            rows = other.read_shard(shard, ["image_path", "image_id"])
-            for key, image_id in zip(rows["image_path"].to_pylist(), rows["image_id"].to_pylist(), strict=True):
-                if key in own:
-                    report.add(ALSO_IN, key, f"also in {other.subset} as {image_id}", used=True)

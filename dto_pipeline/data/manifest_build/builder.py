@@ -28,17 +28,7 @@ from dto_pipeline.data.files import json_bytes, sha256_file, sweep_abandoned
 from dto_pipeline.data.image_index import ImageIndex, index_images
 from dto_pipeline.data.images import ImageFolder, ImageHeader, ImageStore
 from dto_pipeline.data.manifest import check_outputs, report_path
-from dto_pipeline.data.manifest_build.build_report import (
-    MASKS,
-    PERSON,
-    SOURCE,
-    ManifestReport,
-    findings_path,
-    look_for_depth,
-    note_shared_images,
-    note_tars,
-    note_unlabelled,
-)
+from dto_pipeline.data.manifest_build.build_report import MASKS, PERSON, SOURCE, ManifestReport, findings_path
 from dto_pipeline.data.manifest_build.seen_people import join_seen
 from dto_pipeline.data.manifest_build.writer import describe_origin, open_manifest_writer
 from dto_pipeline.data.people import FileKind, recognise
@@ -119,18 +109,18 @@ def build_manifest(
             index, images = placement.index, placement.images
         else:
             index, images = index.with_prefixes(dataset.image_prefixes), ImageFolder(dataset.images_root)
-        note_shared_images(report, index, [as_location(other) for other in against])
+        report.note_shared_images(index, [as_location(other) for other in against])
         for finding in source.findings:
             report.add(SOURCE, finding.image, finding.reason)
         for image in source.empty_images:
             report.add(SOURCE, image, "listed without people")
         if placement is not None:
-            note_tars(report, placement)
+            report.note_tars(placement)
         _write_manifest(_Inputs(dataset, source, sidecar, index, images, report), out, progress)
         if dataset.depth_root is not None:
-            look_for_depth(report, index, dataset.depth_root, dataset.depth_suffix)
+            report.look_for_depth(index, dataset.depth_root, dataset.depth_suffix)
         if unlabelled:
-            note_unlabelled(report, index, dataset.images_root, placement)
+            report.note_unlabelled(index, dataset.images_root, placement)
     report.write_findings(out)
     write_bytes(report_path(out), json_bytes(report.to_json()))
     return report

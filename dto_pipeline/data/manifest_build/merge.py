@@ -9,7 +9,6 @@ manifest lie a report and the outcome of every prediction. Metres in the camera 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections import Counter
 from contextlib import ExitStack
@@ -20,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
@@ -49,7 +47,7 @@ from dto_pipeline.data.sources.rows import (
 from dto_pipeline.data.storage import Location, as_location, base_name, beside, fetch, write_bytes, written
 from dto_pipeline.data.tars import carry_tar_index
 from dto_pipeline.maths import person_matching as matching
-from dto_pipeline.maths.person_matching import BodyViews, MatchRule
+from dto_pipeline.maths.person_matching import HEAD_FACTOR, MIN_CONFIDENCE, MIN_SHARE, BodyViews
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.reading import parse_json
 from dto_pipeline.schema import MANIFEST_PERSON, MANIFEST_SCHEMA, MERGE_SCHEMA, MERGE_SCHEMA_NAME
@@ -57,7 +55,7 @@ from dto_pipeline.status import PredictionStatus as Status
 
 MIN_SCORE = 0.5  # predictions of a lower det_score are refused; 4D-Humans' detector threshold
 MAX_PREDICTIONS = 1000  # per image: all pairs of them are compared
-_OUTCOMES_PER_GROUP = 1 << 16
+_ROWS_AT_ONCE = 1 << 16  # of predictions that belong to no image
 _IMAGE_NAMES = ("image_file", "image_path", "image_id")  # what a prediction may call its image
 _SAME_CAMERA = 1e-3  # largest difference between intrinsics that are the same camera [px]
 _ORIGIN = "predictions"
@@ -99,26 +97,23 @@ def merge_predictions(
         people = _open_people(fetch(predictions, stack, LabelFileError), bodies, body)
         merge = _Merge(people, body, min_score)
         carry_tar_index(manifest, out)
-        with (  # the outcomes get their name first, the manifest last
-            open_manifest_writer(out) as writer,
-            written(outcomes_path(out)) as local,
-            new_parquet(local, MERGE_SCHEMA) as outcomes,
-        ):
+        with open_manifest_writer(out) as writer:
             for shard in tqdm(range(source.num_shards), unit="shard", desc=source.subset, disable=not progress):
-                table, rows = merge.merge_shard(source.read_shard(shard))
-                writer.add(table)
-                outcomes.write_table(rows)
-            merge.write_unknown(outcomes)
+                writer.add(merge.merge_shard(source.read_shard(shard)))
             merge.report.fingerprint = writer.fingerprint
+            footer = {"schema": MERGE_SCHEMA_NAME, "manifest_fingerprint": writer.fingerprint}
+            outcomes = merge.list_outcomes().replace_schema_metadata(footer)
+            with written(outcomes_path(out)) as local, new_parquet(local, outcomes.schema) as file:
+                file.write_table(outcomes)  # gets its name before the manifest
+            rule = {"head_factor": HEAD_FACTOR, "min_share": MIN_SHARE, "min_confidence": MIN_CONFIDENCE}
             entry = {
                 "manifest": {**_describe(manifest, [Path(source.path)]), "fingerprint": source.fingerprint},
                 "predictions": _describe(predictions, people.files),
                 "body_sha256": body.sha256,
-                "options": {"min_score": min_score, "match": dataclasses.asdict(merge.rule)},
+                "options": {"min_score": min_score, "match": rule},
                 "outcomes": merge.report.outcomes,
             }
             writer.finish({"merged": [*earlier, entry]}, source.metadata)
-            outcomes.add_key_value_metadata({"schema": MERGE_SCHEMA_NAME, "manifest_fingerprint": writer.fingerprint})
     write_bytes(report_path(out), json_bytes(merge.report.to_json()))
     return merge.report
 
@@ -164,51 +159,54 @@ class _Shard:
 
 
 class _Merge:
-    """Merges predictions into shards, and counts their outcomes."""
+    """Merges predictions into shards, and keeps what became of each of the N predictions, by row."""
 
     def __init__(self, people: LabelSource, body: BodyModel, min_score: float) -> None:
-        self.report, self.rule = MergeReport(), MatchRule()
+        self.report = MergeReport()
         self._people, self._body, self._min_score = people, body, min_score
         self._index = index = index_images(people, WHOLE_NAME)
         self._image_of = {name: image for image, name in enumerate(index.image_name) if image not in index.problem}
         self._taken = np.zeros(index.num_images, dtype=bool)  # images of the predictions that a shard had
+        owner = np.repeat(np.arange(index.num_images), np.diff(index.offsets))[np.argsort(index.rows)]
+        self._outcomes: dict[str, Any] = {  # `schema.MERGE_SCHEMA`, as long as no shard has had a prediction's image
+            "prediction_row": np.arange(owner.size),
+            "image": np.array(index.image_name, dtype=object)[owner],
+            "status": np.full(owner.size, str(Status.IMAGE_UNKNOWN), dtype=object),
+            "message": np.array([index.problem.get(image) for image in owner.tolist()], dtype=object),
+            "det_score": np.full(owner.size, np.nan, np.float32),
+            "same_as_source_row": np.full(owner.size, -1),
+            "same_as_prediction_row": np.full(owner.size, -1),
+        }
 
-    def merge_shard(self, table: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """The shard with the people it misses, and the outcomes of all predictions for its images."""
+    def merge_shard(self, table: pa.Table) -> pa.Table:
+        """The shard with the people it misses."""
         shard = self._load(table)
         own, verdict = self._judge(shard)
         chosen = _rank(shard, verdict)
         transl, views, found = self._move(shard, chosen, own)
         shard.labels.transl[chosen], verdict[chosen] = transl, found  # from here on in the label's camera
         chosen, views = chosen[found == _ADDED], views[torch.from_numpy(found == _ADDED)]
-        same_released, same_predicted = (np.full(shard.row.size, -1, dtype=np.int64) for _ in range(2))
-        verdict[chosen], same_released[chosen], original = self._compare(shard, chosen, views)
-        same_predicted[chosen] = np.append(shard.row[chosen], -1)[original]
+        verdict[chosen], same_released, original = self._compare(shard, chosen, views)
+        rows, outcomes = shard.row, self._outcomes
+        outcomes["image"][rows] = np.array(table["image_id"].to_pylist(), dtype=object)[shard.image]
+        outcomes["status"][rows] = [text.partition(": ")[0] for text in verdict.tolist()]
+        outcomes["message"][rows] = [text.partition(": ")[2] or None for text in verdict.tolist()]
+        outcomes["det_score"][rows] = shard.labels.seen.det_score
+        outcomes["same_as_source_row"][rows[chosen]] = same_released
+        outcomes["same_as_prediction_row"][rows[chosen]] = np.append(rows[chosen], -1)[original]
         self.report.images += table.num_rows
         self.report.released += int(table["num_persons"].to_numpy().sum())
         self.report.notes.update(shard.labels.seen.notes)
         self.report.count(Counter(verdict.tolist()))
-        image_ids = single_array(table["image_id"]).take(pa.array(shard.image))
-        words = [text.partition(": ") for text in verdict.tolist()]
-        status, messages = [word for word, _, _ in words], [message or None for _, _, message in words]
-        outcomes = _outcomes(
-            shard.row, image_ids, status, messages, shard.labels.seen.det_score, same_released, same_predicted
-        )
-        return _append(shard, chosen[verdict[chosen] == _ADDED]), outcomes.take(np.argsort(shard.row))
+        return _append(shard, chosen[verdict[chosen] == _ADDED])
 
-    def write_unknown(self, outcomes: pq.ParquetWriter) -> None:
-        """The outcomes of predictions for images that the manifest has not."""
-        index, unknown = self._index, str(Status.IMAGE_UNKNOWN)
-        owner = np.repeat(np.arange(index.num_images), np.diff(index.offsets))
-        missing = np.flatnonzero(~self._taken[owner])
-        if missing.size:
-            images, nobody = owner[missing].tolist(), np.full(missing.size, -1)
-            score = self._people.rows(index.rows[missing]).seen.det_score
-            names = [index.image_name[image] for image in images]
-            messages = [index.problem.get(image) for image in images]
-            rows = index.rows[missing], names, [unknown] * missing.size, messages, score, nobody, nobody
-            outcomes.write_table(_outcomes(*rows), row_group_size=_OUTCOMES_PER_GROUP)
-            self.report.count({unknown: missing.size})
+    def list_outcomes(self) -> pa.Table:
+        """What became of every prediction, when all shards are merged; counts those for images no shard has."""
+        unknown = self._index.rows[np.repeat(~self._taken, np.diff(self._index.offsets))]
+        for some in np.split(unknown, range(_ROWS_AT_ONCE, unknown.size, _ROWS_AT_ONCE)):
+            self._outcomes["det_score"][some] = self._people.rows(some).seen.det_score
+        self.report.count({str(Status.IMAGE_UNKNOWN): unknown.size} if unknown.size else {})
+        return build_table(MERGE_SCHEMA, self._outcomes)
 
     def _load(self, table: pa.Table) -> _Shard:
         """The predictions for the images of a shard; an image of theirs is taken only once."""
@@ -268,21 +266,21 @@ class _Merge:
 
         Of a person predicted twice the one that is a released person comes first, then the given order.
         """
-        rule, image = self.rule, shard.image[chosen]
+        image = shard.image[chosen]
         points = torch.from_numpy(shard.keypoints[chosen]).double()
-        visible = points[..., 2] >= rule.min_confidence
+        visible = points[..., 2] >= MIN_CONFIDENCE
         queries = matching.Queries(views, points[..., :2], visible)
         references, source_row, released = self._view_released(shard, np.unique(image))
         here = torch.from_numpy(np.bincount(image, minlength=shard.table.num_rows))
-        share, distance = matching.compare_people(queries, references, matching.pair_people(here, released), rule)
-        partner = matching.assign_people(share, distance, here, released, rule)
+        share, distance = matching.compare_people(queries, references, matching.pair_people(here, released))
+        partner = matching.assign_people(share, distance, here, released)
         matched, owner = partner >= 0, torch.from_numpy(image)
         place = torch.argsort(torch.argsort(owner * 2 + ~matched, stable=True))
         first, second = matching.pair_people(here, here)
         open_pairs = ~matched[first] & (first != second)
         pairs = first[open_pairs], second[open_pairs]
-        share, _ = matching.compare_people(queries, views, pairs, rule)
-        original = matching.suppress_duplicates(share, pairs, place - (here.cumsum(0) - here)[owner], rule)
+        share, _ = matching.compare_people(queries, views, pairs)
+        original = matching.suppress_duplicates(share, pairs, place - (here.cumsum(0) - here)[owner])
         verdict = _select({_MATCHED: matched.numpy(), _DUPLICATE: (original >= 0).numpy()})
         return verdict, np.append(source_row, -1)[partner], original.numpy()
 
@@ -314,10 +312,6 @@ def _select(checks: dict[str, np.ndarray]) -> np.ndarray:
     """(n,) object: the first verdict that holds for each prediction."""
     codes = np.select(list(checks.values()), range(1, len(checks) + 1), default=0)
     return np.array([_ADDED, *checks], dtype=object)[codes]
-
-
-def _outcomes(*columns: Any) -> pa.Table:
-    return build_table(MERGE_SCHEMA, dict(zip(MERGE_SCHEMA.names, columns, strict=True)))
 
 
 def _rank(people: _Shard, verdict: np.ndarray) -> np.ndarray:

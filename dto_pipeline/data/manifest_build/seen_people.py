@@ -130,8 +130,7 @@ def _masks_of_people(
     if data is None:  # this image has no masks
         return [(None, 0, 0)] * len(boxes), ""
     masks = parse_masks(data, f"{sample}.{MASKS_EXTENSION}")
-    data = read(PEOPLE_EXTENSION)
-    people = None if data is None else parse_people(data, f"{sample}.{PEOPLE_EXTENSION}")
+    people = parse_people(read(PEOPLE_EXTENSION), f"{sample}.{PEOPLE_EXTENSION}")
     chosen, fault = choose_masks(masks, keypoints, boxes, people)
     found = [(encode_rle(masks[mask]), *masks.shape[1:]) if mask >= 0 else (None, 0, 0) for mask in chosen.tolist()]
     return found, fault

@@ -8,9 +8,8 @@
 | labels              | a run's folder, or our own label files  | `label_values`, `image_prefixes`        |
 | relative_human      | a ``*_annots.npz``                      | `predictions`, without which it refuses |
 
-A source is opened once per manifest build and read in slices, so that a label file of any size fits in memory. To add
-one, write a module with a function `(Path, SourceOptions) -> LabelSource` and name it in `SOURCES`; `data.people` must
-recognise the file.
+To add a source, write a module with a function `(Path, SourceOptions) -> LabelSource` and name it in `SOURCES`;
+`data.people` must recognise the file.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ from dto_pipeline.data.sources.rows import (
     SourceOptions,
     check_shape,
     decode_names,
-    map_text,
     pick,
+    read_text,
     take_rows,
 )
 
@@ -54,7 +54,7 @@ def open_camerahmr(path: Path, options: SourceOptions = SourceOptions()) -> Labe
         PickleRefused: not a whole npz, or an object array.
     """
     npz = NpzFile(path)
-    names, columns = decode_names(map_text(npz, "imgname", "US")), {}
+    names, columns = decode_names(read_text(npz, "imgname", "US")), {}
     for name, (keys, shapes) in _KEYS.items():
         key = next((key for key in keys if key in npz.keys), None)
         if key is not None:

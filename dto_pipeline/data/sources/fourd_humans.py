@@ -55,13 +55,15 @@ class SamplePeople:
     mask: np.ndarray  # (n,) int64 which of the sample's masks is the person's, -1 = unknown
 
 
-def parse_people(data: bytes, where: str) -> SamplePeople:
-    """The people of a ``.data.pyd`` member; `where` names the bytes in messages.
+def parse_people(data: bytes | None, where: str) -> SamplePeople:
+    """The people of a ``.data.pyd`` member, None = there is none; `where` names the bytes in messages.
 
     Raises:
         UnsafePickle, BrokenPickle: see `data.safe_pickle`. SampleError: something else than a list of people.
     """
-    people = safe_loads(data, limits=_LIMITS, where=where, object_arrays=True)  # fitting_loss is one around a dict
+    people: Any = []
+    if data is not None:
+        people = safe_loads(data, limits=_LIMITS, where=where, object_arrays=True)  # fitting_loss is one around a dict
     if not isinstance(people, list) or not all(isinstance(person, dict) for person in people):
         raise SampleError(f"{where} holds {type(people).__name__}; expected a list with one dict per person")
 
@@ -116,21 +118,19 @@ def parse_masks(data: bytes, where: str) -> np.ndarray:
 
 
 def choose_masks(
-    masks: np.ndarray, keypoints: np.ndarray | None, boxes: np.ndarray, people: SamplePeople | None
+    masks: np.ndarray, keypoints: np.ndarray | None, boxes: np.ndarray, people: SamplePeople
 ) -> tuple[np.ndarray, str]:
     """Which of the masks (K, H, W) each label row of a sample takes.
 
     Args:
         keypoints: (n, J, 3) x, y [px], confidence of the label rows; None = they have none.
         boxes: (n, 4) of the label rows [px], NaN = unknown.
-        people: those stored with the image; None = the sample has no such file.
+        people: those stored with the image.
 
     Returns:
         (n,) int64 mask of each row, -1 = none; and what is wrong with the numbers that people name, "" = nothing.
     """
     chosen = np.full(len(boxes), -1, dtype=np.int64)
-    if people is None:
-        return (chosen if keypoints is None else match_masks(masks, keypoints)), ""
     person = link_people(keypoints, boxes, people)
     linked = person >= 0
     chosen[linked] = people.mask[person[linked]]
@@ -154,7 +154,7 @@ def link_people(keypoints: np.ndarray | None, boxes: np.ndarray, people: SampleP
     linked = np.full(len(boxes), -1, dtype=np.int64)
     if not len(people.mask):
         return linked
-    overlap = _overlap(boxes, people.bbox_xyxy)
+    overlap = np.nan_to_num(box_overlap(boxes[:, None], people.bbox_xyxy[None]), nan=0.0)
     same = np.where(_equal_keypoints(keypoints, people.keypoints), 1 + overlap, 0)
     linked[same.max(axis=1) > 0] = same.argmax(axis=1)[same.max(axis=1) > 0]
     rest = np.flatnonzero(linked < 0)
@@ -194,11 +194,6 @@ def match_masks(masks: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
     result = np.full(len(keypoints), -1, dtype=np.int64)
     result[person] = np.where(share[person, mask] >= _MIN_INSIDE, mask, -1)
     return result
-
-
-def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(n, m) intersection over union; 0 where a box is unknown or has no area."""
-    return np.nan_to_num(box_overlap(boxes[:, None], others[None]), nan=0.0)
 
 
 def _unwrapped(value: Any) -> Any:

@@ -18,8 +18,7 @@
 In Parquet the same columns hold strings, numbers, binary, and lists of numbers; a list is one row's array flattened
 (keypoints: J * 3 numbers). Values may be null or NaN: unknown. Keypoints come in the order of smplx (J = 45), COCO
 (17) or OpenPose BODY_25 (25, also the first 25 of the 44 of 4D-Humans). Other columns are refused, so that a misspelt
-one is not lost. Rows of an image need not be adjacent. Files are read into
-memory, 0.4 to 1 kB a person.
+one is not lost. Rows of an image need not be adjacent. Files are read into memory, 0.4 to 1 kB a person.
 """
 
 from __future__ import annotations
@@ -40,9 +39,9 @@ from dto_pipeline.data.sources.rows import (
     Shapes,
     check_shape,
     decode_names,
-    map_text,
     pick,
     read_table,
+    read_text,
     take_rows,
 )
 from dto_pipeline.reading import read_start
@@ -84,11 +83,11 @@ def open_predictions(path: str | Path) -> LabelSource:
     npz = NpzFile(path)
     _check_names(path, npz.keys)
 
-    names = map_text(npz, "image", "US")
+    names = read_text(npz, "image", "US")
     numbers = {name: npz.array(name) for name in npz.keys if name in _SHAPES}
     for name, array in numbers.items():
         check_shape(path, name, array, names.size, _SHAPES[name])
-    letters = map_text(npz, "mask_rle", "S", names.size) if "mask_rle" in npz.keys else np.zeros(names.size, "S1")
+    letters = read_text(npz, "mask_rle", "S", names.size) if "mask_rle" in npz.keys else np.zeros(names.size, "S1")
 
     def masks(index: np.ndarray) -> pa.BinaryArray:
         texts = np.asarray(letters[index])  # run lengths never hold the zero bytes that numpy strips

@@ -91,7 +91,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class LabelSource:
-    """An open label file of N rows.."""
+    """An open label file of N rows, in memory."""
 
     files: list[Path]  # read by this source; their sha256 go into the manifest
     image_names: np.ndarray  # (N,) str or object: the image of each row, relative to the images folder
@@ -150,7 +150,7 @@ def check_shape(path: Path, key: str, array: np.ndarray, rows: int | None, tails
         raise LabelFileError(f"{path}, key {key!r}: {array.dtype} {array.shape}; expected numbers {wanted}")
 
 
-def map_text(npz: NpzFile, key: str, kinds: str, rows: int = 0) -> np.ndarray:
+def read_text(npz: NpzFile, key: str, kinds: str, rows: int = 0) -> np.ndarray:
     """(rows,) text of an npz, at least one row. Raises: LabelFileError, PickleRefused."""
     array = npz.array(key)
     if array.ndim != 1 or array.dtype.kind not in kinds or array.size == 0 or (rows and array.size != rows):
