@@ -63,11 +63,8 @@ def select_rows(table: pa.Table, selection: Selection, left_out: Counter[str]) -
     images, owner, z_sigma = columns.images, columns.owner, columns.people[Z_SIGMA]
     status, expected = columns.people["status"], images[EXPECTED_ERROR]
     single = status != str(PersonStatus.DUPLICATE)
-    chosen = single
-    if selection.persons == "valid":
-        chosen = single & (status != str(PersonStatus.INVALID_LABEL))
-    elif selection.persons == "moved":
-        chosen = status == str(PersonStatus.MOVED)
+    valid, moved = status != str(PersonStatus.INVALID_LABEL), status == str(PersonStatus.MOVED)
+    chosen = single & dict(zip(PERSON_CHOICES, (single, valid, moved), strict=True))[selection.persons]
     good = images["is_accepted"] if selection.accepted_only else np.ones(table.num_rows, bool)
     if selection.accepted_only and selection.max_deviation is not None:
         good = images["is_optimized"] & (images["mean_height_deviation"] < selection.max_deviation)
