@@ -44,6 +44,7 @@ from dto_pipeline.data.sources.sidecar import write_sidecar
 from dto_pipeline.errors import DtoError
 from dto_pipeline.lab.crowd import plan_crowd
 from dto_pipeline.lab.difficulty import VERSION, Difficulty
+from dto_pipeline.lab.foreign_bodies import load_anny
 from dto_pipeline.lab.golden import read_arrays
 from dto_pipeline.lab.known_scenes import CrowdScene, SynthScene
 from dto_pipeline.lab.picture import Picture
@@ -133,6 +134,9 @@ def write_synth(
         write_map(root / "depth", name, METRES_PER_DEPTH / disparity if kind.metric_error else disparity)
         return person_rows(name, number, scene, size)
 
+    if kind.bodies == "anny" and not (root / SYNTH_PLACES[0]).exists():
+        load_anny()  # where it is missing nothing shall be written
+
     def pages(persons: int) -> dict[str, str]:
         return {"dataset.yaml": _dataset(kind, body), "README.md": _readme(kind, {**identity, "persons": persons})}
 
@@ -190,10 +194,8 @@ def _write_crowds(
     marker, images = root / places[0], identity["images"]
     if marker.exists():
         try:
-            facts, wanted = (
-                dict(json.loads(marker.read_text())),
-                json.loads(json.dumps(identity)),
-            )  # tuples become lists
+            facts = dict(json.loads(marker.read_text()))
+            wanted = json.loads(json.dumps(identity))  # tuples become lists
             differing = [f"{k}: {facts.get(k)!r} there, {v!r} wanted" for k, v in wanted.items() if facts.get(k) != v]
             found = "; ".join(differing) or CrowdData(root, False, images, facts["persons"], facts.get("broken", {}))
         except (OSError, ValueError, TypeError, KeyError) as error:
