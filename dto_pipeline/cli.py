@@ -8,6 +8,7 @@ was asked, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import resource
 import signal
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Our tensors are small: several threads cost more than they gain (ten times the wall time on a busy two-core
     # machine). Set before PyTorch loads; workers follow run.torch_threads.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    _open_streams()
     parser = build_parser()
     argcomplete.autocomplete(parser)
     arguments = parser.parse_args(argv)
@@ -74,6 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _complain(arguments.verb, "interrupted; finished work is kept")
         return 130
+
+
+def _open_streams() -> None:
+    """Replace standard streams that the caller closed (``>&-``): the next file opened would take their place."""
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives
 
 
 @contextmanager
@@ -116,6 +125,8 @@ def _describe(error: OSError) -> str | None:
         return _NO_MEMORY
     if str(error.strerror).startswith("No usable temporary directory"):
         return f"{error.strerror}; set TMPDIR to a folder that can be written"
+    if error.errno == errno.ENOENT and not place:  # of os.getcwd
+        return "the current folder was removed; change to another one and start again"
     return f"{place}{error.strerror}" if place else None
 
 

@@ -7,6 +7,7 @@ lines of text or JSON; ``extra={"facts": {...}}`` of a log call become keys of i
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -55,6 +56,8 @@ class PrintableFormatter(logging.Formatter):
 @contextmanager
 def printable_stdout(stream: TextIO) -> Iterator[None]:
     """Pass everything printed to `stream`, standard output, through `printable` within the block."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")  # its encoding may lack letters of names
     with redirect_stdout(_PrintableStream(stream)):  # a full stream, by __getattr__
         yield
 

@@ -131,15 +131,22 @@ def test_the_log_may_be_asked_for_before_or_behind_the_verb() -> None:
     assert not build_parser().parse_args(["status", "run"]).verbose
 
 
-def test_a_full_disk_is_one_sentence_also_where_the_system_names_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "No space left on device; make room and start again"),  # as `write` says it
+        (errno.ENOENT, "the current folder was removed; change to another one and start again"),  # as `getcwd` does
+    ],
+)
+def test_what_the_system_says_without_a_file_is_one_sentence(
+    number: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as `write` says it
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("dto_pipeline.data.manifest.Manifest.open", full)
+    monkeypatch.setattr("dto_pipeline.data.manifest.Manifest.open", fail)
     assert main(["run", str(tmp_path / "m.parquet"), "-o", str(tmp_path / "run")]) == 2
-    assert capsys.readouterr().err.strip() == "dto run: No space left on device; make room and start again"
+    assert capsys.readouterr().err.strip() == f"dto run: {said}"
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
@@ -161,3 +168,21 @@ def test_every_verb_that_is_asked_to_end_does_so_in_good_order(
         signal.signal(signal.SIGTERM, before)
     assert capsys.readouterr().err == "dto manifest: interrupted; finished work is kept\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("shell", "environment", "said"),
+    [
+        ("dto synth -o rün --images 1 --quiet", {"PYTHONIOENCODING": "ascii"}, b"r\\xfcn: 1 images"),
+        ("dto synth --list >&- 2>&-", {}, b""),
+    ],
+)
+def test_streams_that_lack_letters_or_are_closed_stop_nobody(
+    shell: str, environment: dict[str, str], said: bytes, tmp_path: Path
+) -> None:
+    path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", shell], cwd=tmp_path, env={**os.environ, **path, **environment}, capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(said)
