@@ -23,7 +23,7 @@ from dto_pipeline.data.images import ImageFolder
 from dto_pipeline.data.label_files import Limits, find_label_files, flatten_table
 from dto_pipeline.data.labels import read_labels, read_placed
 from dto_pipeline.data.scenes import mark_repeats
-from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
+from dto_pipeline.data.sources.rows import ROW_PROBLEMS, SEEN_RANGES, find_row_problems
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.training_labels import LABEL_IMAGES, LABEL_PEOPLE, LabelDataset, read_run_columns
 from dto_pipeline.errors import DtoError
@@ -155,15 +155,17 @@ def optimize_scene(
         a status that says so.
 
     Raises:
-        SceneInputError: an argument of a wrong shape, a camera or disparity that cannot be used.
+        SceneInputError: an argument of a wrong shape or without numbers, a camera, disparity, age or probability that
+            cannot be.
         BodyModelError: no body model is named, or it cannot be read.
     """
     config = config or PipelineConfig()
     _expect((disparity is None) != (metres is None), "give either disparity or metres")
-    values = np.asarray(disparity if metres is None else metres)
-    depth = as_disparity(values, DISPARITY if metres is None else METRIC_DEPTH)
+    relative = metres is None
+    values = _array("disparity", disparity) if relative else _array("metres", metres)
+    depth = as_disparity(values, DISPARITY if relative else METRIC_DEPTH)
     scene = _build_scene((pose, betas, transl), intrinsics, depth, ages, male_prob)
-    scene.origin["depth"] = "memory" if metres is None else f"{METRIC_DEPTH} in memory"
+    scene.origin["depth"] = "memory" if relative else f"{METRIC_DEPTH} in memory"
     _add_masks(scene, masks, config.evidence.render_max_side)
     if scene.num_people == 0:
         return keep_labels(scene)
@@ -189,12 +191,21 @@ def _build_scene(
     ages: np.ndarray | None,
     male_prob: np.ndarray | None,
 ) -> Scene:
-    pose, betas, transl = labels
-    people, unknown = len(transl), np.full(len(transl), np.nan, np.float32)
-    pose = _array("pose", np.reshape(pose, (people, 72)) if np.shape(pose) == (people, 24, 3) else pose, (people, 72))
-    betas = _array("betas", betas, (people, NUM_BETAS - 1 if np.shape(betas)[-1] < NUM_BETAS else NUM_BETAS))
-    betas = np.pad(betas, ((0, 0), (0, NUM_BETAS - betas.shape[1])))
+    pose, betas, transl = (
+        _array(name, values) for name, values in zip(("pose", "betas", "transl"), labels, strict=True)
+    )
+    people = len(transl) if transl.ndim else 1
+    pose = _array("pose", pose.reshape(people, 72) if pose.shape == (people, 24, 3) else pose, (people, 72))
+    ten = betas.shape[1:] == (NUM_BETAS - 1,)
+    betas = _array("betas", np.pad(betas, ((0, 0), (0, 1))) if ten else betas, (people, NUM_BETAS))
     transl = _array("transl", transl, (people, 3))
+    unknown = np.full(people, np.nan, np.float32)
+    seen = {}
+    for column, name, given in (("age_years", "ages", ages), ("male_prob", "male_prob", male_prob)):
+        seen[column] = known = unknown if given is None else _array(name, given, (people,))
+        low, high = SEEN_RANGES[column]
+        wrong = known[(known < low) | (known > high)]
+        _expect(not wrong.size, f"{name} holds {wrong[:3].tolist()}; expected {low:g} .. {high:g}, or NaN for unknown")
     problems = [ROW_PROBLEMS[code] for code in find_row_problems(pose, betas, transl)]
     shape = disparity.shape
     _expect(disparity.ndim == 2 and disparity.size, f"disparity has shape {shape}; expected (H, W) of the photograph")
@@ -207,12 +218,12 @@ def _build_scene(
         image_path="scene",
         width=width,
         height=height,
-        intrinsics=_check_camera(np.asarray(intrinsics, np.float64), width, height),
+        intrinsics=_check_camera(intrinsics, width, height),
         pose=pose,
         betas=betas,
         transl=transl,
-        age_years=unknown if ages is None else _array("ages", ages, (people,)),
-        male_prob=unknown if male_prob is None else _array("male_prob", male_prob, (people,)),
+        age_years=seen["age_years"],
+        male_prob=seen["male_prob"],
         source_row=np.arange(people),
         bbox_xyxy=np.full((people, 4), np.nan, np.float32),
         det_score=unknown,
@@ -244,16 +255,25 @@ def _add_masks(scene: Scene, masks: np.ndarray | None, max_side: int) -> None:
             scene.person_problem[person] = (PersonStatus.EMPTY_MASK, "the instance mask holds no pixel")
 
 
-def _array(name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 of exactly this shape."""
-    array = np.asarray(values, dtype=np.float32)
-    _expect(array.shape == shape, f"{name} has shape {array.shape}; expected {shape}, one entry per row of transl")
-    return array
+def _array(name: str, values: Any, shape: tuple[int, ...] | None = None, dtype: type = np.float32) -> np.ndarray:
+    """The values as an array of numbers, of exactly this shape where one is given."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise SceneInputError(f"{name} is not an array: {error}") from error
+    _expect(array.dtype.kind in "biuf", f"{name} holds {array.dtype}; expected numbers")
+    right = shape is None or array.shape == shape
+    _expect(right, f"{name} has shape {array.shape}; expected {shape}, one entry per row of transl")
+    with np.errstate(over="ignore"):  # infinity, which callers refuse
+        return array.astype(dtype)
 
 
-def _check_camera(camera: np.ndarray, width: int, height: int) -> np.ndarray:
+def _check_camera(intrinsics: Any, width: int, height: int) -> np.ndarray:
+    camera = _array("intrinsics", intrinsics, dtype=np.float64)
     right = camera.shape == (3, 3) and np.isfinite(camera).all() and (camera.diagonal()[:2] > 0).all()
     _expect(right, f"intrinsics is {camera.tolist()}; expected a finite 3 x 3 matrix with focal lengths above 0")
+    skewed = camera[[0, 1, 2, 2], [1, 0, 0, 1]].any() or camera[2, 2] != 1
+    _expect(not skewed, f"intrinsics is {camera.tolist()}; expected no skew and a last row of 0 0 1")
     beyond = implausible_cameras(camera, width, height)
     _expect(not beyond, f"intrinsics is {camera.tolist()} for an image of {width} x {height}: {CAMERA_BEYOND}")
     return camera

@@ -80,7 +80,7 @@ def read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
         raise ValueError(_ADDRESS.sub("", str(error))) from error
 
 
-def read_flat(stream: IO[bytes], size: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def read_flat(stream: Any, size: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """The numbers that follow a header, in their order in the file of `size` bytes; a claim beyond it costs nothing.
 
     Raises:
@@ -90,9 +90,8 @@ def read_flat(stream: IO[bytes], size: int, shape: tuple[int, ...], dtype: np.dt
     if expected <= size and min(shape, default=0) >= 0 and dtype.itemsize:
         flat, filled = np.empty(math.prod(shape), dtype), 0
         buffer = flat.view(np.uint8).data
-        while filled < expected and (piece := stream.read(min(_CHUNK, expected - filled))):
-            buffer[filled : filled + len(piece)] = piece
-            filled += len(piece)
+        while filled < expected and (count := stream.readinto(buffer[filled : filled + _CHUNK])):
+            filled += count
         if filled == expected:
             return flat
     raise ValueError(f"it holds {filled} bytes; its header {shape} {dtype.str} expects {expected}")

@@ -35,8 +35,18 @@ _RANGES: dict[str, tuple[float, float]] = {  # of numbers; others are 0 or more,
     "run.gpus_per_worker": (-1, inf),  # follows the device
     **dict.fromkeys(("run.max_attempts", "run.decode_memory_mb", "run.torch_threads"), (1, inf)),
     **{"masks.batch": (1, inf), "attributes.batch": (1, inf), "depth.short_side": (14, inf)},
+    "masks.short_side": (32, inf),
     **dict.fromkeys(("prior.sigma", "depth.scale", "run.shard_timeout_s", "run.warm_up_timeout_s"), ABOVE_ZERO),
-    **{"run.heartbeat_s": ABOVE_ZERO, "run.max_failed_images": (0, 1), "joint.size_error": (0, 0.999)},
+    **{"run.heartbeat_s": ABOVE_ZERO, "joint.size_error": (0, 0.999), "evidence.ground_percentile": (0, 100)},
+    **dict.fromkeys(("run.max_failed_images", "masks.min_score", "masks.min_match"), (0, 1)),
+    # what is divided by, or has a logarithm
+    **dict.fromkeys(("evidence.min_pixels_grid", "joint.min_pixels_grid", "evidence.render_max_side"), (1, inf)),
+    "solver.max_rounds": (1, inf),
+    **dict.fromkeys(("prior.mean", "prior.adult_sigma_without_gender"), ABOVE_ZERO),
+    **{f"joint.{name}": ABOVE_ZERO for name in ("share_sigma", "metric_sigma", "slope_sigma", "age_sigma")},
+    **{f"joint.{name}": ABOVE_ZERO for name in ("joint_sigma", "hold_z_sigma", "anybody_mean", "usual_deviation")},
+    **{f"joint.{name}": (0, 0.999) for name in ("anybody_weight", "wrong_ages_weight")},
+    **{f"joint.{name}": (0, 1) for name in ("growth_weight", "gender_trust", "unknown_age_below")},
 }
 _Six = tuple[float, float, float, float, float, float]
 _MIXTURES = (  # options of `joint` that hold as many numbers as each other

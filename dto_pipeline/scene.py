@@ -209,7 +209,6 @@ class GroupFits(Tensors):
     z: torch.Tensor  # (B, P) float64 [m] of the label, from the evidence used
     new_z: torch.Tensor  # (B, P) float64 [m] on the line of the person's group
     outcome: torch.Tensor  # (B, P) int64, index into OUTCOMES
-    rejected_order: torch.Tensor  # (B, P) int64: order of setting aside by height within the group, -1 = not
     num_optimized: torch.Tensor  # (B, 2) int64 people that count as optimised
     is_optimized: torch.Tensor  # (B,) bool
     deviation: torch.Tensor  # (B,) float64: mean height deviation of the image [sigma]

@@ -149,10 +149,17 @@ def test_nobody_and_one_person_pass_through(scene: Scene, body: BodyModel) -> No
         ("disparity", np.zeros(7), "disparity has shape"),
         ("masks", np.zeros((4, 10, 10), bool), "masks is bool"),
         ("ages", np.zeros(5), "ages has shape"),
+        ("ages", [-5, 30, 30, 30], r"ages holds \[-5.0\]; expected 0 .. 130"),
+        ("male_prob", [0.1, 7, 0.5, np.nan], r"male_prob holds \[7.0\]"),
+        ("transl", None, "transl holds object; expected numbers"),
+        ("pose", [["a"] * 72] * 4, "pose holds <U1; expected numbers"),
+        ("betas", [[1], [2, 3], [4], [5]], "betas is not an array"),
+        ("intrinsics", [[300, 5, 160], [0, 300, 120], [0, 0, 1]], "expected no skew"),
+        ("intrinsics", [[300, 0, 160], [0, 300, 120], [1, 0, 1]], "expected no skew"),
     ],
 )
-def test_an_argument_of_a_wrong_shape_is_named(
-    scene: Scene, body: BodyModel, name: str, value: np.ndarray, words: str
+def test_an_argument_that_cannot_be_used_is_named(
+    scene: Scene, body: BodyModel, name: str, value: Any, words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
         dto.optimize_scene(**{**arguments(scene), name: value}, body=body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from dto_pipeline.api import SceneInputError, optimize_scene
 from dto_pipeline.bounds import ASIDE, BETAS, DISTANCE, FOCAL, HEIGHT, POSE
 from dto_pipeline.collate import collate_scenes, split_batch
-from dto_pipeline.config import PipelineConfig, load_config
+from dto_pipeline.config import PipelineConfig, config_from_dict, load_config
+from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.data.scenes import read_label_scenes
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.models.body import BodyModel
@@ -127,6 +129,22 @@ def test_a_fit_that_makes_what_cannot_be_is_set_aside_and_costs_the_image(
     assert (placed.scale[2], placed.beta_index[2]) == (1, -1)
     assert np.isnan(placed.z_sigma_m[2])
     assert placed.deviation > before.deviation
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_option_of_zero_is_refused_or_gives_places_and_words(mode: str, crowd: Scene, body: BodyModel) -> None:
+    """Options that are divided by, or have a logarithm, must not be found out by the first image of a run."""
+    plain = MODES[mode].to_dict()
+    tried = 0
+    for section in ("prior", "evidence", "solver", "refine", *(["joint"] if mode == "joint" else [])):
+        for key, value in plain[section].items():
+            if isinstance(value, bool | str):
+                continue
+            zero = [0.0, *value[1:]] if isinstance(value, list) else type(value)(0)
+            with contextlib.suppress(ConfigError):
+                check(place(crowd, body, config_from_dict({**plain, section: {**plain[section], key: zero}})))
+                tried += 1
+    assert tried > 10
 
 
 def test_a_camera_that_an_older_manifest_let_through_costs_its_image_at_the_run(tmp_path: Path) -> None:

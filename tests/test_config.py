@@ -57,6 +57,9 @@ def test_differences_are_named_option_by_option() -> None:
         ("joint.depth_sigma=-0.02", "joint.depth_sigma is -0.02; expected a finite number of at least 0"),
         ("prior.mean=[.8, 1.1, 1.5, 1.6, .inf, 1.7]", "prior.mean is"),
         ("solver.max_height=" + "9" * 400, "solver.max_height must be float, found 999"),
+        ("evidence.render_max_side=0", "evidence.render_max_side is 0; expected a finite number of at least 1"),
+        ("masks.short_side=0", "masks.short_side is 0; expected a finite number of at least 32"),
+        ("joint.anybody_weight=2", "joint.anybody_weight is 2.0; expected 0 to 0.999"),
         ("run.gpus_per_worker=-2", "run.gpus_per_worker is -2.0; expected a finite number of at least -1"),
     ],
 )

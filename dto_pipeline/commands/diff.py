@@ -88,11 +88,11 @@ def compare(before: str, after: str, body_path: str | None = None, worst: int = 
 
     from dto_pipeline.data.label_files import check_one_body, find_label_files
     from dto_pipeline.data.labels import read_labels
-    from dto_pipeline.data.people import read_people
+    from dto_pipeline.data.people import FileKind, read_people, recognise
     from dto_pipeline.evaluate.people_diff import Side, diff_people
 
     places = (before, after)
-    files = {place: find_label_files(place) for place in places if _is_ours(place)}
+    files = {place: find_label_files(place) for place in places if recognise(place) is FileKind.DTO_LABELS}
     check_one_body([file for found in files.values() for file in found])
     sides = []
     for place in places:
@@ -104,15 +104,6 @@ def compare(before: str, after: str, body_path: str | None = None, worst: int = 
                 people = replace(people, images=np.array(table.column("image_id").to_pylist(), dtype=object))
         sides.append(Side(place, people, place in files, status))
     return diff_people(sides[0], sides[1], _find_body([*files], body_path), worst)
-
-
-def _is_ours(place: str) -> bool:
-    """Runs, exports in Parquet and label files, also behind a URI."""
-    from dto_pipeline.data.people import FileKind, recognise
-    from dto_pipeline.data.storage import as_location
-
-    location = as_location(place)
-    return isinstance(location, str) or recognise(location) is FileKind.DTO_LABELS
 
 
 def _find_body(ours: Sequence[str], path: str | None) -> BodyModel | None:

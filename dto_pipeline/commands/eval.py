@@ -106,7 +106,7 @@ def _add_action(
     title: str, more: str, *options: Option,
 ) -> None:  # fmt: skip
     """An action with its own options and those that all but the benchmark share."""
-    parser = actions.add_parser(name, help=title, description=f"{title}. {more}")
+    parser = actions.add_parser(name, help=title, description=f"{title[0].upper()}{title[1:]}. {more}")
     for option, details in options:
         parser.add_argument(option, **details)
     add_body_option(parser)

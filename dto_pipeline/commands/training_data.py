@@ -59,10 +59,7 @@ def _open(labels: str, images: str) -> LabelSet:
     try:
         if RunDirectory(place).is_run():
             return open_run_set(read_run_labels(labels, partial=True), images)
-        if isinstance(place, str):  # behind a URI only our own label files are read
-            return open_file_set(labels, images)
-        kind = recognise(place)
-        if kind is FileKind.DTO_LABELS:
+        if (kind := recognise(place)) is FileKind.DTO_LABELS:
             return open_file_set(labels, images)
         if kind in (FileKind.MA_HMR, FileKind.RELATIVE_HUMAN):
             return open_people_set(place, kind, images)
@@ -70,7 +67,5 @@ def _open(labels: str, images: str) -> LabelSet:
             f"{labels} holds {kind.words}; training reads labels of this project, released DTO-Humans and "
             "RelativeHuman's annotations: make a run of it first (`dto manifest build`, `dto run`)"
         )
-    except FileNotFoundError as error:
-        raise DtoError(f"data.labels names {labels}, which does not exist; give a run, export or label file") from error
     except DtoError as error:
         raise type(error)(f"data.labels names {labels}: {error}") from error

@@ -9,6 +9,7 @@ Metres in the camera frame, pixels.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ import numpy as np
 from scipy.io import loadmat
 
 from dto_pipeline.errors import DtoError
-from dto_pipeline.reading import check_regular, open_regular, parse_json, read_regular
+from dto_pipeline.reading import parse_json, read_regular
 
 MUPOTS_JOINTS, PANOPTIC_JOINTS = 17, 15
 _MOST_BYTES = 1 << 28  # of a file
@@ -102,30 +103,24 @@ def _expecting(where: object, what: str) -> Iterator[None]:
     """Name a file that cannot be read or is not as expected; scipy raises any type on damaged ones."""
     try:
         yield
-    except JointTruthError:
-        raise
     except Exception as error:
         raise JointTruthError(f"{where} cannot be read ({error or type(error).__name__}); expected {what}") from error
 
 
 def _read_mat(path: Path) -> np.ndarray:
-    with _expecting(path, "MATLAB 5"):
-        check_regular(path)
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"it has {path.stat().st_size} bytes, at most {_MOST_BYTES} are read")
-        with open_regular(path) as stream:
-            cells = loadmat(stream, variable_names=["annotations"])["annotations"]
-    if cells.dtype != object or cells.ndim != 2:
-        raise JointTruthError(f"{path}: annotations is {cells.dtype} of shape {cells.shape}; expected cells x people")
+    with _expecting(path, "MATLAB 5 with annotations, frames x people"):
+        data = io.BytesIO(read_regular(path, _MOST_BYTES))
+        cells = loadmat(data, variable_names=["annotations"])["annotations"]
+        if cells.dtype != object or cells.ndim != 2:
+            raise ValueError(f"annotations is {cells.dtype} of shape {cells.shape}")
     return cells
 
 
 def _read_cell(cell: Any, where: str) -> tuple[np.ndarray, np.ndarray, bool]:
-    with _expecting(where, "annot3, annot2 and isValidFrame, as annot.mat of MuPoTS-3D has"):
+    with _expecting(where, "annot3 (3 x 17), annot2 (2 x 17) and isValidFrame, as annot.mat of MuPoTS-3D has"):
         parts = [np.asarray(cell[name][0, 0], np.float64) for name in ("annot3", "annot2", "isValidFrame")]
-    if parts[0].shape != (3, MUPOTS_JOINTS) or parts[1].shape != (2, MUPOTS_JOINTS) or parts[2].size != 1:
-        found = [part.shape for part in parts]
-        raise JointTruthError(f"{where}: annot3, annot2 and isValidFrame have shapes {found}; expected 3 and 2 x 17")
+        if parts[0].shape != (3, MUPOTS_JOINTS) or parts[1].shape != (2, MUPOTS_JOINTS) or parts[2].size != 1:
+            raise ValueError(f"shapes {[part.shape for part in parts]}")
     return parts[0].T / 1000, parts[1].T, bool(parts[2].item())
 
 

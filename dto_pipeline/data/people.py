@@ -91,8 +91,11 @@ _EXPECTED = (
 
 
 def recognise(path: str | Path) -> FileKind:
-    """The kind of a file or folder. Raises: UnknownFile: none of those above, with its content; or no such file."""
-    path = Path(path)
+    """The kind of a file or folder; behind a URI labels of this project, the one kind that is read from there. Raises:
+    UnknownFile: none of those above, with its content; or no such file."""
+    if isinstance(place := as_location(path), str):
+        return FileKind.DTO_LABELS
+    path = place
     try:
         return _folder_kind(path) if path.is_dir() else _file_kind(path)
     except FileNotFoundError as error:
@@ -212,9 +215,7 @@ def read_people(path: str | Path | Sequence[str | Path], values: str = "after") 
         raise ValueError(f"values is {values!r}; choose from {LABEL_VALUES}")
     if not isinstance(path, str | Path):
         return _read_labels(list(path), values, str(path[0]).rpartition("/")[0])
-    place = as_location(path)
-    kind = recognise(place) if isinstance(place, Path) else FileKind.DTO_LABELS  # the one kind read from URIs
-    path = Path(path)
+    kind, place, path = recognise(path), as_location(path), Path(path)
     if kind is FileKind.DTO_LABELS:
         return _read_labels(find_label_files(place), values, str(place))
     if kind is FileKind.RELATIVE_HUMAN:

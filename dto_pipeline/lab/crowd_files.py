@@ -44,6 +44,7 @@ from dto_pipeline.data.sources.sidecar import write_sidecar
 from dto_pipeline.errors import DtoError
 from dto_pipeline.lab.crowd import plan_crowd
 from dto_pipeline.lab.difficulty import VERSION, Difficulty
+from dto_pipeline.lab.foreign_bodies import load_anny
 from dto_pipeline.lab.golden import read_arrays
 from dto_pipeline.lab.known_scenes import CrowdScene, SynthScene
 from dto_pipeline.lab.picture import Picture
@@ -121,6 +122,8 @@ def write_synth(
         CrowdFilesError: the folder holds a data set of other settings.
         AnnyMissing: people of Anny are wanted and the package is not installed.
     """
+    if kind.bodies == "anny":
+        load_anny()  # fails before anything is written
     options = dataclasses.asdict(kind)
     named = {"difficulty": options.pop("name"), "options": {k: v for k, v in options.items() if k != "meaning"}}
     identity = {"version": VERSION, "seed": seed, "images": images, "body_sha256": body.sha256, **named}
@@ -190,10 +193,8 @@ def _write_crowds(
     marker, images = root / places[0], identity["images"]
     if marker.exists():
         try:
-            facts, wanted = (
-                dict(json.loads(marker.read_text())),
-                json.loads(json.dumps(identity)),
-            )  # tuples become lists
+            facts = dict(json.loads(marker.read_text()))
+            wanted = json.loads(json.dumps(identity))  # tuples become lists
             differing = [f"{k}: {facts.get(k)!r} there, {v!r} wanted" for k, v in wanted.items() if facts.get(k) != v]
             found = "; ".join(differing) or CrowdData(root, False, images, facts["persons"], facts.get("broken", {}))
         except (OSError, ValueError, TypeError, KeyError) as error:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dto_pipeline.config import STAND_IN_BODY, DepthConfig, PipelineConfig, load_config
 from dto_pipeline.data.dataset import load_dataset
@@ -26,6 +25,7 @@ from dto_pipeline.data.labels import read_placed
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES, SAME_DEPTH, Placement, placement_sums
 from dto_pipeline.lab.crowd_files import build_demo_data, build_true_pictures, read_truth, write_map
+from dto_pipeline.lab.people import rest_height
 from dto_pipeline.lab.solver_outcomes import EVERYBODY, Outcome
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth import METRES_PER_DEPTH, DepthFiles
@@ -175,8 +175,7 @@ def score_demo(
     selections |= {f"accepted by {name}": finite & one.accepted for name, one in outcomes.items()}
 
     def with_heights(found: Placement, betas: Iterable[np.ndarray]) -> Placement:  # not all of them are in the labels
-        shapes = torch.from_numpy(np.concatenate(list(betas)).astype(np.float64))
-        return replace(found, height=body.rest_height(shapes).numpy())
+        return replace(found, height=rest_height(body, np.concatenate(list(betas))))
 
     placements = {"labels": with_heights(first.labels, (item.scene.betas for item in first.placed))}
     placements |= {name: with_heights(one.found, (item.betas for item in one.placed)) for name, one in outcomes.items()}

@@ -9,12 +9,14 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 
 from dto_pipeline.evaluate.matching import match_bodies
 from dto_pipeline.evaluate.mesh_evaluation import PROTOCOLS, agora_errors, threedpw_errors
@@ -28,11 +30,11 @@ from dto_pipeline.lab.golden_mahmr_network import (
     take_group,
 )
 from dto_pipeline.models.body import BodyModel, load_body
-from dto_pipeline.train.augment import Draw, inside_image, project_points, vary
+from dto_pipeline.train.augment import Draw, inside_image
 from dto_pipeline.train.checkpoint import IGNORED
-from dto_pipeline.train.config import EncoderConfig, ModelConfig
+from dto_pipeline.train.config import AugmentConfig, DataConfig, EncoderConfig, ModelConfig
 from dto_pipeline.train.model import MeshNetwork
-from dto_pipeline.train.targets import mark_cells, mesh_edges, person_boxes
+from dto_pipeline.train.targets import Rules, see_people, unknown_people
 
 Arrays = Mapping[str, np.ndarray]
 NAMES = "state_dict.csv"
@@ -44,7 +46,6 @@ _STAGES = {
 }
 LABEL_TOLERANCE = 2e-5  # of the largest value of an array
 EVAL_TOLERANCE = 1e-9  # of a recorded number
-_LEAST_JOINTS = 4  # of 45 inside
 _VERTEX_STEP = 2  # every second vertex stands for the body in the AGORA cases
 
 
@@ -97,51 +98,48 @@ def _check_names(path: Path, stage: str, case: Case) -> None:
 
 
 def _check_augment(recorded: Mapping[str, Any], arrays: Arrays, case: Case, *, body: BodyModel) -> None:
-    """One image: which people remain, and all their labels."""
-    height, width = recorded["image_hw"]
-    side = int(recorded["input_size"])
-    betas = np.pad(arrays["in_betas"], ((0, 0), (0, 11 - arrays["in_betas"].shape[1])))
-    transl, camera, rotation, shift = (
-        arrays[f"in_{key}"] for key in ("transl", "cam_intrinsics", "cam_rot", "cam_trans")
+    """One image as a training sees it: which people remain, and all their labels."""
+    (height, width), people = recorded["image_hw"], len(arrays["in_poses"])
+    pose, betas, transl = _bring_before_camera(arrays, body)
+    labels = replace(
+        unknown_people(people, arrays["in_cam_intrinsics"][0].astype(np.float64)),
+        has_camera=True,
+        has_body=np.ones(people, bool),
+        pose=pose,
+        betas=betas,
+        transl=transl,
+        depth_layer=np.arange(people),  # says who remains
     )
     crop = float(recorded["beta_draw"]) if recorded["crop"] else None
     draw = Draw(float(recorded["rot"]), bool(recorded["flip"]), float(recorded["scale"]), crop)
-    people, size = (arrays["in_poses"], betas, transl, camera), (width, height)
-    varied = vary(*people, size, side, draw, body, half_pixel=True, rotation=rotation, shift=shift)
-    inside = inside_image(varied.image_joints, varied.frame)
-    kept = np.flatnonzero(inside.sum(1) >= _LEAST_JOINTS)
+    rules = Rules(body, DataConfig(input_size=int(recorded["input_size"])), AugmentConfig(as_published=True))
+    targets, frame, _ = see_people(labels, (width, height), draw, rules)
+    kept, focal, z = (targets[name] for name in ("depth_layer", "focals", "pelvis_z"))
     case.equal("people who remain", kept.tolist(), arrays["kept"].tolist())
     if case.failures:
         return
-    camera = varied.intrinsics[kept] if len(varied.intrinsics) > 1 else varied.intrinsics
-    known = np.ones((len(kept), inside.shape[1]), bool)
-    boxes = person_boxes(varied.image_joints[kept], known, varied.frame.size, side)
-    focal = np.broadcast_to(camera[:, 0, 0], len(kept)).copy()
-    depth = varied.joints[kept, 0, 2]
-    shapes = (np.ascontiguousarray(part, np.float32) for part in (varied.pose[kept], betas[kept], varied.transl[kept]))
-    vertices = body.vertices(*map(torch.from_numpy, shapes)).numpy()
-    cells = mark_cells(
-        project_points(vertices, camera, behind=True), depth / focal, np.hypot(*boxes[:, 2:].T).clip(0, 1),
-        varied.frame.size, mesh_edges(body), clamp=True,
-    )  # fmt: skip
-    found = {
-        "poses": varied.pose[kept],
-        "betas": betas[kept][:, : arrays["out_betas"].shape[1]],
-        "transl": varied.transl[kept],
-        "cam_intrinsics": camera,
-        "j3ds": varied.joints[kept],
-        "j2ds": varied.image_joints[kept],
-        "j2ds_mask": np.repeat(inside[kept][..., None], 2, axis=-1),
-        "depths": np.stack([depth, depth / focal], axis=1),
+    found = {name: targets[name] for name in ("poses", "transl", "j3ds", "j2ds", "boxes", "scale_map")} | {
+        "betas": targets["betas"][:, : arrays["out_betas"].shape[1]],
+        "cam_intrinsics": np.tile(targets["intrinsics"], (len(arrays["out_cam_intrinsics"]), 1, 1)),
+        "j2ds_mask": np.repeat(inside_image(targets["j2ds"], frame)[..., None], 2, axis=-1),
+        "depths": np.stack([z, z / focal], axis=1),
         "focals": focal[:, None],
-        "boxes": boxes,
-        "scale_map": cells,
-        "cells with people": cells[:, 0],
-        "img_size": np.array(varied.frame.size[::-1]),
+        "cells with people": targets["scale_map"][:, 0],
+        "img_size": np.array(frame.size[::-1]),
     }
     wanted = {key: arrays[f"out_{key}"] for key in found if key != "cells with people"}
     wanted["cells with people"] = wanted["scale_map"][:, 0]
     compare_arrays(case, found, wanted, LABEL_TOLERANCE, exact=("j2ds_mask", "img_size", "cells with people"))
+
+
+def _bring_before_camera(arrays: Arrays, body: BodyModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pose (P, 72), betas (P, 11) and transl (P, 3), float32, of labels that stand in a world before their camera."""
+    betas = np.pad(arrays["in_betas"], ((0, 0), (0, 11 - arrays["in_betas"].shape[1]))).astype(np.float32)
+    pose, rotation = arrays["in_poses"].astype(np.float32), arrays["in_cam_rot"].astype(np.float64)
+    pelvis = body.joints(torch.zeros(len(pose), 72), torch.from_numpy(betas), torch.zeros(len(pose), 3))[:, 0].numpy()
+    pose[:, :3] = (Rotation.from_matrix(rotation) * Rotation.from_rotvec(pose[:, :3])).as_rotvec()
+    transl = np.einsum("pij,pj->pi", rotation, pelvis + arrays["in_transl"]) + arrays["in_cam_trans"] - pelvis
+    return pose, betas, transl.astype(np.float32)
 
 
 def _read_eval_cases(recorded: Mapping[str, Any], arrays: Arrays, *_: object) -> dict[str, Check]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -21,8 +21,8 @@ from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.network_input import stretch_positions
 from dto_pipeline.train.augment import fit_size, resize
 from dto_pipeline.train.blocks import Known, allowed_pairs, image_numbers, noisy_queries, number_within
-from dto_pipeline.train.checkpoint import IGNORED
-from dto_pipeline.train.config import EncoderConfig, LossConfig, ModelConfig, load_train_config
+from dto_pipeline.train.checkpoint import Checkpoint, begin_from, make_network, read_released
+from dto_pipeline.train.config import LossConfig, load_train_config
 from dto_pipeline.train.losses import WEIGHTS, Losses, compute_losses, match_people
 from dto_pipeline.train.model import MeshNetwork, Predictions, shrink_positions, with_joints
 from dto_pipeline.train.targets import Targets
@@ -188,7 +188,7 @@ class Recording:
 
     facts: Mapping[str, Any]  # of the JSON
     arrays: Mapping[str, np.ndarray]
-    weights: Arrays
+    released: Checkpoint  # the weights, read as a released file is
     body: BodyModel
 
     def group(self, name: str) -> dict[str, torch.Tensor]:
@@ -205,28 +205,20 @@ class Recording:
 
     def network(self, limits: Mapping[str, float] | None = None, **other: Any) -> MeshNetwork:
         """The recorded network, with other options of `ModelConfig`; `limits`: other thresholds of tokens."""
-        config = self.facts["config"]
-        sat, encoder, decoder = {**config["sat"], **(limits or {})}, config["encoder"], config["decoder"]
-        sizes = EncoderConfig(
-            width=encoder["embed_dim"],
-            heads=encoder["num_heads"],
-            layers=encoder["depth"],
-            hidden=int(encoder["embed_dim"] * encoder["mlp_ratio"]),
-            additional=encoder["extra_blocks"],
-        )
-        recorded: dict[str, Any] = {name: decoder[name] for name in ("heads", "layers", "queries")}
-        recorded |= {"width": decoder["hidden"], "hidden": decoder["feed_forward"]}
-        recorded |= {"betas": 11 if config["kid"] else 10, "camera": bool(config["fov"]), **other}
-        model = ModelConfig(as_published=True, **recorded)
-        network = MeshNetwork(sizes, model, config["input_size"], (sat["conf_thresh"], sat["scale_thresh"]))
+        recorded, config = self.facts["config"], self.released.config
+        model = replace(config.model, heads=recorded["decoder"]["heads"], as_published=True, **other)
+        network = make_network(replace(config, model=model))
+        thresholds = {**recorded["sat"], **(limits or {})}
+        network.limits = thresholds["conf_thresh"], thresholds["scale_thresh"]
         own = network.state_dict()
-        kept = {name: value for name, value in self.weights.items() if not IGNORED.match(name)}
-        weights = {name: value[: len(own[name])] if name in own else value for name, value in kept.items()}
-        found = network.load_state_dict(weights, strict=False)
-        missing = [name for name in found.missing_keys if not name.startswith("dn_enc.")]
-        unexpected = [name for name in found.unexpected_keys if model.camera or not name.startswith("fov_head.")]
-        if missing or unexpected:
-            raise ValueError(f"the checkpoint lacks {missing[:5]} and has {unexpected[:5]} too much")
+        weights = {
+            name: value[: len(own[name])] if name in own else value  # ten shape coefficients of eleven
+            for name, value in self.released.weights.items()
+            if model.camera or not name.startswith("fov_head.")
+        }
+        differing = begin_from(network, weights, str(self.released.path))
+        if names := [name for found in differing.values() for name in found if not name.startswith("dn_enc.")]:
+            raise ValueError(f"network and checkpoint differ in {names[:5]}")
         return network.eval()
 
 
@@ -234,7 +226,9 @@ def read_network_cases(
     facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray], folder: Path, body: BodyModel
 ) -> dict[str, Check]:
     """A case per group of the files, and per group that they should have."""
-    record = Recording(facts, arrays, load_file(folder / "tiny_checkpoint.safetensors"), body)
+    path = folder / "tiny_checkpoint.safetensors"
+    released = read_released(load_file(path), path, facts["config"]["encoder"]["num_heads"])
+    record = Recording(facts, arrays, released, body)
     groups = sorted({key.partition("/")[0] for key in arrays if "/" in key} | set(_RULES))
     return {
         f"network/{name}": partial(_RULES[name], record) if name in _RULES else failing("has no rule here")

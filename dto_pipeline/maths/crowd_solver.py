@@ -85,8 +85,7 @@ def fit_crowds(
         max_height: largest height; who would be taller is placed where the height is just this [m].
         metric: (B,) bool, whose depth times `METRES_PER_DEPTH` is in metres; None = nobody's.
 
-    Returns:
-        `GroupFits` with `posterior` set.
+    Returns: `GroupFits` with `posterior` set.
     """
     depth = evidence.depth[..., MEAN]
     measured = evidence.usable & present & (depth > 0) & depth.isfinite()
@@ -192,8 +191,7 @@ def _with_fault(
     is a line again, in another depth: log z = log scale + (log depth + k log slant) / (1 - k), with the noise of the
     depth over 1 - k. The constant of 1.7 m goes into the scale; densities stay those of the depth that was measured.
 
-    Args:
-        scene: (N,) the scene of each fit; fault: (N, 3), rows of `_faults`.
+    Args: scene: (N,) the scene of each fit; fault: (N, 3), rows of `_faults`.
     """
     slant = torch.where(crowd.present, crowd.prior.height / crowd.z, 1.0).log()  # height over distance, of the picture
     typical = (fold_sum(torch.where(crowd.measured, slant, 0)) / crowd.measured.sum(1).clamp(min=1))[:, None]
@@ -295,7 +293,6 @@ def _conclude(crowd: _Crowd, found: CrowdPosterior, config: CrowdConfig) -> Grou
         z=crowd.z,
         new_z=new_z,
         outcome=outcome,
-        rejected_order=torch.full_like(outcome, -1),
         num_optimized=member.sum(-1),
         is_optimized=people >= _TWO,
         deviation=off,

@@ -60,8 +60,7 @@ def build_height_mixture(
     The five likeliest of eight: the classes baby to adult male, and for children three of the growth with their age;
     last "anybody", because some ages are another person's. Adult classes are drawn a little to the label's own height.
 
-    Args:
-        height: (...) float64 label height [m]; age_years: (...), NaN = unknown; male_prob: (...), NaN = unknown.
+    Args: height: (...) float64 label height [m]; age_years: (...), NaN = unknown; male_prob: (...), NaN = unknown.
     """
     years = age_years.to(torch.float64)
     share = class_shares(years, male_prob.to(torch.float64), prior, crowd)

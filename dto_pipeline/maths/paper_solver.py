@@ -25,8 +25,7 @@ _TWO = 2  # people a line passes through whatever the depths say
 def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig, refine: RefineConfig) -> GroupFits:
     """Solve the near and the far group of every scene and decide the outcome of each person.
 
-    Args:
-        evidence, prior: of B scenes, P people; a scene with fewer than two people must have nobody usable.
+    Args: evidence, prior: of B scenes, P people; a scene with fewer than two people must have nobody usable.
     """
     fits = solve_map(_build_fits(evidence, prior), solver, evidence.unit.repeat_interleave(len(_FITS)))
     member = torch.stack([evidence.usable & (evidence.group == group) for group in (NEAR, FAR)], 1)  # (B, 2, P)
@@ -43,13 +42,13 @@ def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig
         rejected_order=torch.where(member & ~alone[..., None], lines.rejected_order, -1),
     )
     lines = _push_far_behind_near(lines, member, depth, prior.height / z, solver)
-    new_z, rejected_order = _new_z(lines, member, depth), lines.rejected_order.amax(1)
+    new_z = _new_z(lines, member, depth)
     outcome = torch.where(evidence.cut > 0, CODE[PersonStatus.TOO_SMALL], CODE[PersonStatus.NOT_RUN])
     for status, people in (  # the last that holds
         (PersonStatus.MOVED, member.any(1)),
         (PersonStatus.BEHIND_CAMERA, member.any(1) & ~(new_z > 0)),
         (PersonStatus.NO_FIT, (member & (lines.status == int(FitStatus.DEGENERATE))[..., None]).any(1)),
-        (PersonStatus.TOO_TALL, rejected_order >= 0),
+        (PersonStatus.TOO_TALL, lines.rejected_order.amax(1) >= 0),
         (PersonStatus.ALONE_IN_GROUP, (member & alone[..., None]).any(1)),
     ):
         outcome = torch.where(people, CODE[status], outcome)
@@ -66,7 +65,6 @@ def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig
         z=z,
         new_z=new_z,
         outcome=outcome,
-        rejected_order=rejected_order,
         num_optimized=lines.num_optimized,
         is_optimized=(lines.num_optimized >= _TWO).any(-1),
         deviation=torch.where(total > 0, (kept + refine.set_aside_penalty * aside) / total.clamp(min=1), 0),
@@ -123,8 +121,7 @@ def _push_far_behind_near(
     height = ratio * _new_z(pushed, member, depth)
     checked = (both & (count[:, FAR] >= _TWO))[:, None] & member[:, FAR] & (order[:, FAR] < 0)
     late = checked & (height > solver.max_height)
-    first = order[:, FAR].amax(-1, keepdim=True) + 1
-    order[:, FAR] = torch.where(late, first + torch.cumsum(late, -1) - 1, order[:, FAR])
+    order[:, FAR] = torch.where(late, order[:, FAR].amax(-1, keepdim=True) + 1, order[:, FAR])  # all at once
     optimized[:, FAR] = (optimized[:, FAR] - late.sum(-1)).clamp(min=0)
     return pushed.replace(rejected_order=order, num_optimized=optimized)
 

@@ -69,11 +69,9 @@ def view_bodies(joints: torch.Tensor, intrinsics: torch.Tensor) -> BodyViews:
 def pair_people(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """All pairs of people of two lists in the same image.
 
-    Args:
-        first, second: (m,) int64 number of people of each image in either list; lists are ordered by image.
+    Args: first, second: (m,) int64 number of people of each image in either list; lists are ordered by image.
 
-    Returns:
-        (n,) and (n,) int64 positions in the first and in the second list; image by image, first list slowest.
+    Returns: (n,) and (n,) int64 positions in the first and in the second list; image by image, first list slowest.
     """
     pairs = first * second
     image = torch.repeat_interleave(torch.arange(pairs.numel()), pairs)
@@ -109,8 +107,7 @@ def assign_people(
         share, distance: (k,) of the pairs that `pair_people(first, second)` makes, see `compare_people`.
         first, second: (m,) int64 queries and references of each image.
 
-    Returns:
-        (n,) int64 position of each query's reference, -1 = none.
+    Returns: (n,) int64 position of each query's reference, -1 = none.
     """
     gain = torch.where(share > MIN_SHARE, share - _NEARNESS_WEIGHT * distance, 0.0).numpy()
     partner = torch.full((int(first.sum()),), -1, dtype=torch.int64)

@@ -108,8 +108,7 @@ class BodyModel(nn.Module):
             betas: (..., 11) shape, kid axis last.
             transl: (..., 3) added after skinning [m].
 
-        Returns:
-            (..., V, 3) [m].
+        Returns: (..., V, 3) [m].
         """
         return self._pose(pose, betas, transl, None)[0]
 
@@ -251,8 +250,7 @@ def chain_joints(rotations: torch.Tensor, rest: torch.Tensor, parents: list[int]
         rotations: (M, J, 3, 3) relative to the parent; rest: (M, J, 3) joints of the rest pose [m].
         parents: of each joint, before it; the first has none.
 
-    Returns:
-        (M, J, 3) posed joints and (M, J, 3, 4) what moves a point of the rest pose with each joint.
+    Returns: (M, J, 3) posed joints and (M, J, 3, 4) what moves a point of the rest pose with each joint.
     """
     chain = [torch.cat([rotations[:, 0], rest[:, 0, :, None]], dim=-1)]
     for joint, parent in enumerate(parents[1:], start=1):

@@ -83,8 +83,7 @@ class DepthFiles:
             focal: of the labels' camera [px]. Metres made with another focal length (`NPZ_FOCAL`) are converted: of
                 the same size in the image, twice the focal length means twice the distance.
 
-        Returns:
-            (height, width) float32 disparity, larger is nearer, all finite and >= 0, somewhere > 0.
+        Returns: (height, width) float32 disparity, larger is nearer, all finite and >= 0, somewhere > 0.
 
         Raises:
             DepthMissing: no file is named, or it does not exist.

@@ -48,8 +48,7 @@ class DepthNetwork:
     def __init__(self, config: DepthConfig, device: torch.device | str = "cpu") -> None:
         """Load the network.
 
-        Raises:
-            ModelMissing, ModelError: it cannot be had, is not pinned, or is of an unknown family.
+        Raises: ModelMissing, ModelError: it cannot be had, is not pinned, or is of an unknown family.
         """
         self.device = torch.device(device)
         reference = reference_of("depth", config)
@@ -99,8 +98,7 @@ class DepthNetwork:
             In the same order: (H, W) float32 disparity on the device, finished, finite and >= 0, or what is wrong with
             this image's map.
 
-        Raises:
-            torch.OutOfMemoryError: not even one image fits.
+        Raises: torch.OutOfMemoryError: not even one image fits.
         """
         sizes = [self.recipe.size(*image.shape[:2]) for image in images]
         lengths = np.full(len(images), np.nan) if focal is None else np.asarray(focal)

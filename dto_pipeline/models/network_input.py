@@ -44,11 +44,6 @@ def network_size(height: int, width: int, short_side: int, multiple: int = PATCH
     The shorter side becomes `short_side`, the longer keeps the shape of the image; both are rounded to the nearest
     multiple (ties to the even one) and up where that falls below `short_side`.
     """
-    if min(height, width) < 1 or short_side < multiple:
-        raise ValueError(
-            f"image {width} x {height} at short side {short_side}: sizes must be positive and the short side at least "
-            f"{multiple}; set depth.short_side"
-        )
     scale = max(short_side / height, short_side / width)
 
     def to_multiple(side: float) -> int:
@@ -65,8 +60,7 @@ def resize_to_network(images: torch.Tensor, size: tuple[int, int]) -> torch.Tens
         images: (B, H, W, 3) uint8 RGB, on the device to work on.
         size: (h, w) of `network_size` [px].
 
-    Returns:
-        (B, 3, h, w) float32, normalised by ImageNet's mean and deviation.
+    Returns: (B, 3, h, w) float32, normalised by ImageNet's mean and deviation.
     """
     pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255
     if tuple(pixels.shape[2:]) != tuple(size):

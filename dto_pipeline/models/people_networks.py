@@ -42,8 +42,7 @@ class InstanceNetwork:
     def __init__(self, config: MaskConfig, device: torch.device | str = "cpu") -> None:
         """Load the network.
 
-        Raises:
-            ModelMissing, ModelError: it cannot be loaded, or has no class of people.
+        Raises: ModelMissing, ModelError: it cannot be loaded, or has no class of people.
         """
         self.device = torch.device(device)
         self.config = config
@@ -58,11 +57,9 @@ class InstanceNetwork:
     def find(self, images: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[Instances]:
         """People in images.
 
-        Args:
-            images: (H, W, 3) uint8 RGB each; sizes: (h, w) of each image's person map [px].
+        Args: images: (H, W, 3) uint8 RGB each; sizes: (h, w) of each image's person map [px].
 
-        Returns:
-            One `Instances` per image, scores at least `config.min_score`.
+        Returns: One `Instances` per image, scores at least `config.min_score`.
         """
         seen = [network_size(image.shape[0], image.shape[1], self.config.short_side, _MULTIPLE) for image in images]
         if str(self.network.config.model_type).startswith("eomt"):  # sees squares, whatever the image's shape
@@ -190,8 +187,7 @@ AttributeModel = CropClassifier | MiVolo
 def build_attribute_models(config: AttributeConfig, device: torch.device | str) -> list[AttributeModel]:
     """The networks a config asks for, one or two.
 
-    Raises:
-        ModelMissing, ModelError: one cannot be loaded, or its classes are neither ages nor genders.
+    Raises: ModelMissing, ModelError: one cannot be loaded, or its classes are neither ages nor genders.
     """
     where = torch.device(device)
     return [

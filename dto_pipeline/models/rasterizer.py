@@ -69,8 +69,7 @@ def rasterize(
         present: (B, P) bool, who is drawn; masks: (B, P, h, w) bool, where (None: anywhere).
         closed: see `is_closed`.
 
-    Returns:
-        `Raster` padded to the largest map (or to the size of `masks`).
+    Returns: `Raster` padded to the largest map (or to the size of `masks`).
     """
     height, width = masks.shape[-2:] if masks is not None else map(int, map_size.amax(dim=0))
     packed = torch.empty(len(present), height, width, dtype=torch.int32, device=vertices.device)

@@ -42,8 +42,7 @@ class Perception:
     def __init__(self, config: PipelineConfig, body: BodyModel, device: torch.device | str = "cpu") -> None:
         """Load the networks.
 
-        Raises:
-            ModelMissing, ModelError: one cannot be loaded.
+        Raises: ModelMissing, ModelError: one cannot be loaded.
         """
         self.config = config
         self._body = body

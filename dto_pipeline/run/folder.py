@@ -127,10 +127,7 @@ class RunDirectory(Generic[Place]):
 
     def is_run(self) -> bool:
         """True if the folder holds a run.json."""
-        try:
-            return self.store.size("run.json") > 0
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+        return self.store.exists("run.json")
 
     def create_folders(self) -> None:
         """Raises: RunDirectoryError if the folder cannot be made, or its file system cannot create files safely."""

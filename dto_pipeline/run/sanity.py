@@ -4,9 +4,8 @@ A failure is an input that could not be used: an image with an error status, an 
 a person with an invalid label. Decisions of the method about sound inputs (alone in a group, too tall, too small ...)
 never count, nor does an empty mask: hidden people have one.
 
-Workers count the signs of a shard when they write its receipt, so that summing up opens no label file; receipts of
-version 0.3.0 have none. A warning asks for a check. A contradiction means that the result is unusable: `dto run`
-ends with exit code 1. Shares are parts of 1.
+Workers count the signs of a shard when they write its receipt, so that summing up opens no label file. A warning asks
+for a check. A contradiction means that the result is unusable: `dto run` ends with exit code 1. Shares are parts of 1.
 """
 
 from __future__ import annotations
@@ -76,45 +75,40 @@ class FailureBudget:
         """
         self.examples: dict[str, Receipt] = {}  # cause -> the first shard with a row of it
         self._share, self._shard_images, self._repairs = share, images, frozenset(repairs)
-        self._images = self._people = 0  # processed
-        self._image_causes: Counter[str] = Counter()  # ImageStatus word, or the error of a shard -> images
-        self._people_causes: Counter[str] = Counter()  # PersonStatus word -> people
+        self._seen = Counter[str]()  # images and people that were processed
+        self._lost = {"images": Counter[str](), "people": Counter[str]()}  # status word, or error of a shard -> count
         self._row_limit = max(FAILED_IN_A_ROW, 2 * workers)
-        self._row: set[int] = set()  # shards that failed since one was finished
-        self._last_error = ""
+        self._row: dict[int, str] = {}  # shards that failed since one was finished -> error
 
     def shard_done(self, receipt: Receipt) -> None:
         self._row.clear()
         if receipt.shard in self._repairs:
             return
-        self._images += receipt.images
-        self._people += receipt.persons
-        images, people = receipt.image_status, receipt.person_status
-        lost = {str(word): images[word] for word in UNUSABLE_IMAGES if images.get(word)}
-        invalid = {str(word): people[word] for word in (PersonStatus.INVALID_LABEL,) if people.get(word)}
-        self._image_causes.update(lost)
-        self._people_causes.update(invalid)
-        self.examples = {**dict.fromkeys([*lost, *invalid], receipt), **self.examples}
+        self._seen.update(images=receipt.images, people=receipt.persons)
+        for what, counts in (("images", receipt.image_status), ("people", receipt.person_status)):
+            failed = Counter({word: count for word, count in counts.items() if word in _ADVICE})
+            self._lost[what].update(failed)
+            self.examples = {**dict.fromkeys(failed, receipt), **self.examples}
 
     def attempt_failed(self, shard: int, given_up: bool, error: str) -> None:
         """A shard used up an attempt. Its images are lost once it is given up."""
-        self._row.add(shard)
-        self._last_error = error
+        self._row.pop(shard, None)
+        self._row[shard] = error
         if given_up and shard not in self._repairs:
             images = self._shard_images.get(shard, 0)
-            self._images += images
-            self._image_causes[error] += images
+            self._seen["images"] += images
+            self._lost["images"][error] += images
 
     @property
     def causes(self) -> list[tuple[str, int]]:
         """Causes with their counts, the most frequent first."""
-        return (self._image_causes + self._people_causes).most_common()
+        return (self._lost["images"] + self._lost["people"]).most_common()
 
     def complaint(self) -> str:
         """Why the launch should stop, with counts and the next step; "" = the launch continues."""
         if self._share < 1 and len(self._row) >= self._row_limit:
             row = f"{len(self._row)} shards failed one after the other and none was finished"
-            return f"stopped: {row}; the last error: {self._last_error}; {_NEXT}"
+            return f"stopped: {row}; the last error: {[*self._row.values()][-1]}; {_NEXT}"
         lost = self.verdict(JUDGED_FROM)
         return lost and f"stopped, because in this launch {lost}"
 
@@ -123,10 +117,10 @@ class FailureBudget:
 
         `least`: smaller numbers of images or people count as this number.
         """
-        parts = ((self._image_causes, self._images, "images"), (self._people_causes, self._people, "people"))
-        if self._share >= 1 or not any(lost.total() > self._share * max(whole, least) for lost, whole, _ in parts):
+        parts = [(lost.total(), self._seen[what], what) for what, lost in self._lost.items()]
+        if self._share >= 1 or not any(lost > self._share * max(seen, least) for lost, seen, _ in parts):
             return ""
-        counts = " and ".join(f"{lost.total()} of {whole} {what}" for lost, whole, what in parts if lost)
+        counts = " and ".join(f"{lost} of {seen} {what}" for lost, seen, what in parts if lost)
         lines = [f"  {cause:<16} {count:>9}  {_ADVICE.get(cause, '')}".rstrip() for cause, count in self.causes]
         first = f"{counts} could not be used, more than {self._share:.3g} of all (run.max_failed_images)"
         return "\n".join([first, *lines, _NEXT])
@@ -200,12 +194,10 @@ def _figure(text: str, share: bool = True) -> Any:
 
 @dataclass(frozen=True)
 class Sanity:
-    """The figures of a run; None = not known."""
+    """The figures of a run; None = not known, as most are of runs of version 0.3.0."""
 
     body: str  # used by the run
     depth: str
-    shards: int  # whose receipts have signs
-    shards_silent: int  # receipts of version 0.3.0, which have none
     accepted_images: float | None = _figure("accepted images")
     accepted_people: float | None = _figure("people in accepted images")
     too_small: float | None = _figure("people too small")  # of people who were to be placed; likewise the next two
@@ -231,11 +223,9 @@ class Sanity:
 
     def lines(self) -> list[str]:
         """Text for a terminal."""
-        silent = self.shards_silent
-        figures = [*self.figures(), *([("shards of version 0.3.0, not counted", f"{silent}")] if silent else [])]
         return [
             f"used     body {self.body}; depth {self.depth}",
-            *(f"sanity   {value:>7}  {name}" for name, value in figures if self.shards),
+            *(f"sanity   {value:>7}  {name}" for name, value in self.figures()),
             *(f"WRONG    {text}" for text in self.contradictions),
             *(f"look     {text}" for text in self.warnings),
         ]
@@ -244,8 +234,7 @@ class Sanity:
 def judge_run(identity: RunIdentity, receipts: Sequence[Receipt]) -> Sanity:
     """The figures of the shards that are done, with warnings and contradictions."""
     path = identity.config["body"]["model_path"]
-    counted = [receipt for receipt in receipts if receipt.signs]
-    signs = Counter(add_counts(receipt.signs for receipt in counted))
+    signs = Counter(add_counts(receipt.signs for receipt in receipts))
     images = Counter(add_counts(receipt.image_status for receipt in receipts))
     people = Counter(add_counts(receipt.person_status for receipt in receipts))
     placing = people.total() - sum(people[word] for word in _NOT_PLACED)
@@ -254,10 +243,8 @@ def judge_run(identity: RunIdentity, receipts: Sequence[Receipt]) -> Sanity:
     found = Sanity(
         body=f"{STAND_IN_BODY} (the stand-in, not SMPL)" if path in ("", STAND_IN_BODY) else str(path),
         depth=_describe_depth(identity),
-        shards=len(counted),
-        shards_silent=len(receipts) - len(counted),
-        accepted_images=_share(signs["accepted images"], sum(receipt.images for receipt in counted)),
-        accepted_people=_share(signs["people of accepted images"], sum(receipt.persons for receipt in counted)),
+        accepted_images=_share(signs["accepted images"], images.total() if signs else 0),
+        accepted_people=_share(signs["people of accepted images"], people.total() if signs else 0),
         too_small=_share(people[PersonStatus.TOO_SMALL], placing),
         too_tall=_share(people[PersonStatus.TOO_TALL], placing),
         alone=_share(people[PersonStatus.ALONE_IN_GROUP], placing),

@@ -137,14 +137,12 @@ def fit_size(width: int, height: int, side: int) -> tuple[tuple[int, int], float
 
 def vary(
     pose: np.ndarray, betas: np.ndarray, transl: np.ndarray, intrinsics: np.ndarray, size: tuple[int, int], side: int,
-    draw: Draw, body: BodyModel, half_pixel: bool = False, rotation: np.ndarray | None = None,
-    shift: np.ndarray | None = None,
+    draw: Draw, body: BodyModel, half_pixel: bool = False,
 ) -> Varied:  # fmt: skip
     """The people of an image of `size` w, h after its longer side was made S and it was varied.
 
     `pose`, `betas`, `transl`: (P, 72) axis-angle, root first, (P, 11), (P, 3); `intrinsics`: (1 or P, 3, 3);
-    `half_pixel`: a crop scales joints without the half pixel that the camera gets, as published; `rotation`, `shift`:
-    (1 or P, 3, 3) and (1 or P, 3) from the labels' world to the camera.
+    `half_pixel`: a crop scales joints without the half pixel that the camera gets, as published.
     """
     (w, h), rate = fit_size(*size, side)
     z, angle, middle = draw.scale, np.deg2rad(draw.angle), np.array([w, h]) / 2
@@ -162,12 +160,10 @@ def vary(
     camera[:, [0, 1], [0, 1]] *= rate * z
     camera[:, :2, 2] = move_points(intrinsics[:, :2, 2], frame)
 
-    # R_c -> R R_c, t_c -> R t_c;  root = R_c root;  T' = R_c (p + T) + t_c - p, p the pelvis of the shape at rest
-    world = turn if rotation is None else turn @ rotation
-    shift = np.zeros(3) if shift is None else shift @ turn.T
+    # root = R root;  T' = R (p + T) - p, p the pelvis of the shape at rest
     pose = pose.astype(np.float64).reshape(-1, 24, 3).copy()
-    if rotation is not None or draw.angle:
-        root = torch.from_numpy(world @ axis_angle_to_matrix(torch.from_numpy(pose[:, 0])).numpy())
+    if draw.angle:
+        root = torch.from_numpy(turn @ axis_angle_to_matrix(torch.from_numpy(pose[:, 0])).numpy())
         pose[:, 0] = matrix_to_axis_angle(root).numpy()
     if draw.flip:  # partners exchanged, y and z of every axis-angle negated, T'_x too
         pose = pose[:, list(MIRROR_JOINTS)] * [1, -1, -1]
@@ -175,7 +171,7 @@ def vary(
     posing, shape = (torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)) for x in (angles, betas))
     posed = body.joints(posing, shape, torch.zeros(len(pose), 3)).numpy()
     pelvis = posed[:, 0].astype(np.float64)  # no pose moves it
-    transl = np.einsum("...ij,...j->...i", world, pelvis + transl) + shift - pelvis
+    transl = np.einsum("...ij,...j->...i", turn, pelvis + transl) - pelvis
     transl[:, 0] *= -1 if draw.flip else 1
     joints = posed + transl[:, None]
     places = project_points(joints, camera, behind=True)

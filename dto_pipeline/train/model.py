@@ -61,13 +61,11 @@ class MeshNetwork(nn.Module):
     decoder: Any
     bbox_embed: Any
 
-    def __init__(
-        self, encoder: EncoderConfig, model: ModelConfig, side: int,
-        limits: tuple[float, float] = (blocks.CONFIDENT, blocks.SMALL),
-    ) -> None:  # fmt: skip
-        """Sizes of encoder and decoder, S, and the thresholds of tokens, see `blocks.choose_tokens`."""
+    def __init__(self, encoder: EncoderConfig, model: ModelConfig, side: int) -> None:
+        """Sizes of encoder and decoder, and S."""
         super().__init__()
-        self.sizes, self.side, self.limits = model, side, limits
+        self.sizes, self.side = model, side
+        self.limits = blocks.CONFIDENT, blocks.SMALL  # of tokens, see `blocks.choose_tokens`
         wide, width, grid = encoder.width, model.width, side // PATCH
         self.additional = min(encoder.additional, encoder.layers - 1)  # as many own blocks see the small tokens
         self.encoder_patch_proj = nn.ModuleList(nn.Conv2d(3, wide, PATCH, PATCH) for _ in range(2))

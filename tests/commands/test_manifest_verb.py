@@ -94,7 +94,7 @@ def _rename_depth(root: Path) -> None:
         (lambda root: shutil.rmtree(root / "images"), "image_missing: 20 of 20 images; image 000.jpg does not exist"),
     ],
 )
-def test_what_cannot_be_used_is_written_and_told_and_ends_with_1(
+def test_what_cannot_be_used_is_written_and_reported_and_ends_with_1(
     root: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None], said: str
 ) -> None:
     spoil(root)

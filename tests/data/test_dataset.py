@@ -90,7 +90,7 @@ def test_a_description_is_read_from_a_uri_as_from_its_path(tmp_path):
         load_dataset("memory://yaml/y.yaml", "/data")
 
 
-def test_a_missing_key_a_missing_file_and_a_broken_file_are_told_apart(tmp_path):
+def test_a_missing_key_a_missing_file_and_a_broken_file_have_their_own_messages(tmp_path):
     with pytest.raises(DatasetError, match=r"missing keys .'images'."):
         dataset_from_dict({k: v for k, v in PLAIN.items() if k != "images"}, "data")
     with pytest.raises(DatasetError, match="does not exist"):

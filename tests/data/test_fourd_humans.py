@@ -137,9 +137,9 @@ def test_a_mask_that_covers_less_than_half_of_a_person_is_nobodys():
 def test_what_the_originals_keep_in_object_arrays_is_read_and_a_mask_is_named_by_its_number(protocol):
     """`fitting_loss` is a 0-d object array around a dict; `scale` may have two sides, of which the longer counts."""
     rng = np.random.default_rng(0)
-    told = {"fitting_loss": np.array({"total": np.float32(1)}, dtype=object), "detection_npz_idx": np.int64(2)}
+    info = {"fitting_loss": np.array({"total": np.float32(1)}, dtype=object), "detection_npz_idx": np.int64(2)}
     people = [
-        person(rng, extra_info=told, scale=np.array([0.2, 0.4])),
+        person(rng, extra_info=info, scale=np.array([0.2, 0.4])),
         person(rng, extra_info=np.array({"detection_npz_idx": np.array(1)}, dtype=object)),
         person(rng, extra_info={"detection_npz_idx": -1}),
         person(rng, extra_info={"detection_npz_idx": True}),
@@ -169,16 +169,10 @@ class Crowd:
         points = [np.stack([rng.uniform(*c, 44), rng.uniform(5, 35, 44), np.ones(44)], 1) for c in columns]
         self.keypoints = np.stack(points).astype(np.float32)
         self.boxes = np.concatenate([self.centre - self.side[:, None] / 2, self.centre + self.side[:, None] / 2], 1)
-        told = [{} if number is None else {"detection_npz_idx": number} for number in numbers]
-        people = [
-            {
-                "keypoints_2d": self.keypoints[i],
-                "center": self.centre[i],
-                "scale": self.side[i] / 200,
-                "extra_info": info,
-            }
-            for i, info in enumerate(told)
-        ]
+        info = [{} if number is None else {"detection_npz_idx": number} for number in numbers]
+        shown = (self.keypoints, self.centre, self.side / 200, info)
+        keys = ("keypoints_2d", "center", "scale", "extra_info")
+        people = [dict(zip(keys, values, strict=True)) for values in zip(*shown, strict=True)]
         self.people = parse_people(pickle.dumps(people), "x")
 
     def choose(self, rows=(0, 1, 2), keypoints=True, boxes=True):
@@ -223,7 +217,7 @@ def test_people_who_name_no_mask_find_one_by_their_keypoints_that_nobody_names()
     assert nameless.choose(keypoints=False)[0] == by_joints  # those of the people in the sample
 
 
-def test_a_number_beyond_the_masks_is_told_and_costs_that_person_only():
+def test_a_number_beyond_the_masks_is_reported_and_costs_that_person_only():
     assert Crowd(numbers=(3, 7, 1)).choose() == ([3, -1, 1], "a person names mask 7 of 4")
 
 

@@ -90,7 +90,7 @@ def test_shards_are_row_groups_of_the_size_asked_for(root):
         manifest.read_shard(2)
 
 
-def test_the_footer_tells_where_everything_came_from(root):
+def test_the_footer_says_where_everything_came_from(root):
     manifest, _ = build_small(root, NAMES, licence="ask first")
     assert manifest.subset == "small"
     assert manifest.images_root == root / "images"

@@ -70,7 +70,7 @@ def test_names_that_differ_in_case_or_extension_are_not_joined_but_hinted(root):
     assert report.findings["image_without_labels"] == 2
 
 
-def test_a_missing_images_folder_is_told_and_costs_the_images(tmp_path):
+def test_a_missing_images_folder_is_reported_and_costs_the_images(tmp_path):
     manifest, report = build_small(tmp_path, NAMES)
     assert report.image_problems == {"image_missing": 3}
     assert "cannot be listed" in next(row for row in found(manifest) if row["image"] == "")["reason"]

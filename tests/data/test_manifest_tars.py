@@ -56,7 +56,7 @@ def test_images_in_tars_carry_published_keys_and_depth_files_of_their_labels(tmp
     assert [row["problem"] for row in rows] == [None, None]
 
 
-def test_a_broken_tar_costs_its_broken_members_and_everything_is_told(tmp_path):
+def test_a_broken_tar_costs_its_broken_members_and_everything_is_reported(tmp_path):
     names = [f"s/a/b/{name}.jpg" for name in ("0", "1", "2", "3", "Case", "up", "link", "twice")]
     files = {"a/b/0.jpg": picture(10), "a/b/1.jpg": picture()[:60], "a/b/2.jpg": picture(30), "a/b/case.jpg": picture()}
     files |= {"../a/b/up.jpg": picture(), "/a/b/up.jpg": picture(), "a/b/9.jpg": picture()}
@@ -74,13 +74,13 @@ def test_a_broken_tar_costs_its_broken_members_and_everything_is_told(tmp_path):
     gone = "image_missing"
     assert status == [None, "image_corrupt", None, gone, gone, gone, gone, None]
     assert "ends at the first dot" in all_rows(manifest)[4]["problem"]
-    told = found(tmp_path)
-    assert told["repeated_key", "2.tar!a/b/twice.jpg"] == "has the key of 1.tar!a/b/twice.jpg, which is taken"
-    assert "leaves its folder" in told["tar_member_refused", "0.tar!../a/b/up.jpg"]
-    assert "is no plain file" in told["tar_member_refused", "0.tar!a/b/link.jpg"]
-    assert "truncated" in told["tar_member_refused", "1.tar!a/b/3.jpg"]
-    assert "truncated" in told["tar_damaged", "1.tar"]
-    assert ("image_without_labels", "0.tar!a/b/9.jpg") in told
+    reasons = found(tmp_path)
+    assert reasons["repeated_key", "2.tar!a/b/twice.jpg"] == "has the key of 1.tar!a/b/twice.jpg, which is taken"
+    assert "leaves its folder" in reasons["tar_member_refused", "0.tar!../a/b/up.jpg"]
+    assert "is no plain file" in reasons["tar_member_refused", "0.tar!a/b/link.jpg"]
+    assert "truncated" in reasons["tar_member_refused", "1.tar!a/b/3.jpg"]
+    assert "truncated" in reasons["tar_damaged", "1.tar"]
+    assert ("image_without_labels", "0.tar!a/b/9.jpg") in reasons
     assert report.findings["tar_member_refused"] == 4
     assert report.image_problems["image_missing"] == 4
     assert "findings: tar_damaged" in report.as_table()

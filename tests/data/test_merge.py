@@ -165,15 +165,15 @@ def test_the_order_of_predictions_changes_nothing(merge, tiny, body, random):
     others = shifted(same, body, 0.5)
     close = shifted(same, body, 0.45)  # duplicates of the others
     people = joined(same, others, close)
-    people["det_score"][:] = 0.7  # nothing but content tells them apart
+    people["det_score"][:] = 0.7  # only their content differs
     order = list(range(len(people["image"])))
     random.shuffle(order)
-    plain, told = merge(people, "plain")
-    shuffled, told_shuffled = merge(pick(people, order), "shuffled")
-    assert told.outcomes["added"] > 0
-    assert told.outcomes["duplicate"] > 0
+    plain, report = merge(people, "plain")
+    shuffled, report_shuffled = merge(pick(people, order), "shuffled")
+    assert report.outcomes["added"] > 0
+    assert report.outcomes["duplicate"] > 0
     assert plain.fingerprint == shuffled.fingerprint
-    assert told.to_json() == told_shuffled.to_json()
+    assert report.to_json() == report_shuffled.to_json()
 
 
 def test_of_two_predictions_of_one_missing_person_the_surer_is_added(merge, tiny, body):

@@ -42,9 +42,9 @@ def write_prediction_parquet(path: Path) -> Path:
 
 def write_release(path: Path) -> Path:
     boxes = np.tile(np.array([10, 10, 60, 110], np.float32), (3, 1))
-    told = numbers()
+    given = numbers()
     cameras = np.repeat(CAMERA[None], 3, 0)
-    write_camerahmr(path, NAMES, LabelRows(told["pose"], told["betas"], told["transl"], boxes, cameras))
+    write_camerahmr(path, NAMES, LabelRows(given["pose"], given["betas"], given["transl"], boxes, cameras))
     return path
 
 
@@ -59,7 +59,7 @@ def write_annots(path: Path) -> Path:
     return path
 
 
-HEIGHTS = np.array([1.6, 1.7, 1.8])  # that only a truth tells beside the shape [m]
+HEIGHTS = np.array([1.6, 1.7, 1.8])  # that only a truth has besides the shape [m]
 
 
 def write_truth(path: Path) -> Path:

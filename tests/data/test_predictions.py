@@ -45,7 +45,7 @@ def test_rows_come_in_the_order_asked_for(tmp_path, write):
 
 
 @both_formats
-def test_what_is_not_told_is_unknown(tmp_path, write):
+def test_absent_columns_are_unknown(tmp_path, write):
     people = {name: predicted_people(COUNT)[name] for name in ("image", "pose", "betas", "transl")}
     _, rows = read_all(write(tmp_path / "p", people))
     assert np.isnan(rows.intrinsics).all()
@@ -81,7 +81,7 @@ def test_the_left_knee_of_coco_and_openpose_is_the_bodys_left_knee():
 
 
 @both_formats
-def test_a_keypoint_that_is_not_finite_is_not_told(tmp_path, write):
+def test_a_keypoint_that_is_not_finite_is_unknown(tmp_path, write):
     people = predicted_people(COUNT)
     people["keypoints"][2, 0, 1] = np.nan
     points = read_all(write(tmp_path / "p", people))[1].keypoints
@@ -113,7 +113,7 @@ def test_nulls_of_parquet_are_unknown_even_where_a_whole_row_group_has_none(tmp_
 
 @both_formats
 @pytest.mark.parametrize(
-    ("column", "values", "told"),
+    ("column", "values", "why"),
     [
         ("pose", np.zeros((COUNT, 71)), "pose"),
         ("transl", np.zeros((COUNT, 4)), "transl"),
@@ -122,8 +122,8 @@ def test_nulls_of_parquet_are_unknown_even_where_a_whole_row_group_has_none(tmp_
         ("det_score", np.array(["a"] * COUNT), None),
     ],
 )
-def test_columns_of_a_wrong_name_shape_or_type_are_refused(tmp_path, write, column, values, told):
-    with pytest.raises(DtoError, match=told):
+def test_columns_of_a_wrong_name_shape_or_type_are_refused(tmp_path, write, column, values, why):
+    with pytest.raises(DtoError, match=why):
         open_predictions(write(tmp_path / "p", {**predicted_people(COUNT), column: values}))
 
 

@@ -1,4 +1,4 @@
-"""Files are told apart by what they hold: a name decides nothing, and what is no file of people is refused in words."""
+"""Files are recognised by their content, not their name; what is no file of people is refused."""
 
 from __future__ import annotations
 

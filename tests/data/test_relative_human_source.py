@@ -40,7 +40,7 @@ def test_annotations_read_back_equal(tmp_path):
     assert (nobody.kp2d, nobody.depth_id, nobody.age) == (None, -1, -1)
 
 
-def test_what_cannot_be_understood_is_unknown_and_told(tmp_path):
+def test_what_cannot_be_understood_is_unknown_and_reported(tmp_path):
     people = [
         person(kp2d=np.zeros((17, 3))),
         person(depth_id=1.5, age=7, gender="f", bbox=[1, 2, 3]),
@@ -48,9 +48,9 @@ def test_what_cannot_be_understood_is_unknown_and_told(tmp_path):
         {"depth_id": 1, "age": 0},
     ]
     found = read_annotations(written(tmp_path, {"a.jpg": people}))
-    told = [":".join(entry.reason.split(":")[:2]) for entry in found.problems]
-    assert told[:4] == ["person 0: kp2d", "person 1: depth_id", "person 1: age", "person 1: bbox"]
-    assert told[4:] == ["person 2: is str, expected a dict"]
+    reasons = [":".join(entry.reason.split(":")[:2]) for entry in found.problems]
+    assert reasons[:4] == ["person 0: kp2d", "person 1: depth_id", "person 1: age", "person 1: bbox"]
+    assert reasons[4:] == ["person 2: is str, expected a dict"]
     first, second, _, last = found.images["a.jpg"]  # positions stay
     assert (first.kp2d, first.depth_id, second.age, last.kp2d) == (None, 2, -1, None)
 

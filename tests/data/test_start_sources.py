@@ -138,7 +138,7 @@ def test_a_plain_folder_and_any_networks_predictions_make_a_manifest(tmp_path):
     assert [row["problem"] for row in rows] == [None, None]
     scores = {p["source_row"]: p["det_score"] for row in rows for p in row["persons"]}
     np.testing.assert_allclose([scores[row] for row in range(3)], arrays["det_score"])
-    assert list(report.notes.values()) == [3]  # told: their principal point is the image's centre
+    assert list(report.notes.values()) == [3]  # their principal point is the image's centre
 
 
 def test_predictions_without_any_camera_are_rows_with_a_problem(tmp_path):
@@ -170,9 +170,9 @@ def test_relative_human_takes_predicted_people_and_nothing_annotated(tmp_path):
     rows, report = build(tmp_path, source="relative_human", labels="val_annots.npz", predictions="p.npz")
     assert [len(row["persons"]) for row in rows] == [2, 1]
     assert all(np.isnan(p["age_years"]) and np.isnan(p["male_prob"]) for row in rows for p in row["persons"])
-    told = {row["image"]: row["reason"] for row in read_findings(tmp_path / "m.parquet").to_pylist()}
-    assert "without a predicted person" in told["unseen.jpg"]
-    assert "not annotated" in told["c.jpg"]
+    reasons = {row["image"]: row["reason"] for row in read_findings(tmp_path / "m.parquet").to_pylist()}
+    assert "without a predicted person" in reasons["unseen.jpg"]
+    assert "not annotated" in reasons["c.jpg"]
     assert report.findings["source"] == 2
 
 

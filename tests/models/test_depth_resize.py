@@ -58,6 +58,7 @@ def test_the_short_side_becomes_518_and_both_sides_multiples_of_14(
 def test_a_short_side_that_is_no_multiple_is_never_rounded_below_itself() -> None:
     assert network_size(100, 100, 517) == (518, 518)
     assert network_size(100, 100, 519) == (532, 532)  # 518 is nearer, but smaller than asked
+    assert network_size(2, 1, 14, multiple=16) == (32, 16)
 
 
 @pytest.mark.parametrize("size", [(37, 53), (28, 42), (112, 98)])
