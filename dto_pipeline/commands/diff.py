@@ -102,7 +102,7 @@ def compare(before: str, after: str, body_path: str | None = None, worst: int = 
             status = np.array(table.column("status").to_pylist(), np.str_)
             if len(files) == len({*places}):
                 people = replace(people, images=np.array(table.column("image_id").to_pylist(), dtype=object))
-        sides.append(Side(place, people, place in files, status))
+        sides.append(Side(place, people, status))
     return diff_people(sides[0], sides[1], _find_body([*files], body_path), worst)
 
 

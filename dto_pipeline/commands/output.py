@@ -42,17 +42,18 @@ def show_several(
     """
     from dto_pipeline.terminal import align
 
-    rows, plain, codes = list[Mapping[str, str]](), list[dict[str, Any]](), list[int]()
+    rows, plain, codes, errors = list[Mapping[str, str]](), list[dict[str, Any]](), list[int](), list[str]()
     for number, name in enumerate(names):
         try:
             found: Any = read(number)
-            codes.append(exit_code(found))
-            rows.append({"": name, **facts(found)})
-            plain.append({"name": name, "exit_code": codes[-1], **found.to_json()})
+            code, cells = exit_code(found), facts(found)
+            plain.append({"name": name, "exit_code": code, **found.to_json()})
         except DtoError as error:
-            codes.append(error.exit_code)
-            rows.append({"": name})
+            code, cells = error.exit_code, {}
             plain.append({"name": name, "error": str(error)})
+            errors.append(f"{name}: {error}")
+        codes.append(code)
+        rows.append({"": name, **cells})
     if as_json:
         print(json.dumps(plain, indent=1))
     else:
@@ -61,9 +62,8 @@ def show_several(
             [*(cells.get(name, "-") for name in columns), f"{code}"] for cells, code in zip(rows, codes, strict=True)
         ]
         print("\n".join(align([[*columns, "exit code"], *lines])))
-    for one in plain:
-        if "error" in one:
-            print(f"{one['name']}: {one['error']}", file=sys.stderr)
+    for line in errors:
+        print(line, file=sys.stderr)
     return worst_exit(codes)
 
 

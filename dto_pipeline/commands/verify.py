@@ -33,26 +33,20 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from dto_pipeline.view.verify import verify_run
+
     runs = arguments.run_dirs
     if len(runs) > 1:
         if arguments.manifest:
             raise DtoError(f"--manifest names that of one run, {len(runs)} are named; verify it alone")
-        return show_several(
-            runs,
-            lambda number: _verified(runs[number], arguments),
-            _facts,
-            lambda verdict: verdict.exit_code,
-            arguments.json,
-        )
-    verdict = _verified(runs[0], arguments)
+
+        def verify(number: int) -> Verdict:
+            return verify_run(runs[number], None, arguments.body)
+
+        return show_several(runs, verify, _facts, lambda verdict: verdict.exit_code, arguments.json)
+    verdict = verify_run(runs[0], arguments.manifest, arguments.body)
     print(json.dumps(verdict.to_json(), indent=1) if arguments.json else verdict.as_table(arguments.limit))
     return verdict.exit_code
-
-
-def _verified(run_dir: str, arguments: argparse.Namespace) -> Verdict:
-    from dto_pipeline.view.verify import verify_run
-
-    return verify_run(run_dir, arguments.manifest, arguments.body)
 
 
 def _facts(verdict: Verdict) -> dict[str, str]:

@@ -121,8 +121,7 @@ def write_label_shard(table: pa.Table, path: Location, metadata: Mapping[str, st
     """
     check_schema(path, table.schema, LABELS_SCHEMA, LabelsError)
     footer = {"schema": LABELS_SCHEMA_NAME, "pipeline_version": __version__, "coordinates": COORDINATES, **metadata}
-    schema = LABELS_SCHEMA.with_metadata(dict(sorted(footer.items())))
-    table = table.replace_schema_metadata(schema.metadata)
+    table = table.replace_schema_metadata(dict(sorted(footer.items())))
     buffer = pa.BufferOutputStream()
     with pq.ParquetWriter(buffer, table.schema, **writer_settings(table.schema)) as writer:
         writer.write_table(table, row_group_size=ROWS_PER_GROUP)

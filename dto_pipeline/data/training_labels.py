@@ -138,12 +138,10 @@ class ParquetSet(LabelSet):
         """See `LabelSet`. Raises: LabelsError: also where a file holds other images than its shard of the manifest."""
         path = self.files[piece.file]
         (table,) = read_groups(path, IMAGE_COLUMNS, PEOPLE_COLUMNS, [piece.group])
-        columns = flatten_table(table)
-        columns.images[IMAGE_FILE] = columns.images["image_path"]
+        files = table.column("image_path")
         if self.manifest is not None:
             files = name_images(self.manifest, self.shards[piece.file], piece.first, table.column("image_id"), path)
-            columns.images[IMAGE_FILE] = files.to_numpy(zero_copy_only=False)
-        return columns.take(piece.rows)
+        return flatten_table(table.append_column(IMAGE_FILE, files)).take(piece.rows)
 
     def count_uncertain(self, select: str, limits: Limits) -> Counter[str]:
         """What `limits` leave out of the images of `select`, by reason. Raises: LabelsError."""
@@ -237,16 +235,15 @@ class LabelDataset(Dataset[dict[str, Any]]):
                 "paper, or a version before 0.4); leave it out, or make the labels with solver.mode=joint"
             )
         columns, self.left_out = _take_images(columns, select, limits)
+        people, self._starts = columns.people, columns.starts
         self.image_ids: Sequence[str] = columns.images["image_id"].tolist()
         self._files = columns.images.get(IMAGE_FILE, columns.images["image_path"]).tolist()
         self._images = images
-        self._intrinsics = columns.intrinsics.astype(np.float32)
-        self._size = np.stack([columns.images["height"], columns.images["width"]], axis=-1).astype(np.int64)
-        self._starts = columns.starts
-        people = columns.people
+        size = np.stack([columns.images["height"], columns.images["width"]], axis=-1).astype(np.int64)
+        self._own: dict[str, np.ndarray] = {"image_size": size, "intrinsics": columns.intrinsics.astype(np.float32)}
         floats = ("pose", "betas", "transl", "height_m", "age_years", "male_prob")
         self._people: dict[str, np.ndarray] = {name: people[name].astype(np.float32) for name in floats}
-        finite = [np.isfinite(people[name]).all(axis=1) for name in ("pose", "betas", "transl")]
+        finite = [np.isfinite(people[name]).all(axis=1) for name in floats[:3]]
         self._people["usable"] = np.all(finite, axis=0) & ~np.isin(people["status"], UNUSED)
         self._people["usable"] &= limits.people(people[Z_SIGMA])
         self._people["moved"] = np.isin(people["status"], PLACED)
@@ -269,9 +266,8 @@ class LabelDataset(Dataset[dict[str, Any]]):
             return self[len(self) + index]
         part = slice(int(self._starts[index]), int(self._starts[index + 1]))
         item: dict[str, Any] = {name: torch.from_numpy(values[part].copy()) for name, values in self._people.items()}
+        item |= {name: torch.from_numpy(values[index].copy()) for name, values in self._own.items()}
         item["image_id"] = self.image_ids[index]
-        item["image_size"] = torch.from_numpy(self._size[index].copy())
-        item["intrinsics"] = torch.from_numpy(self._intrinsics[index].copy())
         if self._images is not None:
             item["image"] = torch.from_numpy(self._images.read(self._files[index]).rgb)
         return item

@@ -42,8 +42,8 @@ class Side:
 
     title: str
     people: People
-    judged: bool = False  # labels of this project: they list images that are not accepted too, and give label rows
-    status: np.ndarray | None = None  # (N,) str of each image; None = unknown
+    # (N,) str of each image in labels of this project, which list images that are not accepted too, and give label rows
+    status: np.ndarray | None = None
 
 
 @dataclass
@@ -54,7 +54,7 @@ class PeopleDiff:
     after: str
     note: str  # how images were matched
     heights: bool  # a body was named, so heights are known
-    whole: bool  # both sides list all their images: one without a partner is a difference
+    whole: bool = False  # both sides list all their images: one without a partner is a difference
     images: int = 0  # of both sides
     images_only: dict[str, int] = field(default_factory=dict)  # side -> images the other lacks
     accepted: dict[str, int] = field(default_factory=dict)  # both, before, after: images accepted there
@@ -141,10 +141,11 @@ def diff_people(before: Side, after: Side, body: BodyModel | None = None, worst:
         ImageJoinError: no image in common.
     """
     join = join_images(before.people.images, after.people.images)
-    diff = PeopleDiff(before.title, after.title, join.note, body is not None, before.judged and after.judged)
+    diff = PeopleDiff(before.title, after.title, join.note, body is not None)
     common = np.flatnonzero(join.true >= 0)
     diff.images = common.size
     if before.status is not None and after.status is not None:
+        diff.whole = True
         diff.image_changes = _changes(before.status[common], after.status[join.true[common]])
     accepted = before.people.accepted[common] & after.people.accepted[join.true[common]]
     diff.accepted["both"] = int(accepted.sum())

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoModelForUniversalSegmentation
+from transformers.image_processing_base import ImageProcessingMixin
 
 from dto_pipeline.config import AttributeConfig, MaskConfig
 from dto_pipeline.models.network_input import (
@@ -27,7 +28,7 @@ from dto_pipeline.models.network_input import (
     run_in_batches,
 )
 from dto_pipeline.models.networks import ModelError, ModelReference, attribute_references, reference_of
-from dto_pipeline.models.pretrained import load_pretrained, read_preprocessing, source_options
+from dto_pipeline.models.pretrained import load_pretrained, source_options
 
 _MULTIPLE = 32  # sides of the segmentation network's input are multiples of it [px]
 _OPEN_RANGE = 5.0  # the middle of a class without upper end (70+) is this far above its lower end [years]
@@ -139,7 +140,10 @@ class CropClassifier:
         self._crop, self._device = crop, device
         side = getattr(self.network.config, "image_size", CROP_SIDE)
         self._side = side if isinstance(side, int) else side[0]
-        found = read_preprocessing(reference)
+        try:
+            found = ImageProcessingMixin.get_image_processor_dict(reference.located, **source_options(reference))[0]
+        except OSError:  # it has no preprocessor_config.json, which is optional
+            found = {}
         channels = [found.get(key, [0.5] * 3) for key in ("image_mean", "image_std")]
         self._mean, self._std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in channels)
 

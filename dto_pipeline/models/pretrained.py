@@ -97,16 +97,6 @@ def source_options(reference: ModelReference) -> dict[str, Any]:
     return {"revision": reference.revision, "local_files_only": reference.offline}
 
 
-def read_preprocessing(reference: ModelReference) -> dict[str, Any]:
-    """The network's preprocessor_config.json; empty where it has none."""
-    from transformers.image_processing_base import ImageProcessingMixin
-
-    try:
-        return ImageProcessingMixin.get_image_processor_dict(reference.located, **source_options(reference))[0]
-    except OSError:  # the file is optional: callers have defaults
-        return {}
-
-
 def load_dinov2(reference: ModelReference) -> tuple[dict[str, torch.Tensor], int]:
     """Weights of a DINOv2 by the names of the installed transformers, and the number of heads of each layer.
 

@@ -12,8 +12,9 @@ import logging
 import math
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ FREE_OPTIONS = (
     *(f"loop.{key}" for key in ("steps", "log_every", "evaluate_every", "checkpoint_every", "gpu", "torch_threads")),
     *("loop.max_failures", "data.workers", "data.patience"),
 )  # may change between starts of one training (steps may be raised only); loop.workers would change the batch
-_BAR = 5.0  # between updates of the progress bar: lines of a log, under Ray [s]
 _MOST_BYTES = 1 << 30  # of a metrics file: ten million rows
 _LOG = logging.getLogger(__name__)
 # rank, world, held out -> its share of the data: a stream, or held-out batches to iterate repeatedly, or None
@@ -49,21 +49,19 @@ def train_network(config: TrainConfig, source: Source, folder: Path, progress: b
     another process trains in the folder, it holds another training, or workers failed too often. CheckpointError: the
     folder holds checkpoints, and none can be read.
     """
-    with hold_folder(folder):
+    with hold_folder(folder), show_progress(folder / TRAINING, config.loop.steps) if progress else nullcontext():
         if config.loop.workers:
-            _run_on_ray(config, source, folder.resolve(), progress)
+            _run_on_ray(config, source, folder.resolve())
         else:
             if config.loop.gpu and not torch.cuda.is_available():
                 raise TrainError(f"loop.gpu is true, and torch {torch.__version__} sees no GPU here; set it to false")
             device = torch.device("cuda" if config.loop.gpu else "cpu")
-            run_rank(config, source, folder, device, lambda _: None, progress)
+            run_rank(config, source, folder, device, lambda _: None)
     rows = read_rows(folder / HELD_OUT)
     return rows[-1] if rows else {}
 
 
-def run_rank(
-    config: TrainConfig, source: Source, folder: Path, device: torch.device, report: Any, progress: bool = False
-) -> None:
+def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.device, report: Any) -> None:
     """Train in one of the processes, from the newest checkpoint to the last step; `report` is called in all of them at
     every checkpoint: a barrier under Ray."""
     loop, rank, world = config.loop, own_rank(), count_processes()
@@ -88,10 +86,8 @@ def run_rank(
     if broadcast_from_rank_0(is_due(position.step, loop.evaluate_every, loop.steps) and position.step not in done):
         evaluate_now(position.step)
     window, seen, began = list[dict[str, float]](), 0, position.step
-    stream = itertools.islice(batches_from(source(rank, world, False), position), loop.steps - position.step)
-    span = {"initial": position.step, "total": loop.steps, "unit": "step", "mininterval": _BAR}
-    bar = tqdm(stream, **span, disable=rank > 0 or not progress)
-    for batch, after in bar:
+    stream = batches_from(source(rank, world, False), position)
+    for batch, after in itertools.islice(stream, loop.steps - position.step):
         window.append(learner.step(batch, position.step))
         position, seen = after, seen + sum(image_id != "" for image_id in batch.image_ids)
         if is_due(position.step, loop.log_every, loop.steps):
@@ -99,7 +95,6 @@ def run_rank(
                 sums = {key: sum(row[key] for row in window) for key in window[0]}
                 means = {k: v if k.startswith("skipped_") else v / len(window) for k, v in sums.items()}
                 add_row(folder / TRAINING, position.step, means | {"rate": window[-1]["rate"]})
-                bar.set_description(f"loss {means['loss']:.3f}", refresh=False)
             window.clear()
         saves = is_due(position.step, loop.checkpoint_every, loop.steps)
         if position.step == loop.steps and not began and not seen and world == 1:  # shorter than an epoch
@@ -207,7 +202,30 @@ def _line(values: Iterable[str | float]) -> str:
     return ",".join(value if isinstance(value, str) else f"{value:.6g}" for value in values) + "\n"
 
 
-def _run_on_ray(config: TrainConfig, source: Source, folder: Path, progress: bool) -> None:
+@contextmanager
+def show_progress(metrics: Path, steps: int) -> Iterator[None]:
+    """A progress bar that follows the metrics file, which this process or a worker writes."""
+    ended, begun = threading.Event(), [0, *(int(row["step"]) for row in read_rows(metrics))][-1]
+
+    def follow() -> None:
+        with tqdm(total=steps, initial=begun, unit="step", mininterval=5.0) as bar:  # each update reads all rows
+            is_last = False
+            while not is_last:
+                is_last = ended.wait(bar.mininterval)
+                for row in read_rows(metrics)[-1:]:
+                    bar.n = int(row["step"])
+                    bar.set_description(f"loss {row['loss']:.3f}")
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _run_on_ray(config: TrainConfig, source: Source, folder: Path) -> None:
     """`run_rank` in `loop.workers` workers of Ray Train, which restarts them when one is lost."""
     import ray.train.torch
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -217,7 +235,7 @@ def _run_on_ray(config: TrainConfig, source: Source, folder: Path, progress: boo
         _compare(files.read_checkpoint(folder).config, config, folder)
     loop, threads = config.loop, str(config.loop.torch_threads)
     trainer = ray.train.torch.TorchTrainer(
-        lambda: run_rank(config, source, folder, ray.train.torch.get_device(), ray.train.report, progress),
+        lambda: run_rank(config, source, folder, ray.train.torch.get_device(), ray.train.report),
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if loop.gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=loop.workers, use_gpu=loop.gpu, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the class of the older API

@@ -6,6 +6,7 @@ Units: pixels of the photograph (u right, v down), metres in the camera frame. C
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -53,17 +54,23 @@ def text_on(colour: np.ndarray) -> str:
     return INK if float(colour @ [0.299, 0.587, 0.114]) > 0.65 else PAPER
 
 
-def missing_photo(size: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 grey picture in place of a photograph.
+def picture_size(size: Sequence[float] | np.ndarray, intrinsics: np.ndarray) -> tuple[int, int]:
+    """Width and height of a photograph that may never have been read [px].
 
     Args:
-        size: (2,) width, height of the photograph; 0 or not finite = unknown, then it is centred on its camera [px].
+        size: what is known of them; 0 or not finite = unknown, then it is centred on its camera.
         intrinsics: (3, 3) of that camera [px].
     """
-    sides = np.asarray(size if np.isfinite(size).all() and (size > 0).all() else 2 * intrinsics[:2, 2], np.float64)
+    sides = np.asarray(size, np.float64)
+    sides = sides if np.isfinite(sides).all() and (sides > 0).all() else 2 * intrinsics[:2, 2]
     usable = np.isfinite(sides).all() and (sides >= 16).all() and sides.prod() <= _MOST_PIXELS
     width, height = sides.round().astype(int).tolist() if usable else _UNKNOWN
-    return np.full((height, width, 3), _NO_PHOTO, np.uint8)
+    return width, height
+
+
+def missing_photo(size: Sequence[float] | np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 grey picture in place of a photograph; arguments as of `picture_size`."""
+    return np.full((*picture_size(size, intrinsics)[::-1], 3), _NO_PHOTO, np.uint8)
 
 
 def draw_meshes(

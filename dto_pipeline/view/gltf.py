@@ -20,7 +20,7 @@ from trimesh.visual.material import PBRMaterial
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.rasterizer import vertex_normals
 from dto_pipeline.scene import PlacedScene
-from dto_pipeline.view.drawing import person_colours
+from dto_pipeline.view.drawing import person_colours, picture_size
 
 Y_UP = np.array([1.0, -1.0, -1.0], dtype=np.float32)
 _LINES, _CAMERA = "field of view", "camera of the photograph"
@@ -32,7 +32,7 @@ def scene_to_glb(placed: PlacedScene, body: BodyModel) -> bytes:
     """Bytes of a .glb file; people that are not finite or behind the camera are left out."""
     scene = trimesh.Scene()
     _add_people(scene, placed, body)
-    width, height = _image_size(placed)
+    width, height = picture_size((placed.scene.width, placed.scene.height), placed.scene.intrinsics)
     scene.add_geometry(_frustum(placed, width, height), geom_name=_LINES, node_name=_LINES)
     scene.camera = Camera(_CAMERA, resolution=(width, height), fov=(60, 60))
     scene.camera_transform = np.eye(4)
@@ -75,11 +75,3 @@ def _frustum(placed: PlacedScene, width: float, height: float) -> Any:
     path = trimesh.load_path(np.array(lines))
     path.colors = np.tile(np.array(_FRUSTUM_COLOUR, np.uint8), (len(path.entities), 1))
     return path
-
-
-def _image_size(placed: PlacedScene) -> tuple[float, float]:
-    """Width and height [px]; of an image that was never read, twice its principal point."""
-    scene = placed.scene
-    if scene.width > 0 and scene.height > 0:
-        return float(scene.width), float(scene.height)
-    return max(2 * float(scene.intrinsics[0, 2]), 1.0), max(2 * float(scene.intrinsics[1, 2]), 1.0)

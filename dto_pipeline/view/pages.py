@@ -89,7 +89,7 @@ def draw_scene(placed: Mapping[str, PlacedScene], body: BodyModel, truth: People
     first = next(iter(placed.values()))
     photo, reason = first.scene.image, ""
     if photo is None:
-        photo = missing_photo(np.array([first.scene.width, first.scene.height]), first.scene.intrinsics)
+        photo = missing_photo((first.scene.width, first.scene.height), first.scene.intrinsics)
         why = first.message or (first.status.advice if first.status.is_failure else "it was not read")
         reason = f"no photograph: {why}"
     table, camera = person_table(placed, body, truth), first.scene.intrinsics

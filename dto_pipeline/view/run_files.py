@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -50,10 +49,6 @@ class RunFiles:
     def label_file(self, shard: int) -> Location:
         """The label file of a shard that counts."""
         return self.scan.files[shard]
-
-    def read_shard(self, shard: int) -> Any:
-        """Label rows of one shard, a `pyarrow.Table`. Raises: LabelsError."""
-        return read_labels(self.label_file(shard))
 
 
 @dataclass(frozen=True)
@@ -204,7 +199,7 @@ def _find_keys(keys: Sequence[str], names: Sequence[np.ndarray], holder: str) ->
 def load_placed(run: RunFiles, places: Sequence[Place], pixels: Pixels | None) -> Iterator[PlacedScene]:
     """The chosen scenes, in order, with photograph and depth map where they can be read; else with the reason."""
     for shard, row in places:
-        (placed,) = placed_scenes(run.read_shard(shard).slice(row, 1))
+        (placed,) = placed_scenes(read_labels(run.label_file(shard)).slice(row, 1))
         scene = placed.scene
         if pixels is not None and run.manifest is not None:
             (names,) = run.manifest.read_shard(shard).select(["image_file", "depth_file"]).slice(row, 1).to_pylist()

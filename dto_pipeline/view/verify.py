@@ -43,7 +43,6 @@ class Verdict:
     done: int = 0  # shards whose receipt holds; likewise below
     pending: dict[int, str] = field(default_factory=dict)  # shards without a receipt -> what `dto run` will do
     given_up: dict[int, str] = field(default_factory=dict)  # shards that failed for good -> last error
-    damaged: list[int] = field(default_factory=list)  # shards whose label file does not match their receipt
     rules: dict[str, Rule] = field(default_factory=dict)
     judgements: dict[str, Rule] = field(default_factory=dict)  # people who are doubtful; `broken` counts them
     unchecked: list[str] = field(default_factory=list)
@@ -68,12 +67,11 @@ class Verdict:
         """A rule of the run, made if it is new; with a next step it is a judgement."""
         return (self.judgements if next_step else self.rules).setdefault(name, Rule(name, next_step=next_step))
 
-    def check(self, name: str, offence: str, shard: int | None = None) -> None:
-        """Count one application of a rule; offence: "" = it holds; shard: its label file is damaged otherwise."""
+    def check(self, name: str, offence: str) -> None:
+        """Count one application of a rule; offence: "" = it holds."""
         self.rule(name).checked += 1
         if offence:
             self.rule(name).offend(offence)
-            self.damaged += [] if shard is None or shard in self.damaged else [shard]
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict, JSON-ready."""
@@ -187,7 +185,7 @@ def _check_file(run: RunFiles, shard: int, wanted: dict[str, str], verdict: Verd
     table, footer, wrong = check_label_file(run.directory, shard, run.scan.done[shard])
     for rule in (SAME_HASH, READABLE, *((SAME_COUNTS,) if table is not None else ())):
         advice = "`dto run --recheck` does the shard again"
-        verdict.check(rule, f"{name}: {wrong[rule]}; {advice}" if rule in wrong else "", shard)
+        verdict.check(rule, f"{name}: {wrong[rule]}; {advice}" if rule in wrong else "")
     if table is None:
         return None
     other = [f"{key} {footer.get(key)}, expected {value}" for key, value in wanted.items() if footer.get(key) != value]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from dto_pipeline.status import PersonStatus
 from dto_pipeline.view.verify import Verdict, verify_run
 from tests.run.chaos import tiny_config
 from tests.tiny_dataset import TinyDataset
-from tests.view.conftest import edit_receipt, first_moved, rewrite_shard
+from tests.view.conftest import Spoil, edit_receipt, first_moved, rewrite_shard
 
 
 def broken(verdict: Verdict) -> dict[str, list[str]]:
@@ -108,33 +109,15 @@ def test_a_receipt_that_counts_wrongly_is_found(copy: Path) -> None:
     assert "`dto run --recheck` does the shard again" in text
 
 
-def nudge_init(placed: list[PlacedScene]) -> None:
-    item, person = first_moved(placed)
-    item.scene.transl[person, 0] = np.nextafter(item.scene.transl[person, 0], np.float32(9))
+def change(field: str, value: Callable[[Any], Any]) -> Spoil:
+    """Changes a field of the first moved person of a shard: ``scene.NAME`` of the label as it was given."""
 
+    def spoil(placed: list[PlacedScene]) -> None:
+        item, person = first_moved(placed)
+        values = getattr(item.scene if field.startswith("scene.") else item, field.removeprefix("scene."))
+        values[person] = value(values[person])
 
-def change_pose(placed: list[PlacedScene]) -> None:
-    placed[0].scene.pose[0, 7] += 0.1
-
-
-def grow(placed: list[PlacedScene]) -> None:
-    item, person = first_moved(placed)
-    item.height_m[person] = 2.4
-
-
-def put_behind_camera(placed: list[PlacedScene]) -> None:
-    item, person = first_moved(placed)
-    item.transl[person] *= -1
-
-
-def slide_aside(placed: list[PlacedScene]) -> None:
-    item, person = first_moved(placed)
-    item.transl[person, 0] += 1.0
-
-
-def move_in_secret(placed: list[PlacedScene]) -> None:
-    item, person = first_moved(placed)
-    item.person_status[person] = PersonStatus.TOO_TALL
+    return spoil
 
 
 def accept_all(placed: list[PlacedScene]) -> None:
@@ -142,45 +125,42 @@ def accept_all(placed: list[PlacedScene]) -> None:
         item.is_accepted = not item.is_accepted
 
 
-def lose_a_number(placed: list[PlacedScene]) -> None:
-    item, person = first_moved(placed)
-    item.betas[person, 3] = np.nan
+def throw_far(placed: list[PlacedScene]) -> None:
+    for field in ("transl", "scene.transl"):
+        change(field, lambda transl: 1000 * transl)(placed)
+
+
+GROW, LOSE = change("height_m", lambda height: 2.4), change("betas", lambda betas: np.nan)
 
 
 @pytest.mark.parametrize(
     ("spoil", "rule"),
     [
-        (nudge_init, "transl_init is the input's"),
-        (change_pose, "pose is the input's"),
-        (grow, "height_m is the body's"),
-        (put_behind_camera, "people stand before the camera"),
-        (move_in_secret, "who was not moved keeps the label"),
+        (change("scene.transl", lambda transl: np.nextafter(transl, np.float32(9))), "transl_init is the input's"),
+        (change("scene.pose", lambda pose: pose + 0.1), "pose is the input's"),
+        (GROW, "height_m is the body's"),
+        (change("transl", lambda transl: -transl), "people stand before the camera"),
+        (change("person_status", lambda _: PersonStatus.TOO_TALL), "who was not moved keeps the label"),
         (accept_all, "is_accepted follows its rule"),
-        (lose_a_number, "labels are finite"),
-        (lose_a_number, "betas restored by beta_init"),
+        (LOSE, "labels are finite"),
+        (LOSE, "betas restored by beta_init"),
     ],
 )
-def test_a_wrong_label_is_found_and_its_row_is_named(
-    copy: Path, spoil: Callable[[list[PlacedScene]], None], rule: str
-) -> None:
+def test_a_wrong_label_is_found_and_its_row_is_named(copy: Path, spoil: Spoil, rule: str) -> None:
     rewrite_shard(copy, 1, spoil)
     found = broken(verify_run(copy))
     assert found[rule][0].startswith("shard-00001 row "), found
 
 
-def throw_far(placed: list[PlacedScene]) -> None:
-    item, person = first_moved(placed)
-    item.transl[person] *= 1000
-    item.scene.transl[person] *= 1000
-
-
 @pytest.mark.parametrize(
     ("spoil", "judgement"),
-    [(grow, "heights are human"), (slide_aside, "joints keep their pixels"), (throw_far, "numbers are plausible")],
+    [
+        (GROW, "heights are human"),
+        (change("transl", lambda transl: transl + np.array([1, 0, 0])), "joints keep their pixels"),
+        (throw_far, "numbers are plausible"),
+    ],
 )
-def test_a_doubtful_person_is_no_damage_and_comes_with_a_next_step(
-    copy: Path, spoil: Callable[[list[PlacedScene]], None], judgement: str
-) -> None:
+def test_a_doubtful_person_is_no_damage_and_comes_with_a_next_step(copy: Path, spoil: Spoil, judgement: str) -> None:
     """The labels are spoilt by hand, so some rules break too; the judgement itself is not among them."""
     rewrite_shard(copy, 1, spoil)
     verdict = verify_run(copy)

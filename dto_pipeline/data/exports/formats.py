@@ -16,13 +16,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dto_pipeline import __version__
-from dto_pipeline.data.exports import flat_npz, ma_hmr
 from dto_pipeline.data.exports.compacted import write_parquet, write_persons
+from dto_pipeline.data.exports.flat_npz import write_camerahmr
 from dto_pipeline.data.exports.hugging_face import write_hugging_face
 from dto_pipeline.data.exports.job import (
     EXPORT_FILE,
-    SELECTION_COLUMNS,
-    SELECTION_PEOPLE,
     ExportError,
     ExportJob,
     Selection,
@@ -30,6 +28,7 @@ from dto_pipeline.data.exports.job import (
     describe_making,
     select_rows,
 )
+from dto_pipeline.data.exports.ma_hmr import write_ma_hmr
 from dto_pipeline.data.exports.webdataset import write_webdataset
 from dto_pipeline.data.files import json_bytes, staged, sweep_abandoned, sync
 from dto_pipeline.data.label_files import RunLabels
@@ -42,14 +41,12 @@ EXPORT_SCHEMA = "dto-export/1"
 
 @dataclass(frozen=True)
 class Format:
-    """One format: its writer, its default selection and what it needs of the labels."""
+    """One format: its writer and its default selection."""
 
     write: Callable[[ExportJob], None]
     selection: Selection
-    columns: tuple[str, ...] | None = None  # of images; None = all
-    people: tuple[str, ...] | None = None
-    image_files: bool = False  # the manifest's names of the images too
     takes_images: bool = False
+    image_files: bool = False  # it needs the manifest's names of the images, with or without them
 
 
 _TRAINING = Selection(accepted_only=True, min_persons=1, persons="valid")
@@ -57,8 +54,8 @@ _TRAINING = Selection(accepted_only=True, min_persons=1, persons="valid")
 FORMATS: dict[str, Format] = {
     "parquet": Format(write_parquet, Selection()),
     "persons": Format(write_persons, Selection(min_persons=1)),
-    "ma-hmr": Format(ma_hmr.write_ma_hmr, _TRAINING, ma_hmr.COLUMNS, ma_hmr.PEOPLE),
-    "camerahmr": Format(flat_npz.write_camerahmr, _TRAINING, flat_npz.COLUMNS, flat_npz.PEOPLE, image_files=True),
+    "ma-hmr": Format(write_ma_hmr, _TRAINING),
+    "camerahmr": Format(write_camerahmr, _TRAINING, image_files=True),
     "webdataset": Format(write_webdataset, _TRAINING, takes_images=True),
     "hf": Format(write_hugging_face, Selection()),
 }
@@ -104,7 +101,7 @@ def export_labels(
             _check_alike(runs)
         rows = sum(file.rows for run in runs for file in run.files)
         with tqdm(total=rows, unit="image", desc="read", disable=not progress) as bar:
-            subsets = _load_subsets(runs, selection, chosen, images is not None, bar.update)
+            subsets = _load_subsets(runs, selection, chosen.image_files or images is not None, bar.update)
         rows = sum(subset.images for subset in subsets)
         with tqdm(total=rows, unit="image", desc="write", disable=not progress) as bar:
             job = ExportJob(out, folder, selection, subsets, bar.update, images, list(map(as_location, labels)))
@@ -136,7 +133,7 @@ def _check_alike(runs: Sequence[RunLabels]) -> None:
 
 
 def _load_subsets(
-    runs: Sequence[RunLabels], selection: Selection, chosen: Format, images: bool, advance: Callable[[int], object]
+    runs: Sequence[RunLabels], selection: Selection, image_files: bool, advance: Callable[[int], object]
 ) -> list[Subset]:
     """The selected rows of some runs; `advance` is called with the number of images read.
 
@@ -146,8 +143,6 @@ def _load_subsets(
     for run in runs:
         if SUBSET_NAME.fullmatch(run.subset) is None:  # it names folders and files of the export
             raise ExportError(f"run {run.name} is of subset {run.subset!r}; expected letters, digits, '.', '-' and '_'")
-    columns = chosen.columns and [*dict.fromkeys(["image_id", *chosen.columns, *SELECTION_COLUMNS])]
-    people = chosen.people and [*dict.fromkeys([*chosen.people, *SELECTION_PEOPLE])]
     names = sorted({run.subset for run in runs})
     subsets = [Subset(name, [run for run in runs if run.subset == name]) for name in names]
     for subset in subsets:
@@ -155,7 +150,7 @@ def _load_subsets(
         for run in subset.runs:
             _check_files(run)
             tables = []
-            for table in run.tables(columns, people, chosen.image_files or images):
+            for table in run.tables(image_files=image_files):
                 for image in table["image_id"].to_pylist() if len(subset.runs) > 1 else ():
                     if image in run_of:
                         both = f"{run_of[image]} and in {run.name}"

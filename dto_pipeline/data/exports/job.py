@@ -29,8 +29,7 @@ from dto_pipeline.status import PersonStatus
 EXPORT_FILE = "export.json"
 PERSON_CHOICES = ("all", "valid", "moved")
 Z_COVARIANCE = "z_covariance"  # the only image column indexed by people
-SELECTION_COLUMNS = ("is_optimized", "is_accepted", "mean_height_deviation", EXPECTED_ERROR, "num_persons")
-SELECTION_PEOPLE = ("status", Z_SIGMA)  # columns of images and of people that `select_rows` needs
+_SELECTION_COLUMNS = ("is_optimized", "is_accepted", "mean_height_deviation", EXPECTED_ERROR, "persons")
 
 
 class ExportError(DtoError):
@@ -57,18 +56,15 @@ def select_rows(table: pa.Table, selection: Selection, left_out: Counter[str]) -
     """The selected images and people of a label table.
 
     Args:
-        table: of `schema.LABELS_SCHEMA` or a projection with the columns above; further columns are kept.
+        table: of `schema.LABELS_SCHEMA`; further columns are kept.
         left_out: reason -> images or persons; added to.
     """
-    columns = flatten_table(table.select([*SELECTION_COLUMNS, "persons"]), SELECTION_PEOPLE)
+    columns = flatten_table(table.select(_SELECTION_COLUMNS), ("status", Z_SIGMA))
     images, owner, z_sigma = columns.images, columns.owner, columns.people[Z_SIGMA]
     status, expected = columns.people["status"], images[EXPECTED_ERROR]
     single = status != str(PersonStatus.DUPLICATE)
-    chosen = single
-    if selection.persons == "valid":
-        chosen = single & (status != str(PersonStatus.INVALID_LABEL))
-    elif selection.persons == "moved":
-        chosen = status == str(PersonStatus.MOVED)
+    valid, moved = status != str(PersonStatus.INVALID_LABEL), status == str(PersonStatus.MOVED)
+    chosen = single & dict(zip(PERSON_CHOICES, (single, valid, moved), strict=True))[selection.persons]
     good = images["is_accepted"] if selection.accepted_only else np.ones(table.num_rows, bool)
     if selection.accepted_only and selection.max_deviation is not None:
         good = images["is_optimized"] & (images["mean_height_deviation"] < selection.max_deviation)

@@ -32,7 +32,6 @@ _OURS, _PUBLISHED = b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"  #
 _EMPTY_DICT = 5  # bytes of a pickled dictionary before its first entry: protocol, empty dictionary, place in the memo
 _PARAMETERS = {"shape": "betas", "pose": "pose", "trans": "transl"}  # of smpl_param -> of a person
 _SIGMAS = ("z_sigma_m", "height_sigma_m")
-COLUMNS, PEOPLE = ("image_path", *CAMERA_COLUMNS), (*_PARAMETERS.values(), *_SIGMAS)
 
 
 def write_ma_hmr(job: ExportJob) -> None:
@@ -89,7 +88,7 @@ def _annotations(job: ExportJob, subsets: list[Subset], counts: np.ndarray) -> I
 
 def _read(table: pa.Table, prefix: str, sigmas: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
     """Key -> people of the images of a label table."""
-    labels = flatten_table(table, PEOPLE)
+    labels = flatten_table(table, (*_PARAMETERS.values(), *sigmas))
     people, starts = labels.people, labels.starts.tolist()
     further = {name: people[name][:, None] for name in sigmas}
     cameras = np.stack([labels.images[name] for name in CAMERA_COLUMNS], axis=1).astype(np.float32)
