@@ -35,7 +35,7 @@ _MERGE = (
     "in dto_pipeline/data/sources/predictions.py), drops predictions that are a released person already, adds the "
     "others with source_row -1, and writes a new manifest with the same shards. Released people keep their order and "
     "content. Bodies are compared through the body model of the config (body.model_path). A report and the outcome of "
-    "every prediction are written next to it."
+    "every prediction are written next to it. Exit code 1: written, but none of the predictions could be used."
 )
 
 
@@ -144,4 +144,6 @@ def _merge(arguments: argparse.Namespace) -> int:
     report = merge_predictions(arguments.manifest, arguments.predictions, out, body, min_score, progress)
     print(report.as_table())
     print(f"\n{out} written; report in {report_path(out)}, every prediction in {outcomes_path(out)}")
-    return 0
+    if report.complaint:
+        print(f"\n{report.complaint}; mend it and merge again", file=sys.stderr)
+    return 1 if report.complaint else 0

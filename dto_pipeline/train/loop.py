@@ -85,11 +85,11 @@ def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.de
     done = {0, *(row["step"] for row in read_rows(folder / HELD_OUT))}
     if broadcast_from_rank_0(is_due(position.step, loop.evaluate_every, loop.steps) and position.step not in done):
         evaluate_now(position.step)
-    window: list[dict[str, float]] = []
+    window, seen, began = list[dict[str, float]](), 0, position.step
     stream = batches_from(source(rank, world, False), position)
     for batch, after in itertools.islice(stream, loop.steps - position.step):
         window.append(learner.step(batch, position.step))
-        position = after
+        position, seen = after, seen + sum(image_id != "" for image_id in batch.image_ids)
         if is_due(position.step, loop.log_every, loop.steps):
             if rank == 0:
                 sums = {key: sum(row[key] for row in window) for key in window[0]}
@@ -97,6 +97,9 @@ def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.de
                 add_row(folder / TRAINING, position.step, means | {"rate": window[-1]["rate"]})
             window.clear()
         saves = is_due(position.step, loop.checkpoint_every, loop.steps)
+        if position.step == loop.steps and not began and not seen and world == 1:  # shorter than an epoch
+            skipped = f"none of the images of {loop.steps} steps could be used, the last: {batch.skipped[-1]}"
+            raise TrainError(f"{skipped}; is data.images the folder of the photographs of data.labels?")
         if saves and rank == 0:  # before an evaluation, which may fail
             state = (learner.network.state_dict(), learner.optimizer.state_dict(), position)
             files.save_checkpoint(folder, Checkpoint(config, learner.init, *state, files.VERSIONS, learner.body.sha256))

@@ -14,6 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dto_pipeline.cli import main
 from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.manifest import Manifest, ManifestError
@@ -227,6 +228,20 @@ def test_what_cannot_be_used_is_refused_with_its_reason(merge, tiny, body):
     assert report.refused["invalid_label: pose is not finite"] == 1
     assert report.outcomes["image_unknown"] == 2
     assert "below_min_score" in report.as_table()
+
+
+def test_a_merge_that_could_use_no_prediction_ends_with_1_and_the_reason(merge, tiny, body, capsys):
+    people = shifted(released(tiny, body), body, 0.5)
+    for name, change, code in (
+        ("others", {"image": np.array([f"x/{image}" for image in people["image"]])}, 1),
+        ("low", {"det_score": np.full(len(people["image"]), 0.1, np.float32)}, 0),
+    ):
+        merge({**people, **change}, name)
+        places = [str(merge.folder / f"{name}{ending}") for ending in (".npz", "-again.parquet")]
+        options = ["--set", "body.model_path=demo", "--quiet"]
+        assert main(["manifest", "merge", str(tiny), places[0], "-o", places[1], *options]) == code
+        said = capsys.readouterr().err
+        assert ("predictions could be used: mostly image_unknown; mend it" in said) == (code == 1)
 
 
 def test_a_mask_that_fits_is_carried_and_one_that_does_not_is_refused(merge, tiny, body):

@@ -400,6 +400,14 @@ def test_images_none_of_which_can_be_read_end_the_training(data: TrainBatch) -> 
         list(batches_from(Blind(data, 2, 0, 1), Position()))
 
 
+def test_a_training_that_ends_within_its_first_epoch_needs_an_image_too(data: TrainBatch, tmp_path: Path) -> None:
+    rules = Rules(load_body("demo"), DataConfig(input_size=112), AugmentConfig())
+    blind = collate_samples(["x/0.jpg: does not exist", blank_sample(rules)])
+    with pytest.raises(TrainError, match=r"none of the images of 1 steps could be used, the last: x/0.jpg: .*data\.im"):
+        train_network(tiny_config(loop__steps=1, **SMALL), BatchSource(blind, 1), tmp_path, progress=False)
+    assert list((tmp_path / "checkpoints").glob("*")) == []
+
+
 def no_labels() -> ImageLabels:
     return true_labels(np.array([[130.0, 0, 56], [0, 130, 56], [0, 0, 1]]), *(np.zeros((0, n)) for n in (72, 11, 3)))
 

@@ -224,6 +224,14 @@ class MergeReport(_Counts):
     def as_table(self) -> str:
         return self.count_lines(f"merged manifest, fingerprint {self.fingerprint[:16]}")
 
+    @property
+    def complaint(self) -> str:
+        """Why nothing can be kept of the predictions, the commonest reason; "" = some could be used, or scored low."""
+        unusable = self.refused - Counter({str(PredictionStatus.BELOW_MIN_SCORE): self.predictions})
+        if not self.predictions or unusable.total() < self.predictions:
+            return ""
+        return f"none of the {self.predictions} predictions could be used: mostly {unusable.most_common(1)[0][0]}"
+
 
 def findings_path(manifest: Location) -> Location:
     return beside(manifest, ".findings.parquet")
