@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import pickle
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from dto_pipeline.data.inert_pickle import Allowlist, BrokenPickle, PickleRefused, UnsafePickle
 from dto_pipeline.data.safe_pickle import NUMPY_ONLY, SMPL_FILE
@@ -328,3 +330,17 @@ HOSTILE: list[Stream] = [
     *_misapplied(),
     *_hostile_bodies(),
 ]
+
+
+def same(found: Any, expected: Any) -> bool:
+    """Equal values of equal types, arrays in native byte order, keys in the same order; NaN equals NaN."""
+    if isinstance(expected, np.ndarray):
+        same_kind = isinstance(found, np.ndarray) and found.dtype == expected.dtype.newbyteorder("=")
+        return bool(same_kind and np.array_equal(found, expected, equal_nan=expected.dtype.kind in "fc"))
+    if type(found) is not type(expected):
+        return False
+    if isinstance(expected, dict):
+        return list(found) == list(expected) and all(same(found[key], expected[key]) for key in expected)
+    if isinstance(expected, list | tuple):
+        return len(found) == len(expected) and all(map(same, found, expected))
+    return bool(found == expected or found != found)

@@ -136,6 +136,9 @@ def write_synth(
         write_map(root / "depth", name, METRES_PER_DEPTH / disparity if kind.metric_error else disparity)
         return person_rows(name, number, scene, size)
 
+    if kind.bodies == "anny" and not (root / SYNTH_PLACES[0]).exists():
+        load_anny()  # where it is missing nothing shall be written
+
     def pages(persons: int) -> dict[str, str]:
         return {"dataset.yaml": _dataset(kind, body), "README.md": _readme(kind, {**identity, "persons": persons})}
 

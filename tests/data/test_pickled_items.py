@@ -20,6 +20,7 @@ from dto_pipeline.data.inert_pickle import BrokenPickle, UnsafePickle, check_val
 from dto_pipeline.data.npz import ITEM_LIMITS, read_items
 from dto_pipeline.data.sources.annots import open_ma_hmr
 from dto_pipeline.data.sources.rows import LabelFileError
+from tests.pickle_streams import same
 from tests.released_files import released_annots
 
 PROTOCOLS = (2, 3, 4, 5)
@@ -49,16 +50,6 @@ def read(path: Path) -> dict[Any, Any]:
 
     read_items(path, "annots", take)
     return found
-
-
-def same(found: Any, wanted: Any) -> bool:
-    if isinstance(wanted, dict):
-        return found.keys() == wanted.keys() and all(same(found[key], wanted[key]) for key in wanted)
-    if isinstance(wanted, list | tuple):
-        return len(found) == len(wanted) and all(map(same, found, wanted))
-    if isinstance(wanted, np.ndarray):
-        return bool(found.dtype == wanted.dtype.newbyteorder("=") and np.array_equal(found, wanted))
-    return bool(found == wanted)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -32,6 +32,7 @@ from tests.pickle_streams import (
     dtype,
     integer,
     name,
+    same,
     text,
     whole,
 )
@@ -44,19 +45,6 @@ def watch() -> AuditWatch:
     for protocol in PROTOCOLS:  # codecs load on first use
         safe_loads(pickle.dumps(["\u20ac", 1.5, np.zeros(1)], protocol))
     return AuditWatch()
-
-
-def _same(found: Any, expected: Any) -> bool:
-    if isinstance(expected, np.ndarray):
-        same_kind = isinstance(found, np.ndarray) and found.dtype == expected.dtype.newbyteorder("=")
-        return bool(same_kind and np.array_equal(found, expected, equal_nan=expected.dtype.kind in "fc"))
-    if type(found) is not type(expected):
-        return False
-    if isinstance(expected, dict):
-        return list(found) == list(expected) and all(_same(found[key], expected[key]) for key in expected)
-    if isinstance(expected, list | tuple):
-        return len(found) == len(expected) and all(map(_same, found, expected))
-    return bool(found == expected or found != found)
 
 
 # what must be read
@@ -78,14 +66,14 @@ def test_every_protocol_reads_back_equal(protocol: int) -> None:
         "single": np.array(2.5),
         "complex": np.array([1 + 2j]),
     }
-    assert _same(safe_loads(pickle.dumps(value, protocol)), value)
+    assert same(safe_loads(pickle.dumps(value, protocol)), value)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_numpy_scalars_come_back_as_python_numbers(protocol: int) -> None:
     value = [np.float32(0.1), np.int64(-3), np.bool_(True), np.str_("ab"), np.float16(2), np.str_("")]
     expected = [float(np.float32(0.1)), -3, True, "ab", 2.0, ""]
-    assert _same(safe_loads(pickle.dumps(value, protocol)), expected)
+    assert same(safe_loads(pickle.dumps(value, protocol)), expected)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -94,16 +82,16 @@ def test_object_arrays_are_read_where_they_are_allowed(protocol: int) -> None:
     value[0, 0], value[1, 0] = {"a": [np.arange(3)]}, None
     found = safe_loads(pickle.dumps(value, protocol), object_arrays=True)
     assert found.shape == (2, 1)
-    assert _same(found[0, 0], value[0, 0])
+    assert same(found[0, 0], value[0, 0])
     assert found[1, 0] is None
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_the_names_of_numpy_1_and_2_are_the_same(protocol: int) -> None:
+def test_the_names_of_numpy_1_and_2_are_thesame(protocol: int) -> None:
     data = pickle.dumps([np.arange(3.0), np.float32(1)], protocol)
     old = data.replace(b"numpy._core.", b"numpy.core.")
     assert old != data
-    assert _same(safe_loads(old), safe_loads(data))
+    assert same(safe_loads(old), safe_loads(data))
 
 
 def test_python_2_strings_are_latin1_and_hold_array_bytes() -> None:
@@ -111,7 +99,7 @@ def test_python_2_strings_are_latin1_and_hold_array_bytes() -> None:
     reconstruct = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
     float64 = b"cnumpy\ndtype\nU\x02f8K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     body = b"}(U\x05na\xefve" + reconstruct + b"(K\x01K\x02\x85" + float64 + b"\x89U\x10" + raw + b"tbu"
-    assert _same(safe_loads(whole(body, 2)), {"na\xefve": np.array([1.5, -2.0])})
+    assert same(safe_loads(whole(body, 2)), {"na\xefve": np.array([1.5, -2.0])})
 
 
 def test_python_2_text_protocol_reads_every_byte() -> None:
@@ -152,7 +140,7 @@ def _nested(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 @settings(max_examples=60, deadline=None)
 @given(value=_nested(_LEAVES | npst.arrays("U3", 2)), protocol=st.integers(0, 5))
 def test_whatever_is_plain_reads_back_equal(value: Any, protocol: int) -> None:
-    assert _same(safe_loads(pickle.dumps(value, protocol)), value)
+    assert same(safe_loads(pickle.dumps(value, protocol)), value)
 
 
 # what must be refused
@@ -193,7 +181,7 @@ def test_extension_codes_are_refused_even_when_registered_and_cached(monkeypatch
 def test_a_stream_cut_at_any_byte_is_broken(protocol: int) -> None:
     value = {"a": [np.arange(3.0), np.float32(1), "text", -5, 2**40, None], "b": (b"raw", {1: True})}
     data = pickle.dumps(value, protocol)
-    assert _same(safe_loads(data)["b"], value["b"])
+    assert same(safe_loads(data)["b"], value["b"])
     for length in range(len(data)):
         with pytest.raises(BrokenPickle):
             safe_loads(data[:length])
@@ -239,7 +227,7 @@ def test_a_side_that_no_array_has_is_refused_before_sides_are_multiplied() -> No
 )
 def test_each_limit_holds(limits: Limits, value: Any) -> None:
     data = pickle.dumps(value)
-    assert _same(safe_loads(data), value)
+    assert same(safe_loads(data), value)
     with pytest.raises(BrokenPickle, match=r"than|at most"):
         safe_loads(data, limits=limits)
 
@@ -295,8 +283,8 @@ def test_npz_files_read_back_equal(save: Any, tmp_path: Path) -> None:
     }
     save(tmp_path / "file.npz", annots=annots, fortran=np.asfortranarray(np.eye(3)[:2]), **plain)
     found = safe_load_npz(tmp_path / "file.npz")
-    assert _same(found["annots"].item(), annots)
-    assert _same({key: found[key] for key in plain}, plain)
+    assert same(found["annots"].item(), annots)
+    assert same({key: found[key] for key in plain}, plain)
     assert np.array_equal(found["fortran"], np.eye(3)[:2])
     assert list(safe_load_npz(tmp_path / "file.npz", keys={"pose", "absent"})) == ["pose"]
 
