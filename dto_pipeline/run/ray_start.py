@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -64,12 +65,15 @@ def start_ray(config: RunConfig, address: str) -> None:
             _LOG.warning("TMPDIR is too long for Ray's sockets: Ray keeps them, and its logs, in %s", place)
     else:
         check_reachable(address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with watched_start(address):
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
     except Exception as error:  # the door: Ray raises RuntimeError, OSError, and for a node that stays away, Exception
         what = "Ray cannot start on this machine" if address == "local" else f"--address {address}"
         raise ClusterUnreachable(f"{what}: {one_line(error)}; {start_advice(address)}") from error
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in the place, with exit code 15
 
 
 def gpus_per_worker(config: RunConfig, there: int) -> float:

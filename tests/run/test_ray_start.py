@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 import ray
 
+from dto_pipeline.cli import interrupt_on_sigterm
+from dto_pipeline.config import RunConfig
 from dto_pipeline.run import ray_pool
 from dto_pipeline.run import ray_start as cluster
 from dto_pipeline.run.ray_pool import RayPool
@@ -63,6 +66,14 @@ def test_whatever_ray_raises_when_it_does_not_start_is_one_sentence(monkeypatch,
     monkeypatch.setattr(ray, "init", refuse)
     with pytest.raises(ClusterUnreachable, match=rf"Ray cannot start on this machine: .*{error}.*--workers 0"):
         start_ray(tiny_config(workers=2).run, "local")
+
+
+def test_what_sigterm_does_stays_as_the_command_line_set_it(monkeypatch):
+    monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, lambda *_: sys.exit(15)))
+    with interrupt_on_sigterm():
+        own = signal.getsignal(signal.SIGTERM)
+        start_ray(RunConfig(workers=1), "local")
+        assert signal.getsignal(signal.SIGTERM) is own
 
 
 def test_ray_gets_a_short_place_where_tmpdir_is_too_long_for_sockets(monkeypatch, tmp_path):
