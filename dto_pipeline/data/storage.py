@@ -179,10 +179,10 @@ def join_location(root: Location, name: str) -> Location:
 
 
 def beside(location: Location, suffix: str) -> Location:
-    """The location of an accompanying file: the same name with another suffix."""
+    """The location of a manifest's accompanying file: its name with `suffix` in place of ``.parquet``."""
     if isinstance(location, Path):
-        return location.with_suffix(suffix)
-    return _with_path(location, lambda path: str(PurePosixPath(path).with_suffix(suffix)))
+        return location.with_name(location.name.removesuffix(".parquet") + suffix)
+    return _with_path(location, lambda path: path.removesuffix(".parquet") + suffix)
 
 
 def base_name(location: Location) -> str:

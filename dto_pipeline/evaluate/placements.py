@@ -113,7 +113,8 @@ def evaluate_synthetic(
     place[truth.row] = np.arange(truth.num_people)
     partner = place[first.row]  # of each label row in the truth, -1 = it has no such row (added by a detector)
     usable = np.all([people.usable for people in placed.values()], axis=0)
-    both = np.flatnonzero((partner >= 0) & usable)
+    known, measured = partner >= 0, (partner >= 0) & truth.usable[partner]
+    both = np.flatnonzero(measured & usable)
     if len(both) == 0:
         raise EvaluationError(f"{first.source}: no person of the truth {truth.source} in it that can be used")
     right, image = partner[both], truth.owner[partner[both]]
@@ -131,7 +132,6 @@ def evaluate_synthetic(
             sums = placement_sums(found, true, image, truth.num_images, kept)
             apart = np.linalg.norm(pelvis - root, axis=1)
             columns[name + about] = sums | {"root_gap": add_up(apart[kept], image[kept], truth.num_images)}
-    known = partner >= 0
     counts = {
         "images in the truth": truth.num_images,
         "images in the labels": first.num_images,
@@ -142,6 +142,7 @@ def evaluate_synthetic(
         "missed (no label row)": truth.num_people - len(np.unique(partner[known])),
         "extra (a label row the truth does not have)": int((~known).sum()),
         "labels that cannot be used": int((known & ~usable).sum()),
+        "compared with nobody, as their truth cannot be used": int((usable & known & ~measured).sum()),
         "moved": int(np.isin(first.status, PLACED).sum()),
     }
     title, notes, sha256 = f"{first.source} against {truth.source}", (join.note, *first.problems[:5]), body.sha256

@@ -24,7 +24,7 @@ from dto_pipeline.data.manifest import ManifestError
 from dto_pipeline.data.receipts import LABELS, parse_name, shard_name
 from dto_pipeline.data.storage import base_name
 from dto_pipeline.models.body import BodyModel, BodyModelError
-from dto_pipeline.run.folder import READABLE, SAME_COUNTS, SAME_HASH, check_label_file, find_strays
+from dto_pipeline.run.folder import READABLE, SAME_COUNTS, SAME_HASH, check_label_file, find_strays, list_generations
 from dto_pipeline.run.lease import read_holder
 from dto_pipeline.run.report import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
@@ -183,6 +183,9 @@ def _check_file(run: RunFiles, shard: int, wanted: dict[str, str], verdict: Verd
     """Check a file against its receipt and the footer it should have; the file's columns if it can be read."""
     name = base_name(run.label_file(shard))
     table, footer, wrong = check_label_file(run.directory, shard, run.scan.done[shard])
+    if table is None and list_generations(run.directory).get(shard, -1) > run.scan.done[shard].generation:
+        verdict.unchecked.append(f"{name}: a launch at work has replaced it meanwhile")
+        return None
     for rule in (SAME_HASH, READABLE, *((SAME_COUNTS,) if table is not None else ())):
         advice = "`dto run --recheck` does the shard again"
         verdict.check(rule, f"{name}: {wrong[rule]}; {advice}" if rule in wrong else "")

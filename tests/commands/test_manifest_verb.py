@@ -12,6 +12,7 @@ import pytest
 from dto_pipeline.cli import main
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.sources.sidecar import write_sidecar
 from tests.data.small_set import WIDTH, label_arrays, small_dataset, write_depth, write_image, write_labels_file
 from tests.tars import write_tar
 
@@ -78,9 +79,22 @@ def _rename_depth(root: Path) -> None:
         path.rename(path.with_suffix(".npz"))
 
 
+def _sidecar(**columns: np.ndarray) -> Callable[[Path], None]:
+    def add(root: Path) -> None:
+        write_sidecar(root / "seen.parquet", np.arange(len(NAMES)), **columns)
+        (root / "d.yaml").write_text(YAML.replace("}", ", sidecar: seen.parquet}"))
+
+    return add
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
+        (_sidecar(male_prob=np.linspace(0, 100, 20)), "male_prob outside 0 .. 1, taken as unknown: 19 of 20 values"),
+        (
+            _sidecar(age_years=np.r_[[-1.0] * 10, [30, 250] * 5]),
+            "taken as unknown: 5 of 10 values of age_years; give y",
+        ),
         (relabel(lambda a: {"imgname": np.array([f"/fast/{name}" for name in NAMES])}), "label_invalid: 20 of 20"),
         (relabel(lambda a: {"imgname": np.array([f"x{name}" for name in NAMES])}), "image_missing: 20 of 20"),
         (relabel(_camera(0, 2, WIDTH)), "size_mismatch: 20 of 20"),
@@ -110,6 +124,16 @@ def test_a_sound_data_set_and_one_fault_in_twenty_end_with_0_and_two_with_1(root
     assert build(root) == 0
     (root / "images/001.jpg").unlink()
     assert build(root) == 1
+
+
+def test_manifests_whose_names_differ_behind_a_point_keep_files_of_their_own(root: Path) -> None:
+    for name in ("small-1.0", "small-1.5"):
+        assert build(root, "-o", str(root / name)) == 0
+        assert {path.name for path in root.glob(f"{name}*")} == {
+            name,
+            f"{name}.report.json",
+            f"{name}.findings.parquet",
+        }
 
 
 def test_where_a_network_looks_no_depth_folder_is_asked_for(root: Path) -> None:

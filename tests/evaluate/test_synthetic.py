@@ -110,3 +110,14 @@ def test_the_truth_of_another_data_set_is_refused(body: BodyModel) -> None:
     nobody = dataclasses.replace(make_people(PLACES), row=np.array([-1, -1, -1]))
     with pytest.raises(EvaluationError, match="no person"):
         evaluate_synthetic({"labels": nobody}, truth, body)
+
+
+def test_nobody_is_compared_with_a_truth_that_cannot_be_used(body: BodyModel) -> None:
+    truth = make_people(PLACES)
+    truth.transl[1, 2] = np.nan
+    evaluation = evaluate_synthetic({"after": make_people(PLACES)}, truth, body)
+    assert evaluation.estimates["after"]["depth_error"].value == 0
+    assert (
+        evaluation.counts["compared"],
+        evaluation.counts["compared with nobody, as their truth cannot be used"],
+    ) == (2, 1)

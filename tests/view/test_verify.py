@@ -12,12 +12,14 @@ import pytest
 
 from dto_pipeline.config import load_config
 from dto_pipeline.data.manifest import ManifestError
+from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import Failure, RunDirectory, RunDirectoryError, record_failure
 from dto_pipeline.run.plan import Selection
 from dto_pipeline.run.report import read_status
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PersonStatus
+from dto_pipeline.view import verify
 from dto_pipeline.view.verify import Verdict, verify_run
 from tests.run.chaos import tiny_config
 from tests.tiny_dataset import TinyDataset
@@ -70,6 +72,23 @@ def test_a_truncated_file_a_missing_one_and_a_damaged_receipt_are_broken(copy: P
     ]
     assert (verdict.done, verdict.pending, verdict.given_up, verdict.exit_code) == (0, {}, {}, 1)
     assert verdict.rules["every receipt holds"].checked == 3
+
+
+def test_a_file_that_a_launch_at_work_replaces_meanwhile_is_not_called_broken(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = verify.check_label_file
+
+    def replace_and_check(directory: RunDirectory, shard: int, receipt: Receipt) -> Any:
+        if shard == 1:
+            for place in (directory.label_file, directory.receipt_file):
+                place(shard).rename(place(shard, 1))
+        return check(directory, shard, receipt)
+
+    monkeypatch.setattr(verify, "check_label_file", replace_and_check)
+    verdict = verify_run(copy)
+    assert verdict.passed, verdict.as_table()
+    assert verdict.unchecked == ["shard-00001.parquet: a launch at work has replaced it meanwhile"]
 
 
 def test_shards_that_nobody_has_done_yet_are_pending_and_not_broken(tiny: TinyDataset, tmp_path: Path) -> None:

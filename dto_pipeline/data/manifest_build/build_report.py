@@ -51,6 +51,10 @@ _WORDS = {  # of counts whose names say too little in a table
     "male_prob_known": "persons of known gender",
     "released": "persons before",
 }
+_STEPS = {
+    "values of age_years": "give years, NaN or -1 where they are not known",
+    "values of male_prob": "give the probability of a man from 0 to 1, NaN or -1 where it is not known",
+}  # of what cannot be used -> the next step
 
 
 class _Counts:
@@ -117,6 +121,10 @@ class ManifestReport(_Counts):
             "label rows": (self.rows_unusable, self.persons, self.person_problems),
             "depth maps looked for": (self.depth_missing, self.depth_looked, {"depth_missing": self.depth_missing}),
         }
+        for name, known in (("age_years", self.age_known), ("male_prob", self.male_prob_known)):
+            strange = {text: count for text, count in self.notes.items() if text.startswith(name)}
+            lost = sum(strange.values())
+            parts[f"values of {name}"] = lost, lost + known, strange
         over = [f"{lost} of {total} {what}" for what, (lost, total, _) in parts.items() if lost > share * total]
         if not over:
             return ""
@@ -124,7 +132,7 @@ class ManifestReport(_Counts):
         for what, (_, total, reasons) in parts.items():
             for reason, count in reasons.items():
                 if count:
-                    step = self.examples.get(reason, "the findings file names the rows")
+                    step = self.examples.get(reason, _STEPS.get(what, "the findings file names the rows"))
                     causes.append((-count / total, f"  {reason}: {count} of {total} {what}; {step}"))
         lines = [f"{', '.join(over)} cannot be used, more than {share:.3g} of all (--max-failed-images):"]
         lines += [text for _, text in sorted(causes, key=lambda cause: cause[0])]

@@ -191,7 +191,8 @@ def judge_seen(columns: Mapping[str, np.ndarray], masks: pa.BinaryArray) -> Seen
     for name, (low, high) in SEEN_RANGES.items():
         bad = (known[name] < low) | (known[name] > high)
         if bad.any():
-            notes[f"{name} outside {low:g} .. {high:g}, taken as unknown"] = int(bad.sum())
+            if strange := int((bad & (known[name] != -1)).sum()):  # -1: how many write that they do not know
+                notes[f"{name} outside {low:g} .. {high:g}, taken as unknown"] = strange
             known[name] = np.where(bad, np.float32(np.nan), known[name])
     given, sides = masks.is_valid().to_numpy(zero_copy_only=False), []
     for name in ("mask_height", "mask_width"):
