@@ -8,7 +8,6 @@ was asked, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import resource
 import signal
@@ -125,9 +124,13 @@ def _describe(error: OSError) -> str | None:
         return _NO_MEMORY
     if str(error.strerror).startswith("No usable temporary directory"):
         return f"{error.strerror}; set TMPDIR to a folder that can be written"
-    if error.errno == errno.ENOENT and not place:  # of os.getcwd
+    if place:
+        return f"{place}{error.strerror}"
+    try:
+        os.getcwd()
+    except FileNotFoundError:
         return "the current folder was removed; change to another one and start again"
-    return f"{place}{error.strerror}" if place else None
+    return None
 
 
 if __name__ == "__main__":

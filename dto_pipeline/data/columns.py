@@ -52,8 +52,10 @@ def pick_words(words: Sequence[str | None], index: np.ndarray) -> pa.StringArray
 
 
 def single_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """The column as one array."""
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    """The column as one array, without a copy where it is one."""
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def read_numbers(column: pa.Array) -> np.ndarray:

@@ -96,10 +96,11 @@ def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.de
                 means = {k: v if k.startswith("skipped_") else v / len(window) for k, v in sums.items()}
                 add_row(folder / TRAINING, position.step, means | {"rate": window[-1]["rate"]})
             window.clear()
-        saves = is_due(position.step, loop.checkpoint_every, loop.steps)
-        if position.step == loop.steps and not began and not seen and world == 1:  # shorter than an epoch
+        blind = not began and not seen and world == 1
+        if blind and position.step == loop.steps:  # shorter than an epoch
             skipped = f"none of the images of {loop.steps} steps could be used, the last: {batch.skipped[-1]}"
             raise TrainError(f"{skipped}; is data.images the folder of the photographs of data.labels?")
+        saves = not blind and is_due(position.step, loop.checkpoint_every, loop.steps)  # from it a start would go on
         if saves and rank == 0:  # before an evaluation, which may fail
             state = (learner.network.state_dict(), learner.optimizer.state_dict(), position)
             files.save_checkpoint(folder, Checkpoint(config, learner.init, *state, files.VERSIONS, learner.body.sha256))

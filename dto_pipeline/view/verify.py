@@ -22,7 +22,7 @@ from dto_pipeline.data.label_files import LabelColumns, flatten_table
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.manifest import ManifestError
 from dto_pipeline.data.receipts import LABELS, parse_name, shard_name
-from dto_pipeline.data.storage import base_name
+from dto_pipeline.data.storage import base_name, exists
 from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.run.folder import READABLE, SAME_COUNTS, SAME_HASH, check_label_file, find_strays, list_generations
 from dto_pipeline.run.lease import read_holder
@@ -181,9 +181,10 @@ def _check_folder(run: RunFiles, verdict: Verdict) -> None:
 
 def _check_file(run: RunFiles, shard: int, wanted: dict[str, str], verdict: Verdict) -> LabelColumns | None:
     """Check a file against its receipt and the footer it should have; the file's columns if it can be read."""
-    name = base_name(run.label_file(shard))
-    table, footer, wrong = check_label_file(run.directory, shard, run.scan.done[shard])
-    if table is None and list_generations(run.directory).get(shard, -1) > run.scan.done[shard].generation:
+    path, receipt = run.label_file(shard), run.scan.done[shard]
+    name = base_name(path)
+    table, footer, wrong = check_label_file(run.directory, shard, receipt)
+    if table is None and not exists(path) and list_generations(run.directory).get(shard, -1) > receipt.generation:
         verdict.unchecked.append(f"{name}: a launch at work has replaced it meanwhile")
         return None
     for rule in (SAME_HASH, READABLE, *((SAME_COUNTS,) if table is not None else ())):

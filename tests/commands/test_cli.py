@@ -131,21 +131,31 @@ def test_the_log_may_be_asked_for_before_or_behind_the_verb() -> None:
     assert not build_parser().parse_args(["status", "run"]).verbose
 
 
-@pytest.mark.parametrize(
-    ("number", "said"),
-    [
-        (errno.ENOSPC, "No space left on device; make room and start again"),  # as `write` says it
-        (errno.ENOENT, "the current folder was removed; change to another one and start again"),  # as `getcwd` does
-    ],
-)
-def test_what_the_system_says_without_a_file_is_one_sentence(
-    number: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def fail_to_open(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def fail(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("dto_pipeline.data.manifest.Manifest.open", fail)
-    assert main(["run", str(tmp_path / "m.parquet"), "-o", str(tmp_path / "run")]) == 2
+
+
+def test_what_the_system_says_without_a_file_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_to_open(monkeypatch, errno.ENOSPC)  # as `write` says it
+    assert main(["run", "m.parquet", "-o", "run"]) == 2
+    assert capsys.readouterr().err.strip() == "dto run: No space left on device; make room and start again"
+
+
+def test_a_removed_current_folder_is_named_and_blamed_for_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_to_open(monkeypatch, errno.ENOENT)  # as a socket whose other end died, or `getcwd`
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        main(["run", "m.parquet", "-o", "run"])
+    tmp_path.rmdir()
+    assert main(["run", "m.parquet", "-o", "run"]) == 2
+    said = "the current folder was removed; change to another one and start again"
     assert capsys.readouterr().err.strip() == f"dto run: {said}"
 
 

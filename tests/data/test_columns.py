@@ -3,7 +3,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from dto_pipeline.data.columns import rows_sha256
+from dto_pipeline.data.columns import rows_sha256, single_array
 
 ROWS = {
     "number": [1.5, None, float("nan")],
@@ -17,6 +17,16 @@ KINDS = pa.schema(
         ("list", pa.list_(pa.struct([("x", pa.list_(pa.float32(), 2)), ("b", pa.binary())]))),
     ]
 )
+
+
+def test_a_column_of_one_piece_is_not_copied():
+    table = pa.table(ROWS | {"number": [1.5, None, 2.0]}, schema=KINDS)
+    before = pa.total_allocated_bytes()
+    arrays = [single_array(column) for column in table.slice(1, 2).columns]
+    assert pa.total_allocated_bytes() == before
+    assert [array.to_pylist() for array in arrays] == [column.to_pylist() for column in table.slice(1, 2).columns]
+    pieces = pa.concat_tables([table.slice(0, 1), table.slice(1)])
+    assert [single_array(column) for column in pieces.columns] == [single_array(column) for column in table.columns]
 
 
 def test_chunks_and_slices_do_not_change_a_rows_sha256():

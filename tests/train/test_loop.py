@@ -403,8 +403,16 @@ def test_images_none_of_which_can_be_read_end_the_training(data: TrainBatch) -> 
 def test_a_training_that_ends_within_its_first_epoch_needs_an_image_too(data: TrainBatch, tmp_path: Path) -> None:
     rules = Rules(load_body("demo"), DataConfig(input_size=112), AugmentConfig())
     blind = collate_samples(["x/0.jpg: does not exist", blank_sample(rules)])
-    with pytest.raises(TrainError, match=r"none of the images of 1 steps could be used, the last: x/0.jpg: .*data\.im"):
-        train_network(tiny_config(loop__steps=1, **SMALL), BatchSource(blind, 1), tmp_path, progress=False)
+    config = tiny_config(**SMALL | {"loop__steps": 2, "loop__checkpoint_every": 1})
+
+    class LongEpochs(BatchSource):
+        def training(self, rank: int, world: int) -> BatchStream:
+            stream = super().training(rank, world)
+            stream.epoch = lambda *_: itertools.repeat(blind, 9)  # type: ignore[method-assign]
+            return stream
+
+    with pytest.raises(TrainError, match=r"none of the images of 2 steps could be used, the last: x/0.jpg: .*data\.im"):
+        train_network(config, LongEpochs(blind, 1), tmp_path, progress=False)
     assert list((tmp_path / "checkpoints").glob("*")) == []
 
 

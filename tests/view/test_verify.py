@@ -91,6 +91,16 @@ def test_a_file_that_a_launch_at_work_replaces_meanwhile_is_not_called_broken(
     assert verdict.unchecked == ["shard-00001.parquet: a launch at work has replaced it meanwhile"]
 
 
+def test_a_damaged_file_is_broken_also_where_a_repair_of_its_shard_died_before_its_receipt(copy: Path) -> None:
+    directory = RunDirectory(copy)
+    data = directory.label_file(1).read_bytes()
+    directory.label_file(1, 1).write_bytes(data)  # no receipt: generation 0 counts
+    directory.label_file(1).write_bytes(data[:-4] + b"????")
+    verdict = verify_run(copy)
+    assert "file has the label schema" in broken(verdict), verdict.as_table()
+    assert (verdict.unchecked, verdict.exit_code) == ([], 1)
+
+
 def test_shards_that_nobody_has_done_yet_are_pending_and_not_broken(tiny: TinyDataset, tmp_path: Path) -> None:
     path = tmp_path / "run"
     run_pipeline(tiny.manifest, path, tiny_config(), progress=False, selection=Selection(shards="0-1"))

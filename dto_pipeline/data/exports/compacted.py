@@ -27,14 +27,14 @@ _SHARD_FACTS = ("shard", "shards", "images", "shard_key", "rows_sha256")  # foot
 def write_parquet(job: ExportJob) -> None:
     """The label rows of every subset."""
     for subset in job.taken:
-        table = pa.concat_tables(job.read(chain(*subset.tables)))
+        table = pa.concat_tables(chain(*subset.tables))
         _write_files(job, subset, table, LABELS_SCHEMA, LABELS_SCHEMA_NAME, ROWS_PER_GROUP, FILE_GROUPS)
 
 
 def write_persons(job: ExportJob) -> None:
     """One row per person, schema `dto-persons/1`; images without a person have no row."""
     for subset in job.taken:
-        table = pa.concat_tables(map(person_rows, job.read(chain(*subset.tables))))
+        table = pa.concat_tables(map(person_rows, chain(*subset.tables)))
         _write_files(job, subset, table, PERSONS_SCHEMA, PERSONS_SCHEMA_NAME, PERSON_GROUP_ROWS, PERSON_FILE_GROUPS)
 
 
@@ -75,4 +75,5 @@ def _write_files(
             for group in range(start, end, group_rows):
                 rows = table.slice(group, min(group_rows, end - group)).combine_chunks()
                 writer.write_table(rows.cast(described), row_group_size=group_rows)
+                job.advance(int(begins[group : group + rows.num_rows].sum()))
         job.add(path, begins[start:end].sum(), persons[start:end].sum())

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dto_pipeline.data.cameras import CAMERA_COLUMNS
 from dto_pipeline.data.exports.job import ExportError, ExportJob, Subset
 from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.inert_pickle import PickleRefused
@@ -37,6 +38,7 @@ _BOX_UNIT = 200.0  # `scale` is the box's size over this [px]
 _LABELS = {"pose_cam": "pose", "shape": "betas", "trans_cam": "transl"} | {
     name: name for name in ("z_sigma_m", "height_sigma_m")
 }  # key -> our column
+_IMAGES = ("image_path", IMAGE_FILE, *CAMERA_COLUMNS, "persons")
 _PEOPLE = (*_LABELS.values(), "bbox_xyxy", "source_row")
 
 _Release = dict[str, np.ndarray]  # arrays of a released file; empty = the run was made from none
@@ -47,7 +49,11 @@ def write_camerahmr(job: ExportJob) -> None:
     for subset in job.taken:
         releases = [_open_release(run, job.labels) for run in subset.runs]
         pairs = zip(subset.tables, releases, strict=True)
-        crowds = [(flatten_table(table, _PEOPLE), release) for tables, release in pairs for table in job.read(tables)]
+        crowds = [
+            (flatten_table(table.select(_IMAGES), _PEOPLE), release)
+            for tables, release in pairs
+            for table in job.read(tables)
+        ]
         names = [_name_images(labels, release) for labels, release in crowds]
         text = np.dtype(f"<U{max(len(name) for some in names for name in some)}")
         arrays: dict[str, tuple[np.dtype, Iterable[np.ndarray]]] = {

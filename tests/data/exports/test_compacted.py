@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dto_pipeline.data.columns import rows_sha256
-from dto_pipeline.data.exports import compacted
+from dto_pipeline.data.exports import compacted, formats
 from dto_pipeline.data.exports.formats import export_labels
-from dto_pipeline.data.exports.job import Selection
+from dto_pipeline.data.exports.job import ExportJob, Selection
 from dto_pipeline.data.labels import read_label_metadata, read_labels
 from dto_pipeline.data.parquet import footer_text, open_parquet
 from dto_pipeline.schema import PERSONS_SCHEMA
@@ -38,6 +38,18 @@ def test_rows_spread_over_files_of_full_row_groups(runs, labels, tmp_path, monke
     files = [tmp_path / "out" / file["path"] for file in report.files]
     assert rows_sha256(pa.concat_tables([read_labels(file) for file in files])) == rows_sha256(labels["mpii"])
     assert [pq.ParquetFile(file).num_row_groups for file in files] == [2, 2, 1]
+
+
+def test_images_count_as_written_when_their_row_group_is(runs, tmp_path, monkeypatch) -> None:
+    for name in ("ROWS_PER_GROUP", "PERSON_GROUP_ROWS"):
+        monkeypatch.setattr(compacted, name, 4)
+    subsets = formats._load_subsets([runs["mpii"]], Selection(), False, lambda images: None)
+    steps: dict[str, list[int]] = {"parquet": [], "persons": []}
+    for name, written in steps.items():
+        export = ExportJob(tmp_path, tmp_path / name, Selection(), subsets, written.append)
+        formats.FORMATS[name].write(export)
+    assert steps["parquet"] == [4, 4, 1]
+    assert (sum(steps["persons"]), len(steps["persons"])) == (9, 7)  # of 27 people
 
 
 def test_a_person_has_one_row_with_what_is_known_of_the_image(runs, labels, tmp_path) -> None:
