@@ -80,11 +80,12 @@ def parse_json(data: bytes | str) -> Any:
 class _PlainLoader(yaml.SafeLoader):
     """Of two equal keys PyYAML keeps the last without a word; here that is an error."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # before `<<` merges others into it
+        node = super().compose_mapping_node(anchor)
         keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
         for name in (name for name, count in keys.items() if count > 1):
             raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} comes twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def parse_yaml(data: bytes | str) -> Any:

@@ -88,6 +88,8 @@ def test_yaml_that_is_damaged_in_any_way_is_a_value_error(data):
 
 def test_a_key_of_yaml_that_overrides_a_merged_one_is_no_second_one():
     assert parse_yaml("a: &a {x: 1, y: 1}\nb: {<<: *a, x: 2}")["b"] == {"x": 2, "y": 1}
+    deep = parse_yaml("a: &a {x: 1, y: 1}\nc: {d: &d {<<: *a, x: 2}}\nb: {<<: *d}")  # d is merged before it is made
+    assert deep["b"] == deep["c"]["d"] == {"x": 2, "y": 1}
 
 
 @pytest.fixture(scope="module")

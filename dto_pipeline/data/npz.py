@@ -45,6 +45,7 @@ _BUFFER = 1 << 20  # bytes read at once
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold: equal arrays give equal bytes
 _MOST_SHARED = 10_000_000  # memo entries fetched again, about 0.1 kB each; an image has one or two
 _FETCH = ("GET", "BINGET", "LONG_BINGET")
+_OBJECTS = "is an object array, a pickle in disguise, which is not opened; convert it"
 _STATE = (5, 6)  # an array's state up to its dictionary: (version,) shape, dtype, order, [, {
 
 
@@ -104,6 +105,14 @@ class NpzFile:
         if len(self.keys) != len(found):
             raise BrokenPickle(f"{path}: two members of one name; one of them would be lost")
 
+    def header(self, key: str) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and type of an array, of which nothing else is read. Raises: PickleRefused; also of objects."""
+        with self._open(key) as stream:
+            shape, _, dtype = read_header(stream)
+            if dtype.kind == "O":
+                raise BrokenPickle(_OBJECTS)
+        return shape, dtype
+
     def array(self, key: str, allow: Allowlist | None = None, limits: Limits = ITEM_LIMITS) -> np.ndarray:
         """One array in memory.
 
@@ -122,7 +131,7 @@ class NpzFile:
                     raise BrokenPickle(f"the header announces an object array {shape}, the contents are another")
                 return found
             if dtype.kind == "O":
-                raise BrokenPickle("is an object array, a pickle in disguise, which is not opened; convert it")
+                raise BrokenPickle(_OBJECTS)
             if dtype.kind not in "biufcSU":
                 raise UnsafePickle(f"refuses the dtype {shown(str(dtype))}: only numbers and strings are read")
             if size > _MOST_BYTES:
@@ -142,19 +151,24 @@ class NpzFile:
     @contextmanager
     def _contents(self, key: str) -> Iterator[tuple[IO[bytes], int, tuple[int, ...], bool, np.dtype]]:
         """A member behind its header, its length, and the header; zipfile compares the checksum at the end."""
+        with self._open(key) as stream:
+            header = read_header(stream)
+            yield stream, self.members[key].file_size - stream.tell(), *header
+            if stream.read(1):
+                raise BrokenPickle("holds more bytes than its header expects; download it again")
+
+    @contextmanager
+    def _open(self, key: str) -> Iterator[IO[bytes]]:
+        """A member from its beginning; errors inside the block are named."""
         if key not in self.members:
             raise BrokenPickle(f"{self.path} has no array {key!r}; it holds {self.keys}")
-        member = self.members[key]
         try:
             with (
                 open_regular(self.path) as file,
                 zipfile.ZipFile(file) as archive,
-                io.BufferedReader(cast(Any, archive.open(member)), _BUFFER) as stream,
+                io.BufferedReader(cast(Any, archive.open(self.members[key])), _BUFFER) as stream,
             ):
-                header = read_header(stream)
-                yield stream, member.file_size - stream.tell(), *header
-                if stream.read(1):
-                    raise BrokenPickle("holds more bytes than its header expects; download it again")
+                yield stream
         except (OSError, ValueError, *BROKEN) as error:
             if isinstance(error, DtoError) and not isinstance(error, PickleRefused):  # of who is given the items
                 raise

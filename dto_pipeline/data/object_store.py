@@ -158,6 +158,16 @@ class RemoteStore:
         """Write bytes, or a file from here, in parts where they are many; the object appears when it is complete."""
         self._ask(name, lambda key: self._client.put(key, data))
 
+    def download(self, name: str, target: Path) -> None:
+        """An object to a file, piece by piece: label files have GBs. Raises: FileNotFoundError, and writes nothing."""
+
+        def save(key: str) -> None:
+            pieces = self._client.get(key).stream()
+            with target.open("wb") as sink:
+                sink.writelines(pieces)
+
+        self._ask(name, save)
+
     def remove(self, name: str) -> None:
         """Delete an object; it may be gone already."""
         with suppress(FileNotFoundError):

@@ -291,11 +291,11 @@ def local_copy(location: Location, endings: tuple[str, ...] = ("",)) -> Iterator
     with temporary_folder("dto-copy-") as folder:
         target = folder / base_name(location)
         try:
-            target.write_bytes(open_remote(str(parent)).read(file))
+            open_remote(str(parent)).download(file, target)
         except FileNotFoundError:
             for name in sorted(list_names(location, endings)):
                 (local := target / check_relative(name)).parent.mkdir(parents=True, exist_ok=True)
-                local.write_bytes(open_remote(location).read(name))
+                open_remote(location).download(name, local)
         yield target
 
 

@@ -122,8 +122,6 @@ def write_synth(
         CrowdFilesError: the folder holds a data set of other settings.
         AnnyMissing: people of Anny are wanted and the package is not installed.
     """
-    if kind.bodies == "anny":
-        load_anny()  # fails before anything is written
     options = dataclasses.asdict(kind)
     named = {"difficulty": options.pop("name"), "options": {k: v for k, v in options.items() if k != "meaning"}}
     identity = {"version": VERSION, "seed": seed, "images": images, "body_sha256": body.sha256, **named}

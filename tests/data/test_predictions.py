@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import struct
+import tracemalloc
+import zipfile
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dto_pipeline.data.inert_pickle import BrokenPickle
+from dto_pipeline.data.npz import open_member
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.sources.predictions import KEYPOINT_ORDERS, open_predictions
+from dto_pipeline.data.sources.rows import LabelFileError
 from dto_pipeline.errors import DtoError
 from tests.data.prediction_files import predicted_people, write_npz, write_parquet
 
@@ -34,6 +41,45 @@ def test_every_column_comes_back(tmp_path, write):
         np.testing.assert_array_equal(getattr(rows, name), people[name])
     for name in ("det_score", "age_years", "male_prob"):
         np.testing.assert_array_equal(getattr(rows.seen, name), people[name])
+
+
+HUGE = {  # column -> header of one that unpacks to 64 MiB of zeros
+    "det_score": ("<f4", (1 << 24,)),  # more rows than people
+    "image": (f"<U{1 << 20}", (16,)),  # longer than any name
+    "mask_rle": (f"|S{(1 << 26) // COUNT}", (COUNT,)),  # longer than any mask
+}
+
+
+@pytest.mark.parametrize("column", HUGE)
+def test_a_small_file_that_unpacks_to_what_no_people_need_is_refused_unread(tmp_path, column):
+    path, (kind, shape) = tmp_path / "p", HUGE[column]
+    people = {name: values for name, values in predicted_people(COUNT).items() if name != column}
+    with (
+        zipfile.ZipFile(write_npz(path, people), "a") as archive,
+        open_member(archive, column, np.dtype(kind), shape, packed=True) as stream,
+    ):
+        for _ in range(64):
+            stream.write(bytes(1 << 20))
+    assert path.stat().st_size < 1 << 17
+    assert refuse(path, LabelFileError, f"{column}.*expected") < 1 << 23
+
+
+def test_a_header_longer_than_any_is_refused_unread(tmp_path):
+    path = write_npz(tmp_path / "p", {name: v for name, v in predicted_people(COUNT).items() if name != "det_score"})
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("det_score.npy", b"\x93NUMPY\x02\x00" + struct.pack("<I", 1 << 26) + b" " * (1 << 26))
+    assert refuse(path, BrokenPickle, "det_score.*header of 67108864 bytes") < 1 << 23
+
+
+def refuse(path, error, match):
+    """Bytes of memory used until a file is refused."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(error, match=match):
+            open_predictions(path)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 @both_formats

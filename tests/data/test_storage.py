@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from dto_pipeline.data.images import ImageCorrupt, ImageFolder, ImageMissing
 from dto_pipeline.data.manifest import Manifest, report_path
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.manifest_build.check import check_manifest
+from dto_pipeline.data.object_store import open_remote
 from dto_pipeline.data.storage import (
     StorageError,
     as_location,
@@ -113,6 +116,27 @@ def test_files_and_folders_are_copied_for_as_long_as_needed(bucket):
         assert file.read_bytes() == b"labels/a.parquet"
     with pytest.raises(FileNotFoundError), local_copy("memory://r/none.npz"):
         pass
+
+
+class LargeObject:
+    """What a store over a network answers: an object of 16 MiB that comes in pieces."""
+
+    def bytes(self):
+        return b"x" * (1 << 24)
+
+    def stream(self):
+        return (b"x" * (1 << 20) for _ in range(16))
+
+
+def test_a_copy_of_a_large_file_is_not_held_in_memory(bucket, monkeypatch):
+    monkeypatch.setattr(open_remote("memory://r"), "_client", SimpleNamespace(get=lambda key: LargeObject()))
+    tracemalloc.start()
+    try:
+        with local_copy("memory://r/large.npz") as file:
+            assert file.stat().st_size == 1 << 24
+        assert tracemalloc.get_traced_memory()[1] < 1 << 23
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("remote", [False, True])

@@ -24,14 +24,15 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.files import write_bytes_atomic
 from dto_pipeline.data.npz import NpzFile
 from dto_pipeline.data.sources.rows import (
+    MAX_NAME,
     LabelFileError,
     LabelRows,
     LabelSource,
     SourceOptions,
     check_shape,
+    check_text,
     decode_names,
     pick,
-    read_text,
     take_rows,
 )
 
@@ -54,17 +55,19 @@ def open_camerahmr(path: Path, options: SourceOptions = SourceOptions()) -> Labe
         PickleRefused: not a whole npz, or an object array.
     """
     npz = NpzFile(path)
-    names, columns = decode_names(read_text(npz, "imgname", "US")), {}
+    people, found = check_text(npz, "imgname", "US", MAX_NAME), dict[str, str]()
     for name, (keys, shapes) in _KEYS.items():
         key = next((key for key in keys if key in npz.keys), None)
         if key is not None:
-            columns[name] = npz.array(key)
-            check_shape(path, key, columns[name], names.size, shapes)
+            found[name] = key
+            check_shape(npz, key, people, shapes)
         elif name not in ("center", "scale"):
             raise LabelFileError(f"{path} has none of the keys {list(keys)}; it holds {npz.keys}")
-    points = npz.array("gtkps") if options.keypoints and "gtkps" in npz.keys else None
-    if points is not None:
-        check_shape(path, "gtkps", points, names.size, [(*points.shape[1:2], 3)])
+    points = None
+    if options.keypoints and "gtkps" in npz.keys:
+        check_shape(npz, "gtkps", people, [(*npz.header("gtkps")[0][1:2], 3)])
+        points = npz.array("gtkps")
+    names, columns = decode_names(npz.array("imgname")), {name: npz.array(key) for name, key in found.items()}
 
     def rows(index: np.ndarray) -> LabelRows:
         boxes = None

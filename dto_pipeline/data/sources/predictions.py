@@ -33,15 +33,16 @@ import pyarrow.compute as pc
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.npz import NpzFile
 from dto_pipeline.data.sources.rows import (
+    MAX_NAME,
     LabelFileError,
     LabelRows,
     LabelSource,
     Shapes,
     check_shape,
+    check_text,
     decode_names,
     pick,
     read_table,
-    read_text,
     take_rows,
 )
 from dto_pipeline.reading import read_start
@@ -64,6 +65,7 @@ _SHAPES: Shapes = {
     **dict.fromkeys(("det_score", "age_years", "male_prob", "mask_height", "mask_width"), _ONE),
 }
 _COLUMNS = ("image", *_SHAPES, "mask_rle")
+_MAX_MASK = 1 << 22  # bytes of the run lengths of one mask; a noisy one of 25 Mpx has less than one MB
 
 
 def open_predictions(path: str | Path) -> LabelSource:
@@ -83,11 +85,14 @@ def open_predictions(path: str | Path) -> LabelSource:
     npz = NpzFile(path)
     _check_names(path, npz.keys)
 
-    names = read_text(npz, "image", "US")
-    numbers = {name: npz.array(name) for name in npz.keys if name in _SHAPES}
-    for name, array in numbers.items():
-        check_shape(path, name, array, names.size, _SHAPES[name])
-    letters = read_text(npz, "mask_rle", "S", names.size) if "mask_rle" in npz.keys else np.zeros(names.size, "S1")
+    rows, found = check_text(npz, "image", "US", MAX_NAME), [name for name in npz.keys if name in _SHAPES]
+    for name in found:
+        check_shape(npz, name, rows, _SHAPES[name])
+    letters = np.zeros(rows, "S1")
+    if "mask_rle" in npz.keys:
+        check_text(npz, "mask_rle", "S", _MAX_MASK, rows)
+        letters = npz.array("mask_rle")
+    names, numbers = npz.array("image"), {name: npz.array(name) for name in found}
 
     def masks(index: np.ndarray) -> pa.BinaryArray:
         texts = np.asarray(letters[index])  # run lengths never hold the zero bytes that numpy strips

@@ -22,6 +22,7 @@ from dto_pipeline.data.parquet import READ_ERRORS, open_parquet
 from dto_pipeline.data.rle import measure_rles
 from dto_pipeline.errors import DtoError
 
+MAX_NAME = 1 << 14  # bytes of the name of an image in an npz: 4096 characters, as long as any path
 BEHIND_CAMERA = "transl has z <= 0: the person is not in front of the camera"
 MASK_DAMAGED = "instance mask is damaged: its run lengths do not fill mask_height x mask_width"
 LABEL_VALUES = ("after", "before")
@@ -138,25 +139,31 @@ def take_rows(
     )
 
 
-def check_shape(path: Path, key: str, array: np.ndarray, rows: int | None, tails: Sequence[tuple[int, ...]]) -> None:
-    """Refuse what is not numbers (rows, *tail) with one of the tails.
+def check_shape(npz: NpzFile, key: str, rows: int, tails: Sequence[tuple[int, ...]]) -> None:
+    """Refuse what is not numbers (rows, *tail) with one of the tails, by its header: few kB may unpack to many GB.
 
     Raises:
-        LabelFileError: names file, key, what was found and expected.
+        LabelFileError: names file, key, what was found and expected. PickleRefused.
     """
+    shape, dtype = npz.header(key)
     shapes = [(rows, *tail) for tail in tails]
-    if array.shape not in shapes or array.dtype.kind not in "fiu":
+    if shape not in shapes or dtype.kind not in "fiu":
         wanted = " or ".join(map(str, shapes))
-        raise LabelFileError(f"{path}, key {key!r}: {array.dtype} {array.shape}; expected numbers {wanted}")
+        raise LabelFileError(f"{npz.path}, key {key!r}: {dtype} {shape}; expected numbers {wanted}")
 
 
-def read_text(npz: NpzFile, key: str, kinds: str, rows: int = 0) -> np.ndarray:
-    """(rows,) text of an npz, at least one row. Raises: LabelFileError, PickleRefused."""
-    array = npz.array(key)
-    if array.ndim != 1 or array.dtype.kind not in kinds or array.size == 0 or (rows and array.size != rows):
-        found = f"{array.dtype} {array.shape}"
-        raise LabelFileError(f"{npz.path}, key {key!r}: {found}; expected text ({rows or 'N'},), at least one row")
-    return array
+def check_text(npz: NpzFile, key: str, kinds: str, most: int, rows: int = 0) -> int:
+    """How many rows an array of text has: at least one, of `most` bytes each, and `rows` unless that is 0.
+
+    Raises: LabelFileError, PickleRefused.
+    """
+    shape, dtype = npz.header(key)
+    if len(shape) != 1 or dtype.kind not in kinds or shape[0] < 1 or (rows and shape[0] != rows):
+        expected = f"text ({rows or 'N'},), at least one row"
+        raise LabelFileError(f"{npz.path}, key {key!r}: {dtype} {shape}; expected {expected}")
+    if dtype.itemsize > most:
+        raise LabelFileError(f"{npz.path}, key {key!r}: rows of {dtype.itemsize} bytes; expected at most {most}")
+    return shape[0]
 
 
 def decode_names(names: np.ndarray) -> np.ndarray:
