@@ -188,8 +188,8 @@ def _check_file(run: RunFiles, shard: int, wanted: dict[str, str], verdict: Verd
         verdict.unchecked.append(f"{name}: a launch at work has replaced it meanwhile")
         return None
     for rule in (SAME_HASH, READABLE, *((SAME_COUNTS,) if table is not None else ())):
-        advice = "`dto run --recheck` does the shard again"
-        verdict.check(rule, f"{name}: {wrong[rule]}; {advice}" if rule in wrong else "")
+        advice = "" if rule == READABLE else "; `dto run --recheck` does the shard again"  # that error has its own
+        verdict.check(rule, f"{name}: {wrong[rule]}{advice}" if rule in wrong else "")
     if table is None:
         return None
     other = [f"{key} {footer.get(key)}, expected {value}" for key, value in wanted.items() if footer.get(key) != value]
