@@ -113,7 +113,10 @@ def evaluate_synthetic(
     place[truth.row] = np.arange(truth.num_people)
     partner = place[first.row]  # of each label row in the truth, -1 = it has no such row (added by a detector)
     usable = np.all([people.usable for people in placed.values()], axis=0)
-    known, measured = partner >= 0, (partner >= 0) & truth.usable[partner]
+    size = truth.betas.sum(axis=1) if truth.height is None else truth.height
+    # of people of another body only place and height are known
+    sound = np.isfinite([*truth.transl.T, size]).all(axis=0) & (truth.transl[:, 2] > 0)
+    known, measured = partner >= 0, np.append(sound, False)[partner]
     both = np.flatnonzero(measured & usable)
     if len(both) == 0:
         raise EvaluationError(f"{first.source}: no person of the truth {truth.source} in it that can be used")

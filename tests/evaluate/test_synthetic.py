@@ -115,6 +115,7 @@ def test_the_truth_of_another_data_set_is_refused(body: BodyModel) -> None:
 def test_nobody_is_compared_with_a_truth_that_cannot_be_used(body: BodyModel) -> None:
     truth = make_people(PLACES)
     truth.transl[1, 2] = np.nan
+    truth.pose[:] = np.nan  # of people of another body model no pose is known
     evaluation = evaluate_synthetic({"after": make_people(PLACES)}, truth, body)
     assert evaluation.estimates["after"]["depth_error"].value == 0
     assert (
