@@ -104,6 +104,12 @@ def _first_receipt(directory: RunDirectory):
     return read_receipt(path)
 
 
+def _attempts(directory: RunDirectory) -> dict[int, int]:
+    """Attempts of each finished shard."""
+    receipts = [read_receipt(path) for path in directory.at("receipts").iterdir()]
+    return {receipt.shard: receipt.attempt for receipt in receipts}
+
+
 def _pid(worker: str) -> int:
     return int(worker.rpartition(":")[2])
 
@@ -119,17 +125,19 @@ def test_faults_cost_their_own_shard(disturbed):
 
 
 def test_workers_that_hang_or_are_stopped_are_ended_and_their_shards_done_elsewhere(disturbed):
-    receipts = [read_receipt(next(disturbed.directory.at("receipts").glob(f"shard-0000{n}.*json"))) for n in (0, 1)]
-
-    assert [receipt.attempt for receipt in receipts] == [2, 2], disturbed.log
+    attempts = _attempts(disturbed.directory)
+    assert attempts[0] >= 2, disturbed.log  # a machine that is busy elsewhere may end one more at its deadline
+    assert attempts[1] >= 2, disturbed.log
     assert "s at shard 1 and was ended" in disturbed.log or "s at shard 0 and was ended" in disturbed.log
 
 
 def test_a_node_killed_with_all_its_processes_costs_the_run_its_worker_only(disturbed):
     assert disturbed.killed
-    # three attempts of shard 4 and of shard 5, the first of shards 0 and 1, and one of whatever ran on the node: none
-    # where it was at rest or hung at shard 0 or 1. How often Ray starts a worker on the dead node anew is not ours
-    assert disturbed.summary.failed_attempts in (8, 9), disturbed.log
+    attempts = _attempts(disturbed.directory)
+    # three attempts of shard 4 and of shard 5, and what the others needed besides their last; of shards 2 and 3 one at
+    # most, that of the node. How often Ray starts a worker on the dead node anew is not ours
+    assert disturbed.summary.failed_attempts == 6 + sum(attempts.values()) - len(attempts), disturbed.log
+    assert attempts[2] + attempts[3] <= 3, disturbed.log
     assert disturbed.summary.workers_lost >= 5
 
 
