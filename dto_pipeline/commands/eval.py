@@ -54,7 +54,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "pckh, box, rank, budget, detection), which docs/evaluation.md explains"
     )
     _add_action(
-        actions, "rh", _evaluate_rh,
+        actions,
+        "rh",
+        _evaluate_rh,
         "RelativeHuman: PCDR at 0.2 m, mPCKh at 0.6, precision, recall, F1",
         "Order in depth and joints of predicted bodies against RelativeHuman's annotations.",
         ("predictions", {"metavar": "PREDICTIONS", "help": _WHAT}),
@@ -62,26 +64,31 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         ("--split", {"default": "test", "choices": ("train", "val", "test"), "help": "file of the folder (test)"}),
         ("--mode", {"default": "corrected", "choices": ("reference", "corrected"), "help": corrected}),
         ("--regressor", {"metavar": "NPY", "help": "J_regressor_extra.npy (9, 6890) of the body; needed with --body"}),
-    )  # fmt: skip
+    )
     _add_action(
-        actions, "synthetic", _evaluate_synthetic,
+        actions,
+        "synthetic",
+        _evaluate_synthetic,
         "labels against the truth of a data set made by `dto synth`",
         "Distances, order in depth and heights of the same people (by label row), before and after the run, over all "
         "people and over people of accepted images.",
         ("labels", {"metavar": "LABELS", "help": _WHAT}),
         ("--truth", {"required": True, "metavar": "DIR", "help": "folder written by `dto synth`, or its truth.npz"}),
-    )  # fmt: skip
+    )
     rows = "by joints and boxes in the image (default), or by the label row both sides name"
     values = {"default": "after", "choices": ("after", "before"), "help": "FOUND after the run or before"}
     _add_action(
-        actions, "meshes", _evaluate_meshes,
+        actions,
+        "meshes",
+        _evaluate_meshes,
         "MPJPE, PA-MPJPE, MVE, absolute and pairwise depth, F1, NMJE, NMVE, field of view",
         "Bodies against true bodies of the same images. People are matched by their joints and boxes in the image (IoU "
         "of at least 0.1), or by label row.",
-        _FOUND, _TRUTH,
+        _FOUND,
+        _TRUTH,
         ("--match", {"default": "boxes", "choices": ("boxes", "rows"), "help": rows}),
         ("--values", values),
-    )  # fmt: skip
+    )
     other = {"metavar": "NPZ", "help": "the truth's body model where it is another one (gendered)"}
     title = "3DPW, Hi4D as MA-HMR measures them: MPJPE and PA-MPJPE of 14 regressed joints, MVE, recall"
     sides = (_FOUND, _TRUTH, ("--truth-body", other))
@@ -102,9 +109,13 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
 
 
 def _add_action(
-    actions: argparse._SubParsersAction, name: str, evaluate: Callable[[argparse.Namespace, BodyModel], Evaluation],
-    title: str, more: str, *options: Option,
-) -> None:  # fmt: skip
+    actions: argparse._SubParsersAction,
+    name: str,
+    evaluate: Callable[[argparse.Namespace, BodyModel], Evaluation],
+    title: str,
+    more: str,
+    *options: Option,
+) -> None:
     """An action with its own options and those that all but the benchmark share."""
     parser = actions.add_parser(name, help=title, description=f"{title[0].upper()}{title[1:]}. {more}")
     for option, details in options:

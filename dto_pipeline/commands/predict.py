@@ -154,7 +154,7 @@ def predict_run(
     with directory.lock() as lock:
         if directory.is_run() and not predict.part_file(out, 0).exists():
             shutil.rmtree(parts, ignore_errors=True)
-            raise DtoError(f"{out} was finished by another process meanwhile; choose another folder (-o)")
+            raise DtoError(f"{out} is a finished run already; choose another folder (-o)")
         predict.predict_shards(trained, pictures, out, min_confidence, **options)
         manifest = predict.write_manifest(pictures, out)
         facts = {"checkpoint": trained.sha256, "min_confidence": str(min_confidence)}

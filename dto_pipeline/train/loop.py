@@ -29,7 +29,14 @@ from dto_pipeline.train import checkpoint as files
 from dto_pipeline.train.checkpoint import Checkpoint, Position, TrainError
 from dto_pipeline.train.config import TrainConfig
 from dto_pipeline.train.dataset import batches_from
-from dto_pipeline.train.learner import Learner, broadcast_from_rank_0, count_processes, evaluate, own_rank
+from dto_pipeline.train.learner import (
+    Learner,
+    broadcast_from_rank_0,
+    count_processes,
+    evaluate,
+    mean_over_processes,
+    own_rank,
+)
 
 TRAINING, HELD_OUT, LOCK_FILE = "metrics.csv", "evaluation.csv", "train.lock"
 FREE_OPTIONS = (
@@ -96,11 +103,13 @@ def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.de
                 means = {k: v if k.startswith("skipped_") else v / len(window) for k, v in sums.items()}
                 add_row(folder / TRAINING, position.step, means | {"rate": window[-1]["rate"]})
             window.clear()
-        blind = not began and not seen and world == 1
-        if blind and position.step == loop.steps:  # shorter than an epoch
-            skipped = f"none of the images of {loop.steps} steps could be used, the last: {batch.skipped[-1]}"
-            raise TrainError(f"{skipped}; is data.images the folder of the photographs of data.labels?")
-        saves = not blind and is_due(position.step, loop.checkpoint_every, loop.steps)  # from it a start would go on
+        saves = is_due(position.step, loop.checkpoint_every, loop.steps)
+        if saves and not began and not mean_over_processes(torch.tensor(float(seen), device=device)):
+            if position.step == loop.steps:  # shorter than an epoch
+                last = f", the last: {batch.skipped[-1]}" if batch.skipped else ""  # of another process
+                advice = "is data.images the folder of the photographs of data.labels?"
+                raise TrainError(f"none of the images of {loop.steps} steps could be used{last}; {advice}")
+            saves = False  # the next start would go on from this checkpoint
         if saves and rank == 0:  # before an evaluation, which may fail
             state = (learner.network.state_dict(), learner.optimizer.state_dict(), position)
             files.save_checkpoint(folder, Checkpoint(config, learner.init, *state, files.VERSIONS, learner.body.sha256))

@@ -18,6 +18,7 @@ import torch
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.torch_files import TorchFileError
 from dto_pipeline.models.body import BodyModelError, load_body
+from dto_pipeline.train import loop
 from dto_pipeline.train.checkpoint import (
     CheckpointError,
     Position,
@@ -400,7 +401,9 @@ def test_images_none_of_which_can_be_read_end_the_training(data: TrainBatch) -> 
         list(batches_from(Blind(data, 2, 0, 1), Position()))
 
 
-def test_a_training_that_ends_within_its_first_epoch_needs_an_image_too(data: TrainBatch, tmp_path: Path) -> None:
+def test_a_training_that_ends_within_its_first_epoch_needs_an_image_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rules = Rules(load_body("demo"), DataConfig(input_size=112), AugmentConfig())
     blind = collate_samples(["x/0.jpg: does not exist", blank_sample(rules)])
     config = tiny_config(**SMALL | {"loop__steps": 2, "loop__checkpoint_every": 1})
@@ -414,6 +417,10 @@ def test_a_training_that_ends_within_its_first_epoch_needs_an_image_too(data: Tr
     with pytest.raises(TrainError, match=r"none of the images of 2 steps could be used, the last: x/0.jpg: .*data\.im"):
         train_network(config, LongEpochs(blind, 1), tmp_path, progress=False)
     assert list((tmp_path / "checkpoints").glob("*")) == []
+
+    monkeypatch.setattr(loop, "mean_over_processes", lambda read: read + 0.5)  # another process could read an image
+    train_network(config, LongEpochs(blind, 1), tmp_path, progress=False)
+    assert len(list((tmp_path / "checkpoints").glob("*.pt"))) == 2
 
 
 def no_labels() -> ImageLabels:

@@ -197,7 +197,7 @@ def test_of_two_predictions_into_one_folder_the_first_is_kept(body: BodyModel, f
     predict_run(stand_in(body, Overtaken()), pictures, out, progress=False)
     assert "is being worked on by process" in refused[0]
     late = list_pictures(str(folder), out)  # it had begun before the first was finished
-    with pytest.raises(DtoError, match="finished by another process"):
+    with pytest.raises(DtoError, match="is a finished run already"):
         predict_run(others, late, out, progress=False)
     assert verify_run(out).passed
     assert not (out / PARTS).exists()
