@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dto_pipeline.errors import DtoError
+from dto_pipeline.maths.person_matching import box_iou, joint_boxes
 
 MIN_IOU = 0.1  # of boxes around joints under which the benchmarks (3DPW, AGORA) see two people
 _PARTS = (None, 3, 2, 1)  # of a name that are compared, whole names first
@@ -109,16 +110,6 @@ def by_image(owner: np.ndarray, images: int) -> list[np.ndarray]:
     return np.split(order, np.searchsorted(owner[order], np.arange(1, images)))
 
 
-def pairs_within(image: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of people in the same image: positions (k,) in `image` (n,) and (k,) in `other` (m,)."""
-    order = np.argsort(other, kind="stable")
-    start = np.searchsorted(other[order], image, "left")
-    count = np.searchsorted(other[order], image, "right") - start
-    first = np.repeat(np.arange(len(image)), count)
-    within = np.arange(len(first)) - np.repeat(np.cumsum(count) - count, count)
-    return first, order[np.repeat(start, count) + within]
-
-
 def take_greedily(
     first: np.ndarray, second: np.ndarray, order: np.ndarray, near: np.ndarray | None = None, budget: float = np.inf
 ) -> np.ndarray:
@@ -151,25 +142,3 @@ def match_pairs(distance: np.ndarray, near: np.ndarray, published: bool) -> np.n
     order, budget = np.argsort(distance, axis=None, kind="stable"), len(distance) if published else np.inf
     taken = take_greedily(first, second, order, near.ravel(), budget)
     return np.stack([first[taken], second[taken]], axis=-1)
-
-
-def joint_boxes(joints: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
-    """(..., 4) float64 left, top, right, bottom around some of the joints (..., J, 2) [px]; NaN around none.
-
-    counted: (..., J) bool, None = those that are finite.
-    """
-    points = np.asarray(joints, np.float64)
-    seen = np.all(np.isfinite(points), axis=-1, keepdims=True) if counted is None else counted[..., None]
-    low, high = np.where(seen, points, np.inf).min(-2), np.where(seen, points, -np.inf).max(-2)
-    return np.where(seen.any(-2), np.concatenate([low, high], -1), np.nan)
-
-
-def box_iou(a: np.ndarray, b: np.ndarray, border: float = 0.0) -> np.ndarray:
-    """(...) intersection over union of boxes (..., 4); 0 where a box is unknown.
-
-    border: 0 = corners are points of the plane; 1 = the last pixel belongs to a box, as published metrics have it.
-    """
-    shared = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]) + border).clip(0).prod(-1)
-    areas = [(box[..., 2:] - box[..., :2] + border).prod(-1) for box in (a, b)]
-    union = areas[0] + areas[1] - shared
-    return np.nan_to_num(np.divide(shared, union, out=np.zeros_like(shared), where=union > 0))

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from dto_pipeline.data.people import People
-from dto_pipeline.evaluate.bodies import TREE, aligned_error, in_chunks, joints_of, mean_distance, tensors, vertices_of
+from dto_pipeline.evaluate.bodies import TREE, aligned_error, in_chunks, joints_of, mean_distance, vertices_of
 from dto_pipeline.evaluate.evaluation import (
     RESAMPLES,
     Evaluation,
@@ -197,7 +196,7 @@ def _match_boxes(
         (found.take(usable), bodies.found, camera[usable]),
         (true, bodies.truth, true_camera),
     ):
-        seen = view_bodies(body.joints(*tensors(people)), torch.from_numpy(intrinsics)).joints.numpy()
+        seen = view_bodies(joints_of(people, body), intrinsics).joints
         places.append(np.nan_to_num(seen[:, :TREE]) if published else seen)
     pairs = [np.zeros((0, 2), np.int64)]
     for own, other in zip(by_image(image[usable], true.num_images), by_image(true.owner, true.num_images), strict=True):

@@ -19,7 +19,8 @@ import torch
 
 from dto_pipeline.data.people import People
 from dto_pipeline.evaluate.bodies import in_chunks
-from dto_pipeline.evaluate.matching import join_images, pairs_within, take_greedily
+from dto_pipeline.evaluate.matching import join_images, take_greedily
+from dto_pipeline.maths.person_matching import pairs_within
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.status import PersonStatus
 from dto_pipeline.terminal import align

@@ -20,7 +20,8 @@ import torch
 from dto_pipeline.data.people import People
 from dto_pipeline.evaluate.bodies import joints_of
 from dto_pipeline.evaluate.evaluation import RESAMPLES, Evaluation, EvaluationError, Measure, add_up, evaluate, mean_of
-from dto_pipeline.evaluate.matching import join_images, pairs_within
+from dto_pipeline.evaluate.matching import join_images
+from dto_pipeline.maths.person_matching import pairs_within
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.status import PLACED
 

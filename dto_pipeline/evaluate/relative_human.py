@@ -31,15 +31,9 @@ from dto_pipeline.evaluate.evaluation import (
     mean_of,
     ratio,
 )
-from dto_pipeline.evaluate.matching import (
-    box_iou,
-    by_image,
-    join_images,
-    joint_boxes,
-    match_pairs,
-    pair_distance,
-)
+from dto_pipeline.evaluate.matching import by_image, join_images, match_pairs, pair_distance
 from dto_pipeline.maths.camera import project
+from dto_pipeline.maths.person_matching import box_iou, joint_boxes
 from dto_pipeline.models.body import BodyModel
 
 MODES = ("reference", "corrected")
