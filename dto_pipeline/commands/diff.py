@@ -89,21 +89,20 @@ def compare(before: str, after: str, body_path: str | None = None, worst: int = 
     from dto_pipeline.data.label_files import check_one_body, find_label_files
     from dto_pipeline.data.labels import read_labels
     from dto_pipeline.data.people import FileKind, read_people, recognise
-    from dto_pipeline.evaluate.people_diff import Side, diff_people
+    from dto_pipeline.evaluate.people_diff import diff_people
 
     places = (before, after)
     files = {place: find_label_files(place) for place in places if recognise(place) is FileKind.DTO_LABELS}
     check_one_body([file for found in files.values() for file in found])
-    sides = []
+    sides, statuses = [], []
     for place in places:
-        people, status = read_people(files.get(place, place)), None
-        if place in files:
+        people = read_people(files.get(place, place))
+        if len(files) == len({*places}):  # both are labels of this project
             table = read_labels(*files[place], columns=["image_id", "status"], people=())
-            status = np.array(table.column("status").to_pylist(), np.str_)
-            if len(files) == len({*places}):
-                people = replace(people, images=np.array(table.column("image_id").to_pylist(), dtype=object))
-        sides.append(Side(place, people, status))
-    return diff_people(sides[0], sides[1], _find_body([*files], body_path), worst)
+            statuses.append(np.array(table.column("status").to_pylist(), np.str_))
+            people = replace(people, images=np.array(table.column("image_id").to_pylist(), dtype=object))
+        sides.append(replace(people, source=place))
+    return diff_people(sides[0], sides[1], statuses, _find_body([*files], body_path), worst)
 
 
 def _find_body(ours: Sequence[str], path: str | None) -> BodyModel | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,6 +135,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.models.body import load_body
 
     evaluation = arguments.evaluate(arguments, load_body(arguments.body))
+    evaluation = replace(evaluation, resamples=arguments.resamples, seed=arguments.seed)
     print(evaluation.as_table())
     if arguments.json:
         write_json_atomic(Path(arguments.json), evaluation.to_json())
@@ -145,7 +147,6 @@ def _run(arguments: argparse.Namespace) -> int:
 def _evaluate_rh(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
     from importlib.resources import files
 
-    from dto_pipeline.data.inert_pickle import PickleRefused
     from dto_pipeline.data.people import read_people
     from dto_pipeline.data.sources.relative_human import read_annotations
     from dto_pipeline.evaluate.relative_human import evaluate_rh
@@ -153,20 +154,14 @@ def _evaluate_rh(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
 
     path = Path(arguments.annotations)
     path = path / f"{arguments.split}_annots.npz" if path.is_dir() else path
-    try:
-        annotations = read_annotations(path)
-    except FileNotFoundError as error:
-        raise DtoError(f"{path} does not exist; name RelativeHuman's *_annots.npz or its folder") from error
-    except PickleRefused as error:
-        raise DtoError(f"{path} cannot be read: {error}") from error
+    annotations = read_annotations(path)
     if arguments.body != STAND_IN_BODY and not arguments.regressor:
         raise DtoError("--body needs --regressor: neck and head top are regressed from that model's vertices")
     shipped = files("dto_pipeline.assets") / "J_regressor_extra.npy"
     regressor = read_regressor(arguments.regressor or str(shipped), body, "--regressor")
     for problem in annotations.problems:
         print(f"{path}, {problem.image}, {problem.reason}; taken as unknown")
-    people, draws = read_people(arguments.predictions), (arguments.resamples, arguments.seed)
-    return evaluate_rh(people, annotations.images, body, regressor, arguments.mode, *draws)
+    return evaluate_rh(read_people(arguments.predictions), annotations.images, body, regressor, arguments.mode)
 
 
 def _evaluate_synthetic(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
@@ -177,7 +172,7 @@ def _evaluate_synthetic(arguments: argparse.Namespace, body: BodyModel) -> Evalu
     placed = {"labels": after}
     if (after.status != "").any():
         placed = {"before": read_people(arguments.labels, "before"), "after": after}
-    return evaluate_synthetic(placed, read_people(arguments.truth), body, arguments.resamples, arguments.seed)
+    return evaluate_synthetic(placed, read_people(arguments.truth), body)
 
 
 def _evaluate_meshes(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
@@ -200,8 +195,8 @@ def _evaluate_meshes(arguments: argparse.Namespace, body: BodyModel) -> Evaluati
             raise DtoError(f"{path} holds no numbers of vertices 0 .. {body.num_vertices - 1} ({error})") from error
     truth_body = load_body(arguments.truth_body) if given.get("truth_body") else body
     found, truth = read_people(arguments.found, given.get("values", "after")), read_people(arguments.truth)
-    asked = (arguments.action, given.get("match") == "rows", arguments.resamples, arguments.seed)
-    return evaluate_meshes(found, truth, Bodies(body, truth_body, regressor, vertices), *asked)
+    bodies, by_row = Bodies(body, truth_body, regressor, vertices), given.get("match") == "rows"
+    return evaluate_meshes(found, truth, bodies, arguments.action, by_row)
 
 
 def _evaluate_joints(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
@@ -213,7 +208,7 @@ def _evaluate_joints(arguments: argparse.Namespace, body: BodyModel) -> Evaluati
     regressor = read_regressor(arguments.regressor, body, "--regressor", "J_regressor_h36m.npy", joints=17)
     found, is_mupots = read_people(arguments.found), arguments.action == "mupots"
     truth = read_mupots(arguments.root) if is_mupots else read_panoptic(arguments.root, arguments.cameras)
-    return evaluate_joints(found, truth, body, regressor, arguments.action, arguments.resamples, arguments.seed)
+    return evaluate_joints(found, truth, body, regressor, arguments.action)
 
 
 def _add_benchmark(actions: argparse._SubParsersAction) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -108,13 +109,20 @@ class Evaluation:
     """Measures of one or more columns over the same N images, with what was left out and why."""
 
     title: str
-    images: Sequence[str]  # N names
+    images: Sequence[str] | np.ndarray  # N names
     measures: tuple[Measure, ...]
     columns: Mapping[str, Sums]  # set of people -> name -> (N,) what each image adds
-    estimates: Mapping[str, Mapping[str, Estimate]]  # set of people -> key of a measure -> its value
     counts: Mapping[str, int]  # images and people, in words
-    notes: tuple[str, ...]
-    settings: Mapping[str, Any]  # what was asked for, for the JSON
+    notes: tuple[str, ...]  # empty ones are not shown
+    settings: Mapping[str, Any]  # how it was measured, for the JSON
+    resamples: int = RESAMPLES  # draws of images behind the intervals, 0 = no intervals
+    seed: int = 0  # of the draws
+
+    @cached_property
+    def estimates(self) -> dict[str, dict[str, Estimate]]:
+        """Set of people -> key of a measure -> its value with interval."""
+        statistics = {measure.key: measure.of for measure in self.measures}
+        return {name: estimate(sums, statistics, self.resamples, self.seed) for name, sums in self.columns.items()}
 
     def as_table(self) -> str:
         """Text for a terminal: measures with intervals, then counts, then notes."""
@@ -126,20 +134,20 @@ class Evaluation:
         ]
         lines = [self.title, "", *align([head, *rows]), ""]
         lines += align([[name, f"{count}"] for name, count in self.counts.items()])
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes if note)])
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict, JSON-ready: numbers that do not exist are null."""
         return {
             "title": self.title,
-            "settings": dict(self.settings),
+            "settings": {**self.settings, "resamples": self.resamples, "seed": self.seed},
             "level": LEVEL,
             "units": {measure.key: measure.unit for measure in self.measures},
             "measures": {
                 name: {key: _plain(found) for key, found in column.items()} for name, column in self.estimates.items()
             },
             "counts": dict(self.counts),
-            "notes": list(self.notes),
+            "notes": [note for note in self.notes if note],
         }
 
     def as_csv(self) -> str:
@@ -157,25 +165,6 @@ class Evaluation:
         for row, image in enumerate(self.images):
             writer.writerow([image, *("" if np.isnan(values[row]) else f"{values[row]:.9g}" for values in cells)])
         return text.getvalue()
-
-
-def evaluate(
-    title: str,
-    images: Iterable[object],
-    measures: tuple[Measure, ...],
-    columns: Mapping[str, Sums],
-    counts: Mapping[str, int],
-    notes: Sequence[str],
-    resamples: int,
-    seed: int,
-    **settings: Any,
-) -> Evaluation:
-    """The measures of each column with their intervals; empty notes are left out."""
-    statistics = {measure.key: measure.of for measure in measures}
-    estimates = {name: estimate(sums, statistics, resamples, seed) for name, sums in columns.items()}
-    asked = {**settings, "resamples": resamples, "seed": seed}
-    notes = tuple(filter(None, notes))
-    return Evaluation(title, [*map(str, images)], measures, columns, estimates, counts, notes, asked)
 
 
 def add_up(values: np.ndarray, image: np.ndarray, images: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from dto_pipeline.data.joint_truth import JointTruth
 from dto_pipeline.data.people import People
 from dto_pipeline.evaluate.bodies import in_chunks, vertices_of
-from dto_pipeline.evaluate.evaluation import Evaluation, EvaluationError, Measure, evaluate, mean_of
+from dto_pipeline.evaluate.evaluation import Evaluation, EvaluationError, Measure, mean_of
 from dto_pipeline.evaluate.matching import by_image, join_images
 from dto_pipeline.models.body import BodyModel
 
@@ -47,7 +47,7 @@ PANOPTIC = (
 
 
 def evaluate_joints(
-    found: People, truth: JointTruth, body: BodyModel, regressor: np.ndarray, protocol: str, resamples: int, seed: int
+    found: People, truth: JointTruth, body: BodyModel, regressor: np.ndarray, protocol: str
 ) -> Evaluation:
     """The measures of ``mupots`` or ``panoptic``: of all images, and of each sequence.
 
@@ -89,12 +89,10 @@ def evaluate_joints(
         "people found that cannot be used, or in no image of the truth (left out)": found.num_people - known.num_people,
         "people that the truth does not count": truth.unusable,
     }
-    title, notes = (
-        f"{protocol}: {found.source} against {truth.source}",
-        ("mean of the sequences: " + ", ".join(means), join.note),
-    )
+    title = f"{protocol}: {found.source} against {truth.source}"
+    notes, settings = ("mean of the sequences: " + ", ".join(means), join.note), {"protocol": protocol}
     images = [truth.images[number] for number in seen]
-    return evaluate(title, images, measures, {"all": sums} | columns, counts, notes, resamples, seed, protocol=protocol)
+    return Evaluation(title, images, measures, {"all": sums} | columns, counts, notes, settings)
 
 
 def count_mupots(

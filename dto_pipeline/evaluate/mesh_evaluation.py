@@ -19,14 +19,12 @@ import numpy as np
 from dto_pipeline.data.people import People
 from dto_pipeline.evaluate.bodies import TREE, aligned_error, in_chunks, joints_of, mean_distance, vertices_of
 from dto_pipeline.evaluate.evaluation import (
-    RESAMPLES,
     Evaluation,
     EvaluationError,
     Measure,
     Statistic,
     Sums,
     add_up,
-    evaluate,
     mean_of,
     ratio,
 )
@@ -111,8 +109,6 @@ def evaluate_meshes(
     bodies: Bodies,
     protocol: str = "meshes",
     by_row: bool = False,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Evaluation:
     """The measures of one of `PROTOCOLS` over the true images.
 
@@ -163,7 +159,7 @@ def evaluate_meshes(
     settings = {"protocol": protocol, "matching": "rows" if by_row else "boxes", "min_iou": MIN_IOU}
     settings |= {"body_sha256": bodies.found.sha256}
     columns = {"" if published else "all people": sums}
-    return evaluate(title, truth.images, PROTOCOLS[protocol], columns, counts, notes, resamples, seed, **settings)
+    return Evaluation(title, truth.images, PROTOCOLS[protocol], columns, counts, notes, settings)
 
 
 def _first(values: np.ndarray, owner: np.ndarray, images: int) -> np.ndarray:

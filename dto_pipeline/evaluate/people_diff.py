@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,16 +36,6 @@ _MEASURES = {
     "dscale": ("scale: z after / before - 1 [%]", 100.0),
     "apart": ("distance between the two places [m]", 1.0),
 }
-
-
-@dataclass(frozen=True)
-class Side:
-    """One side of a comparison."""
-
-    title: str
-    people: People
-    # (N,) str of each image in labels of this project, which list images that are not accepted too, and give label rows
-    status: np.ndarray | None = None
 
 
 @dataclass
@@ -130,30 +121,37 @@ class PeopleDiff:
         return "\n".join([*lines, "equal" if self.equal else "different"])
 
 
-def diff_people(before: Side, after: Side, body: BodyModel | None = None, worst: int = 10) -> PeopleDiff:
+def diff_people(
+    before: People,
+    after: People,
+    statuses: Sequence[np.ndarray] = (),
+    body: BodyModel | None = None,
+    worst: int = 10,
+) -> PeopleDiff:
     """Compare two sides.
 
     Args:
-        before, after: the sides.
+        before, after: the sides, called by their `source`.
+        statuses: (N,) str of the images of either side, if both are labels of this project, which also list images
+            that are not accepted, and give label rows.
         body: model that heights are measured on; None = heights are not compared.
-        worst: persons that are named, those furthest apart.
+        worst: how many people are named, those furthest apart first.
 
     Raises:
         ImageJoinError: no image in common.
     """
-    join = join_images(before.people.images, after.people.images)
-    diff = PeopleDiff(before.title, after.title, join.note, body is not None)
+    join = join_images(before.images, after.images)
+    diff = PeopleDiff(before.source, after.source, join.note, body is not None, whole=len(statuses) == 2)
     common = np.flatnonzero(join.true >= 0)
     diff.images = common.size
-    if before.status is not None and after.status is not None:
-        diff.whole = True
-        diff.image_changes = _changes(before.status[common], after.status[join.true[common]])
-    accepted = before.people.accepted[common] & after.people.accepted[join.true[common]]
+    if diff.whole:
+        diff.image_changes = _changes(statuses[0][common], statuses[1][join.true[common]])
+    accepted = before.accepted[common] & after.accepted[join.true[common]]
     diff.accepted["both"] = int(accepted.sum())
     crowds = []  # usable people of common images, the images they are in as numbered before, places in their images
     for side, people, other, partner, number in (
-        ("before", before.people, after.people, join.true, np.arange(len(join.true))),
-        ("after", after.people, before.people, join.found, join.found),
+        ("before", before, after, join.true, np.arange(len(join.true))),
+        ("after", after, before, join.found, join.found),
     ):
         alone = partner < 0
         apart = people.accepted & (alone | ~other.accepted[partner])

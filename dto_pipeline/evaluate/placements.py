@@ -19,7 +19,7 @@ import torch
 
 from dto_pipeline.data.people import People
 from dto_pipeline.evaluate.bodies import joints_of
-from dto_pipeline.evaluate.evaluation import RESAMPLES, Evaluation, EvaluationError, Measure, add_up, evaluate, mean_of
+from dto_pipeline.evaluate.evaluation import Evaluation, EvaluationError, Measure, add_up, mean_of
 from dto_pipeline.evaluate.matching import join_images
 from dto_pipeline.maths.person_matching import pairs_within
 from dto_pipeline.models.body import BodyModel
@@ -91,9 +91,7 @@ def depth_relation(apart: np.ndarray) -> np.ndarray:
     return np.where(np.abs(apart) < SAME_DEPTH, 0, np.sign(apart)).astype(np.int64)
 
 
-def evaluate_synthetic(
-    placed: Mapping[str, People], truth: People, body: BodyModel, resamples: int = RESAMPLES, seed: int = 0
-) -> Evaluation:
+def evaluate_synthetic(placed: Mapping[str, People], truth: People, body: BodyModel) -> Evaluation:
     """Compare labels with the truth of a synthetic data set; people are the same by their label row.
 
     Args:
@@ -149,8 +147,8 @@ def evaluate_synthetic(
         "compared with nobody, as their truth cannot be used": int((usable & known & ~measured).sum()),
         "moved": int(np.isin(first.status, PLACED).sum()),
     }
-    title, notes, sha256 = f"{first.source} against {truth.source}", (join.note, *first.problems[:5]), body.sha256
-    return evaluate(title, truth.images, MEASURES, columns, counts, notes, resamples, seed, body_sha256=sha256)
+    title, notes = f"{first.source} against {truth.source}", (join.note, *first.problems[:5])
+    return Evaluation(title, truth.images, MEASURES, columns, counts, notes, {"body_sha256": body.sha256})
 
 
 def _placed(people: People, body: BodyModel) -> tuple[Placement, np.ndarray]:

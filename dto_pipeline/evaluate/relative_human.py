@@ -21,13 +21,11 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.people import People
 from dto_pipeline.data.sources.relative_human import AGES, EVALUATED_JOINTS, UNKNOWN, Annotation, evaluated_joints
 from dto_pipeline.evaluate.evaluation import (
-    RESAMPLES,
     Evaluation,
     EvaluationError,
     Measure,
     Statistic,
     Sums,
-    evaluate,
     mean_of,
     ratio,
 )
@@ -246,8 +244,6 @@ def evaluate_rh(
     body: BodyModel,
     regressor: np.ndarray,
     mode: str,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Evaluation:
     """RelativeHuman's metric of predicted bodies, in one of `MODES`.
 
@@ -285,7 +281,7 @@ def evaluate_rh(
     status = "" if result.status == "ok" else f"status of the metric: {result.status}"
     title, notes = f"{people.source}, RelativeHuman in mode {mode}", (status, join.note, *people.problems[:5])
     settings = {"mode": mode, "body_sha256": body.sha256}
-    return evaluate(title, list(annotations), MEASURES, {mode: result.sums}, counts, notes, resamples, seed, **settings)
+    return Evaluation(title, list(annotations), MEASURES, {mode: result.sums}, counts, notes, settings)
 
 
 def _keypoints(people: People, body: BodyModel, regressor: np.ndarray) -> np.ndarray:
