@@ -1,4 +1,4 @@
-"""`dto eval`: how right labels, predictions and solvers are, with intervals and counts of all images and people."""
+"""`dto eval`: how accurate labels, predictions and solvers are, with intervals and counts of images and people."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 Option = tuple[str, dict[str, Any]]  # name and arguments of argparse
 _PUBLISHED = (
-    "Matching as published: by ascending spectral norm, with its budget of predictions; `dto golden` proves it equal "
-    "to the recorded numbers, `dto eval meshes` has the field's own."
+    "People are matched as in the published script, and `dto golden` shows that the numbers equal recorded ones; `dto "
+    "eval meshes` measures by the field's own definitions."
 )
 _JOINTS = (
-    "Joints of FOUND are regressed from its meshes; images that FOUND does not have are left out and counted. "
-    "docs/evaluation.md has files and definitions."
+    "Joints of FOUND are regressed from its meshes. Images that FOUND does not have are left out, and their number is "
+    "printed. docs/evaluation.md lists files and definitions."
 )
 _WHAT = (
     "what is measured: a run, an export or its files (Parquet), CameraHMR's or MA-HMR's npz, or a prediction file (npz "
@@ -51,15 +51,15 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser("eval", help="measure labels, predictions and solvers against the truth")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     corrected = (
-        "reference: equal to the published metric, faults included; corrected (default): without six faults (index, "
-        "pckh, box, rank, budget, detection), which docs/evaluation.md explains"
+        "reference: the published metric with its faults; corrected (default): without six of them (index, pckh, box, "
+        "rank, budget, detection), which docs/evaluation.md explains"
     )
     _add_action(
         actions,
         "rh",
         _evaluate_rh,
         "RelativeHuman: PCDR at 0.2 m, mPCKh at 0.6, precision, recall, F1",
-        "Order in depth and joints of predicted bodies against RelativeHuman's annotations.",
+        "Compares the depth order and the joints of predicted bodies with RelativeHuman's annotations.",
         ("predictions", {"metavar": "PREDICTIONS", "help": _WHAT}),
         ("--annotations", {"required": True, "metavar": "PLACE", "help": "*_annots.npz, or their folder"}),
         ("--split", {"default": "test", "choices": ("train", "val", "test"), "help": "file of the folder (test)"}),
@@ -71,31 +71,35 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "synthetic",
         _evaluate_synthetic,
         "labels against the truth of a data set made by `dto synth`",
-        "Distances, order in depth and heights of the same people (by label row), before and after the run, over all "
-        "people and over people of accepted images.",
+        "Compares distances, depth order and heights of the same people (by label row) before and after a run with the "
+        "truth: of all people, and of people of accepted images.",
         ("labels", {"metavar": "LABELS", "help": _WHAT}),
         ("--truth", {"required": True, "metavar": "DIR", "help": "folder written by `dto synth`, or its truth.npz"}),
     )
-    rows = "by joints and boxes in the image (default), or by the label row both sides name"
-    values = {"default": "after", "choices": ("after", "before"), "help": "FOUND after the run or before"}
+    rows = "match people by joints and boxes in the image (default), or by the label row that both sides name"
+    values = {
+        "default": "after",
+        "choices": ("after", "before"),
+        "help": "FOUND after (default) or before its run",
+    }
     _add_action(
         actions,
         "meshes",
         _evaluate_meshes,
         "MPJPE, PA-MPJPE, MVE, absolute and pairwise depth, F1, NMJE, NMVE, field of view",
-        "Bodies against true bodies of the same images. People are matched by their joints and boxes in the image (IoU "
+        "Compares bodies with true bodies of the same images. People are matched by joints and boxes in the image (IoU "
         "of at least 0.1), or by label row.",
         _FOUND,
         _TRUTH,
         ("--match", {"default": "boxes", "choices": ("boxes", "rows"), "help": rows}),
         ("--values", values),
     )
-    other = {"metavar": "NPZ", "help": "the truth's body model where it is another one (gendered)"}
+    other = {"metavar": "NPZ", "help": "body model of the truth, where it is another one (gendered)"}
     title = "3DPW, Hi4D as MA-HMR measures them: MPJPE and PA-MPJPE of 14 regressed joints, MVE, recall"
     sides = (_FOUND, _TRUTH, ("--truth-body", other))
     _add_action(actions, "3dpw", _evaluate_meshes, title, _PUBLISHED, *sides, _H36M)
     title = "AGORA, BEDLAM as MA-HMR measures them: F1, MPJPE, MVE, NMJE, NMVE"
-    counted = {"metavar": "NPY", "help": "body_verts_smpl.npy: the vertices that count (all)"}
+    counted = {"metavar": "NPY", "help": "body_verts_smpl.npy: numbers of the vertices that are compared (all)"}
     _add_action(actions, "agora", _evaluate_meshes, title, _PUBLISHED, *sides, ("--vertices", counted))
     title = "MuPoTS-3D: 3DPCK and AUC of all and of matched people"
     root = {"metavar": "ROOT", "help": "its folder, with TS1 .. TS20"}
@@ -123,10 +127,10 @@ def _add_action(
         parser.add_argument(option, **details)
     add_body_option(parser)
     parser.add_argument("--json", metavar="FILE", help="write measures, intervals and counts as JSON")
-    parser.add_argument("--csv", metavar="FILE", help="write one row per image: its measures and the sums behind them")
-    draws = "draws of images behind the intervals (1000); 0 = none"
+    parser.add_argument("--csv", metavar="FILE", help="write one row per image: its measures and their sums")
+    draws = "bootstrap samples of images for the intervals (1000); 0 = no intervals"
     parser.add_argument("--resamples", type=not_negative, default=1000, metavar="N", help=draws)
-    parser.add_argument("--seed", type=not_negative, default=0, help="of those draws (0)")
+    parser.add_argument("--seed", type=not_negative, default=0, help="random seed of the samples (0)")
     parser.set_defaults(run=_run, evaluate=evaluate)
 
 
@@ -214,19 +218,21 @@ def _evaluate_joints(arguments: argparse.Namespace, body: BodyModel) -> Evaluati
 def _add_benchmark(actions: argparse._SubParsersAction) -> None:
     parser = actions.add_parser(
         "benchmark",
-        help="labels, height prior and both solvers on every difficulty of `dto synth`; parts switched off",
-        description="Writes a page and a JSON (docs/benchmark.md is one): crowds as `dto synth` writes them, evaluated "
-        "in memory, with 95 % intervals over images; then the optimiser with parts switched off one at a time. Seeds "
-        "on which the joint solver was tuned are refused. Three difficulties are people of Anny (extra anny).",
+        help="labels, height prior and both solvers on every difficulty of `dto synth`; parts of them switched off",
+        description="Writes a page and a JSON file (docs/benchmark.md is such a page). The crowds are those of `dto "
+        "synth`, evaluated in memory, with 95 % intervals; then parts of the optimiser are switched off one at a time. "
+        "Seeds on which the joint solver was tuned are refused. Three difficulties need the extra anny.",
     )
     parser.add_argument("-o", "--out", default="out/benchmark", metavar="DIR", help="folder to write (out/benchmark)")
     parser.add_argument("--images", type=positive, default=48, metavar="N", help="per difficulty (48)")
-    parser.add_argument("--seed", type=not_negative, default=201, help="of the crowds (201)")
+    parser.add_argument("--seed", type=not_negative, default=201, help="random seed of the crowds (201)")
     parser.add_argument(
-        "--difficulty", action="append", metavar="NAME", help="only this one; may be given several times (all)"
+        "--difficulty", action="append", metavar="NAME", help="only this difficulty; may be given several times (all)"
     )
-    parser.add_argument("--no-ablation", action="store_true", help="leave out what switches parts off")
-    parser.add_argument("--golden", type=Path, metavar="DIR", help="folder of recorded cases to add, as tests/golden")
+    parser.add_argument("--no-ablation", action="store_true", help="do not switch parts off")
+    parser.add_argument(
+        "--golden", type=Path, metavar="DIR", help="add the recorded images of a folder as tests/golden"
+    )
     add_heights_option(parser)
     add_config_options(parser)
     parser.set_defaults(run=_run_benchmark)

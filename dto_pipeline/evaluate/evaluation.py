@@ -1,8 +1,9 @@
 """Results of evaluations: measures with intervals, counts of images and people, one row per image.
 
-An evaluation consists of sums per image; measures are functions of pooled sums, so that one definition serves all
-images together, each image alone, and images drawn again. People of one image share its camera and its depth map, so
-images are drawn, never people; intervals are percentile intervals (Efron, "Bootstrap Methods", 1979).
+Every image adds sums, and a measure is a function of the sums of some images. So one definition gives the measure of
+all images, of each image alone, and of bootstrap samples. Samples are drawn from images, not from people, because the
+people of one image share its camera and its depth map. Intervals are percentile intervals (Efron, "Bootstrap Methods",
+1979).
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from dto_pipeline.terminal import align
 Sums = Mapping[str, np.ndarray]  # name -> (N,) or (R, N), whatever is added up per image
 Statistic = Callable[[Sums], np.ndarray]
 
-RESAMPLES = 1000  # draws; the ends of a 95 % interval then rest on 25 of them each
-LEVEL = 0.95  # share of draws inside an interval
-_NUMBERS_AT_ONCE = 1 << 22  # bounds memory: drawn counts held together
+RESAMPLES = 1000  # bootstrap samples; 25 of them lie beyond each end of a 95 % interval
+LEVEL = 0.95  # share of the samples inside an interval
+_NUMBERS_AT_ONCE = 1 << 22  # bounds memory: how often each image was drawn, in several samples
 
 
 class EvaluationError(DtoError, ValueError):
-    """Sides that cannot be compared; the message says why and what to do."""
+    """Two sides that cannot be compared; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,13 @@ class Estimate:
 def estimate(
     sums: Sums, statistics: Mapping[str, Statistic], resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Estimate]:
-    """Measures of all images together, with intervals from images drawn again with replacement.
+    """Measures of all images together, with bootstrap intervals.
 
     Args:
         sums: name -> (N,) what each image adds.
         statistics: name -> function of the pooled sums, (...) in and (...) out; NaN = nothing to measure.
-        resamples: how often N images are drawn; 0 = no intervals (NaN).
-        seed: of the draws; equal arguments give equal intervals.
+        resamples: bootstrap samples of N images each; 0 = no intervals (NaN).
+        seed: of the samples; equal arguments give equal intervals.
     """
     table = np.stack([np.asarray(values, np.float64) for values in sums.values()], axis=-1)
 
@@ -60,7 +61,7 @@ def estimate(
     found = {}
     for name, statistic in statistics.items():
         value, draws = float(statistic(pooled)), statistic(drawn)
-        measured = draws[np.isfinite(draws)]  # draws in which nothing could be measured are left out
+        measured = draws[np.isfinite(draws)]  # samples in which nothing can be measured are left out
         low, high = np.nan, np.nan
         if np.isfinite(value) and len(measured):
             low, high = np.quantile(measured, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -80,7 +81,7 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 def _draw_sums(table: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """(R, K) sums over N images drawn with replacement from the rows of (N, K)."""
+    """(R, K) sums of R samples: N rows drawn with replacement from the table (N, K)."""
     images = len(table)
     if images == 0 or resamples == 0:
         return np.full((0, table.shape[1]), np.nan)
@@ -115,8 +116,8 @@ class Evaluation:
     counts: Mapping[str, int]  # images and people, in words
     notes: tuple[str, ...]  # empty ones are not shown
     settings: Mapping[str, Any]  # how it was measured, for the JSON
-    resamples: int = RESAMPLES  # draws of images behind the intervals, 0 = no intervals
-    seed: int = 0  # of the draws
+    resamples: int = RESAMPLES  # bootstrap samples for the intervals, 0 = no intervals
+    seed: int = 0  # of the samples
 
     @cached_property
     def estimates(self) -> dict[str, dict[str, Estimate]]:

@@ -1,10 +1,10 @@
-"""`dto diff`: how far the people of two sides stand apart, person by person, in files of any kind.
+"""`dto diff`: how much the people of two sides differ, person by person, in files of any kind.
 
-Images are matched by their names (`matching.py`), people of an image by pose (of several, by label row or the nearest
-shape and place), the rest by the nearest place in the picture. Their order is not used, because released DTO-Humans has
-another one (near people that moved, far ones that moved, the others). People whose numbers cannot be used are counted
-and left out. Equal means equal bits. Differences are after minus before: z and height in metres, the scale as z after
-over z before. Both sides are in memory, about 0.5 kB per person.
+Images are matched by their names (`matching.py`). People of an image are matched by pose; where several have the same
+pose, by label row, or by the nearest shape and place; the others by the nearest place in the picture. Their order is
+not used, because released DTO-Humans has another one (near people that moved, far ones that moved, the others). People
+whose numbers cannot be used are counted and left out. Equal means equal bits. Differences are after minus before: z and
+height in metres, the scale as z after over z before. Both sides are in memory, about 0.5 kB per person.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dto_pipeline.status import PersonStatus
 from dto_pipeline.terminal import align
 
 SAME_POSE = 1e-4  # largest difference of an angle of the same pose [rad]; float32 keeps 1e-6
-HALF_A_BODY = 0.85  # people nearer than this in the picture may be the same, at the nearer one's distance [m]
+HALF_A_BODY = 0.85  # people who are nearer to each other in the picture may be the same, see `match_people` [m]
 _SAME_FOCAL = 1e-6  # relative; float32 keeps 6e-8
 _NAMED = 5  # images a list names
 _MEASURES = {
@@ -45,15 +45,15 @@ class PeopleDiff:
     before: str
     after: str
     note: str  # how images were matched
-    heights: bool  # a body was named, so heights are known
-    whole: bool = False  # both sides list all their images: one without a partner is a difference
+    heights: bool  # whether a body was named, so that heights are known
+    whole: bool = False  # whether both sides list all their images, so that one without a partner is a difference
     images: int = 0  # of both sides
     images_only: dict[str, int] = field(default_factory=dict)  # side -> images the other lacks
     accepted: dict[str, int] = field(default_factory=dict)  # both, before, after: images accepted there
     images_apart: list[str] = field(default_factory=list)  # the first images that one side alone has or accepts
     image_changes: Counter[str] = field(default_factory=Counter)  # "before -> after" of the status of common images
     people: int = 0  # matched
-    by_place: int = 0  # of these, matched by their place in the picture, their poses differ
+    by_place: int = 0  # of these, matched by their place in the picture: their poses differ
     different: int = 0  # matched people of whom a number or the status differs
     other_cameras: int = 0  # matched people whose focal lengths differ
     status_changes: Counter[str] = field(default_factory=Counter)  # "before -> after" of matched people
@@ -185,7 +185,7 @@ def _person(people: People, position: np.ndarray, person: int) -> str:
 
 
 def _changes(before: np.ndarray, after: np.ndarray) -> Counter[str]:
-    """How often each word became another one, as "before -> after"."""
+    """How often each status became another one, as "before -> after"."""
     changed = before != after
     return Counter(f"{old} -> {new}" for old, new in zip(before[changed], after[changed], strict=True))
 
@@ -222,7 +222,7 @@ def match_people(
     Args:
         first, second: usable people of each side.
         image, other_image: (n,), (m,) int, the images they are in.
-        rows: both sides give label rows: of people of one pose those of the same row are the same.
+        rows: both sides give label rows; of people with the same pose, those of the same row are the same.
 
     Returns:
         Positions of matched people on both sides, and whether they have the same pose.
@@ -235,7 +235,7 @@ def match_people(
     one, two = left[same], right[same]
     shape = np.abs(first.betas[one] - second.betas[two])
     place = np.linalg.norm(first.transl[one] - second.transl[two], axis=1)
-    # a placed person keeps the shape except its size: coefficients 0 and 10 and the place decide last
+    # placing changes only coefficient 0 or 10 of the shape, and the place: they decide last
     cost = shape[:, 1:10].sum(axis=1) + 1e-3 * (shape[:, 0] + shape[:, 10] + place)
     if rows:
         cost[(first.row[one] == second.row[two]) & (first.row[one] >= 0)] = 0
@@ -244,7 +244,8 @@ def match_people(
     free = ~np.isin(left, one) & ~np.isin(right, two)
     left, right = left[free], right[free]
     places = first.transl[left], second.transl[right]
-    rays = [side[:, :2] / side[:, 2:] for side in places]  # how far apart in the picture, at the nearer one's distance:
+    rays = [side[:, :2] / side[:, 2:] for side in places]
+    # distance in the picture, as a length at the nearer person's depth
     gap = np.linalg.norm(rays[0] - rays[1], axis=1) * np.minimum(*(side[:, 2] for side in places))
     near = gap <= HALF_A_BODY
     left, right = left[near], right[near]

@@ -255,7 +255,8 @@ def _check_metric(path: Path, _: dict[str, Any], case: Case) -> None:
         folder, bodies, name = path.parents[1], read_arrays(bodies_file), "J_regressor_extra.npy"
         own = folder / "body" / name
         regressor = np.load(own if own.is_file() else str(files("dto_pipeline.assets") / name), allow_pickle=False)
-        keypoints = project_bodies(bodies, recorded_body(folder, True), regressor)
+        given = [bodies[name] for name in ("pose", "betas", "trans")]
+        keypoints = project_bodies(given, bodies["K"], recorded_body(folder, True), regressor)
         depth = bodies["trans"][:, 2].astype(np.float32)
         if "pred_kp2d" in bodies:
             case.near("kp2d_px", keypoints, bodies["pred_kp2d"], PIXEL_TOLERANCE)

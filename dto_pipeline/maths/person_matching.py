@@ -1,4 +1,4 @@
-"""Which people of two lists are the same person: agreement in the image, assignment, duplicates; boxes and pairs.
+"""Which people of two lists are the same person: pairs, overlap of boxes, agreement in the image, assignment.
 
 Pure arrays. *Queries* are predicted people, *references* the bodies they are compared with. The measure is PCKh's
 (Andriluka et al., CVPR 2014) at 0.6: a keypoint agrees within 0.6 of the head's size, and two people are the same if
