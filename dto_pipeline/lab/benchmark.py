@@ -1,7 +1,7 @@
 """The synthetic benchmark: labels, height prior and both solvers on every difficulty, and parts of them switched off.
 
-Measures in memory the scenes that `dto synth` writes and makes a page of markdown, which docs/evaluation.md explains.
-Parts are switched off by options of the config, so that an ablation runs the code of a run. Metres.
+Measures, in memory, the scenes that `dto synth` writes, and makes a markdown page, which docs/evaluation.md explains.
+Parts are switched off by options of the config, so that an ablation uses the code of a run. Metres.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from dto_pipeline.maths.crowd_solver import interval_halfwidth
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.terminal import markdown
 
-TUNING_SEEDS = (1, 2, 11, 12, 31, 32)  # of the joint solver's numbers
+TUNING_SEEDS = (1, 2, 11, 12, 31, 32)  # of the crowds on which the joint solver's constants were chosen
 POOLED, OWN, RECORDED = "all difficulties", "our own", "recorded images"
 # Our bodies, and errors of the kinds that `joint` models, see docs/evaluation.md.
 OWN_DIFFICULTIES = (
@@ -92,7 +92,7 @@ class BenchmarkSettings:
     heights: str = "independent"  # or "priors", see `difficulty.Difficulty`
     difficulties: tuple[str, ...] = ()  # names; () = all
     ablation: bool = True
-    recorded: Path | None = None  # folder of recorded images to add, as tests/golden
+    recorded: Path | None = None  # folder of recorded images that are measured too, such as tests/golden
     resamples: int = RESAMPLES
 
     def __post_init__(self) -> None:
@@ -235,7 +235,7 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def _ablation(measured: Measured, draws: int) -> dict[str, dict[str, Row]]:
-    """Solver -> switch -> how much each measure changes when the part is off, on the same drawn images."""
+    """Solver -> switch -> how much each measure changes when the part is off, in the same bootstrap samples."""
 
     def change(measure: Measure) -> Statistic:
         def side(sums: Sums, name: str) -> np.ndarray:
@@ -262,7 +262,7 @@ def _plain(found: Any) -> Any:
 
 
 def as_page(report: BenchmarkReport) -> str:
-    """What was run, the difficulties, every table."""
+    """The page in markdown."""
     settings, columns = report.settings, ["difficulty", "method", *_COLUMNS]
     head = [
         "# Synthetic benchmark",
@@ -311,7 +311,7 @@ def errors_section(report: BenchmarkReport) -> list[str]:
 
 
 def _solver_sections(report: BenchmarkReport) -> list[list[str]]:
-    """Intervals; shift in the image, and time."""
+    """The table of intervals, and that of shifts and times."""
     shares, behaviour = [], []
     for name, found in report.figures.items():
         inside = (" / ".join(_number(100 * share, 0) for share in one.values()) for one in found["intervals"].values())
@@ -361,7 +361,7 @@ def _table(title: str, text: str, columns: Sequence[str], rows: Sequence[Sequenc
 
 
 def _rows(report: BenchmarkReport, whom: str) -> list[list[str]]:
-    """A line per difficulty and method; over everybody with the share that a solver accepts."""
+    """A line per difficulty and method; in the table over all people with the share that a solver accepts."""
     rows = []
     for name, figures in report.figures.items():
         title = f"{name} ({figures['people'][whom]} people)"
