@@ -74,7 +74,7 @@ def mean_of(part: str, whole: str, factor: float = 1.0) -> Statistic:
     return lambda sums: factor * ratio(sums[part], sums[whole])
 
 
-def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def ratio(part: np.ndarray | float, whole: np.ndarray | float) -> np.ndarray:
     """part / whole, NaN where `whole` is zero."""
     part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
     return np.divide(part, whole, out=np.full(np.broadcast_shapes(part.shape, whole.shape), np.nan), where=whole != 0)
@@ -144,9 +144,7 @@ class Evaluation:
             "settings": {**self.settings, "resamples": self.resamples, "seed": self.seed},
             "level": LEVEL,
             "units": {measure.key: measure.unit for measure in self.measures},
-            "measures": {
-                name: {key: _plain(found) for key, found in column.items()} for name, column in self.estimates.items()
-            },
+            "measures": plain(self.estimates),
             "counts": dict(self.counts),
             "notes": [note for note in self.notes if note],
         }
@@ -183,5 +181,10 @@ def show(found: Estimate, measure: Measure) -> str:
     return f"{found.value:.{digits}f} ({found.low:.{digits}f} .. {found.high:.{digits}f})"
 
 
-def _plain(found: Estimate) -> dict[str, float | None]:
-    return {key: value if np.isfinite(value) else None for key, value in vars(found).items()}
+def plain(found: Any) -> Any:
+    """Nested mappings of estimates and numbers as plain dicts for JSON, where numbers that are not finite are null."""
+    if isinstance(found, Estimate):
+        found = vars(found)
+    if isinstance(found, Mapping):
+        return {key: plain(value) for key, value in found.items()}
+    return None if isinstance(found, float) and not np.isfinite(found) else found

@@ -6,7 +6,6 @@ Parts are switched off by options of the config, so that an ablation uses the co
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, config_from_dict
 from dto_pipeline.config_tree import describe_difference, read_tree
 from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
 from dto_pipeline.errors import DtoError
-from dto_pipeline.evaluate.evaluation import RESAMPLES, Estimate, Measure, Statistic, Sums, estimate, show
+from dto_pipeline.evaluate.evaluation import RESAMPLES, Estimate, Measure, Statistic, Sums, estimate, plain, ratio, show
 from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES
 from dto_pipeline.lab.difficulty import DIFFICULTIES, choose_difficulty
 from dto_pipeline.lab.foreign_bodies import load_anny
@@ -135,8 +134,8 @@ class BenchmarkReport:
         return {
             "command": self.settings.command,
             "config_changes": list(self.changes),
-            "difficulties": _plain(self.figures),
-            "ablation_changes": _plain(self.ablation),
+            "difficulties": plain(self.figures),
+            "ablation_changes": plain(self.ablation),
         }
 
 
@@ -215,7 +214,7 @@ def _figures(measured: Measured, draws: int) -> dict[str, Any]:
         behaviour[mode] = {
             "accepted_share": float(measured[mode, ACCEPTED[mode]]["persons"].sum()) / total["persons"],
             "shift_px": total["shift"] / total["persons"],
-            "kid_shift_px": _ratio(total["kid_shift"], total["kids"]),
+            "kid_shift_px": float(ratio(total["kid_shift"], total["kids"])),
             "cpu_ms_per_image": 1000 * total["seconds"] / total["images"],
         }
     return {
@@ -223,15 +222,11 @@ def _figures(measured: Measured, draws: int) -> dict[str, Any]:
         "errors": errors,
         "behaviour": behaviour,
         "intervals": {  # quantity -> level -> share of true values inside
-            what: {f"{level:.2f}": _ratio(inside[f"{what} {level:.2f}"], inside[what]) for level in LEVELS}
+            what: {f"{level:.2f}": float(ratio(inside[f"{what} {level:.2f}"], inside[what])) for level in LEVELS}
             for what in ("z", "pairs", "height")
         },
         "rank_correlation": float(rank),  # of expected and true error of images
     }
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else float("nan")
 
 
 def _ablation(measured: Measured, draws: int) -> dict[str, dict[str, Row]]:
@@ -251,14 +246,6 @@ def _ablation(measured: Measured, draws: int) -> dict[str, dict[str, Row]]:
             both |= {f"without {name}": values for name, values in measured[mode, switch].items()}
             changes[mode][switch] = estimate(both, statistics, draws)
     return changes
-
-
-def _plain(found: Any) -> Any:
-    if dataclasses.is_dataclass(found):
-        found = vars(found)
-    if isinstance(found, Mapping):
-        return {key: _plain(value) for key, value in found.items()}
-    return None if isinstance(found, float) and not np.isfinite(found) else found
 
 
 def as_page(report: BenchmarkReport) -> str:

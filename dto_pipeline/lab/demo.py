@@ -34,7 +34,7 @@ from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PersonStatus
 from dto_pipeline.terminal import align
-from dto_pipeline.view.pages import People, draw_scene, save_png
+from dto_pipeline.view.pages import DrawnPeople, draw_scene, save_png
 
 DEPTH_MEASURES = {
     "pixel_error": "relative error of people's pixels in disparity, one scale per picture",
@@ -118,7 +118,7 @@ def _draw(placed: Placed, truth: dict[str, np.ndarray], body: BodyModel, out: Pa
         else:
             (seen,) = DepthNetwork(depth).estimate([image])
             scene.disparity = None if isinstance(seen, Exception) else seen
-        true_people = People(truth["pose"][rows], truth["betas"][rows], truth["transl"][rows])
+        true_people = DrawnPeople(truth["pose"][rows], truth["betas"][rows], truth["transl"][rows])
         written.append(f"pictures/{Path(scene.image_path).stem}.png")
         save_png(draw_scene(by_solver, body, true_people), out / written[-1])
         print(f"4  {out / written[-1]}")

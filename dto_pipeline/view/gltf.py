@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 import trimesh
 from trimesh.scene.cameras import Camera
 from trimesh.visual import TextureVisuals
@@ -20,6 +19,7 @@ from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.rasterizer import vertex_normals
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.view.drawing import person_colours, picture_size
+from dto_pipeline.view.pages import DrawnPeople
 
 Y_UP = np.array([1.0, -1.0, -1.0], dtype=np.float32)
 _CAMERA = "camera of the photograph"
@@ -27,13 +27,13 @@ _CAMERA = "camera of the photograph"
 
 def scene_to_glb(placed: PlacedScene, body: BodyModel) -> bytes:
     """Bytes of a .glb file with a node per person; people that are not finite or behind the camera are left out."""
-    scene, values = trimesh.Scene(), (placed.scene.pose, placed.betas, placed.transl)
-    kept = np.flatnonzero(np.all([np.isfinite(v).all(axis=1) for v in values], axis=0) & (placed.transl[:, 2] > 0))
-    vertices = body.vertices(*(torch.from_numpy(np.asarray(v[kept], np.float32)) for v in values))
+    scene = trimesh.Scene()
+    *values, present = DrawnPeople(placed.scene.pose, placed.betas, placed.transl).tensors()
+    vertices = body.vertices(*(value[present] for value in values))
     normals = np.nan_to_num(vertex_normals(vertices, body.faces).numpy())
     shown = person_colours(placed.scene.num_people)
     colours = np.where(shown <= 0.04045, shown / 12.92, ((shown + 0.055) / 1.055) ** 2.4)  # materials hold linear ones
-    for person, points, normal in zip(kept.tolist(), vertices.numpy(), normals, strict=True):
+    for person, points, normal in zip(present.nonzero()[:, 0].tolist(), vertices.numpy(), normals, strict=True):
         material = PBRMaterial(
             baseColorFactor=[*colours[person], 1.0], metallicFactor=0.0, roughnessFactor=0.8, doubleSided=True
         )

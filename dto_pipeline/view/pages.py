@@ -25,7 +25,7 @@ from dto_pipeline.axes import HEIGHT_CLASSES, NUM_BETAS
 from dto_pipeline.data.files import replaced
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.labels import LabelsError
-from dto_pipeline.data.people import People as FilePeople
+from dto_pipeline.data.people import People
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PLACED, ImageStatus, UnusableImage
@@ -55,7 +55,7 @@ _DIGITS = 12  # of a sha256: among a million keys two are equal with a chance of
 
 
 @dataclass(frozen=True)
-class People:
+class DrawnPeople:
     """P bodies to draw; arrays share the first axis. A person that is not finite or has z <= 0 is left out."""
 
     pose: np.ndarray  # (P, 72) axis-angle [rad]
@@ -75,7 +75,7 @@ class People:
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # column names, one line of cells per person
 
 
-def draw_scene(placed: Mapping[str, PlacedScene], body: BodyModel, truth: People | None = None) -> Image.Image:
+def draw_scene(placed: Mapping[str, PlacedScene], body: BodyModel, truth: DrawnPeople | None = None) -> Image.Image:
     """Draw a scene as labelled and as placed.
 
     Args:
@@ -103,12 +103,12 @@ def draw_scene(placed: Mapping[str, PlacedScene], body: BodyModel, truth: People
     return compose_page(title, photo, reason, scene_states(placed), camera, body, table, truth, fit)
 
 
-def scene_states(placed: Mapping[str, PlacedScene]) -> list[tuple[str, People]]:
+def scene_states(placed: Mapping[str, PlacedScene]) -> list[tuple[str, DrawnPeople]]:
     """Captions and people of the columns; only one column if nobody was placed."""
     first = next(iter(placed.values()))
-    states = [("labels as given", People(first.scene.pose, first.scene.betas, first.scene.transl))]
+    states = [("labels as given", DrawnPeople(first.scene.pose, first.scene.betas, first.scene.transl))]
     for name, item in placed.items():
-        after = People(item.scene.pose, item.betas, item.transl, item.z_sigma_m)
+        after = DrawnPeople(item.scene.pose, item.betas, item.transl, item.z_sigma_m)
         if any(status in PLACED for status in item.person_status):
             states.append((f"{name}, {'accepted' if item.is_accepted else 'not accepted'}", after))
         elif item.status is ImageStatus.PREDICTED:
@@ -116,7 +116,7 @@ def scene_states(placed: Mapping[str, PlacedScene]) -> list[tuple[str, People]]:
     return states
 
 
-def draw_file_image(people: FilePeople, image: int, body: BodyModel, images: ImageStore | None) -> Image.Image:
+def draw_file_image(people: People, image: int, body: BodyModel, images: ImageStore | None) -> Image.Image:
     """Draw one image of a file of people; without `images` the photograph is grey.
 
     Raises:
@@ -137,11 +137,11 @@ def draw_file_image(people: FilePeople, image: int, body: BodyModel, images: Ima
         raise LabelsError(f"{name}: the camera is not known, so its people cannot be drawn")
     heights = body.rest_height(torch.from_numpy(some.betas.astype(np.float64))).tolist()
     table = ("z", "height"), [list(map(_metres, pair)) for pair in zip(some.transl[:, 2], heights, strict=True)]
-    states = [(f"{some.num_people} people of the file", People(some.pose, some.betas, some.transl))]
+    states = [(f"{some.num_people} people of the file", DrawnPeople(some.pose, some.betas, some.transl))]
     return compose_page(name, photo, reason, states, camera, body, table)
 
 
-def person_table(placed: Mapping[str, PlacedScene], body: BodyModel, truth: People | None = None) -> Table:
+def person_table(placed: Mapping[str, PlacedScene], body: BodyModel, truth: DrawnPeople | None = None) -> Table:
     """A line per person: class, age, prior [m]; heights and z [m] as given, of each column and true; statuses."""
     first = next(iter(placed.values()))
     true = [] if truth is None else ["true"]
@@ -183,11 +183,11 @@ def compose_page(
     title: str,
     photo: np.ndarray,
     reason: str,
-    states: Sequence[tuple[str, People]],
+    states: Sequence[tuple[str, DrawnPeople]],
     intrinsics: np.ndarray,
     body: BodyModel,
     table: Table,
-    truth: People | None = None,
+    truth: DrawnPeople | None = None,
     fit: PlacedScene | None = None,
 ) -> Image.Image:
     """Draw a column for each state and one for the fit, and the table below them.
@@ -247,7 +247,7 @@ def compose_page(
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
-def ground_places(people: People, body: BodyModel) -> np.ndarray:
+def ground_places(people: DrawnPeople, body: BodyModel) -> np.ndarray:
     """(P, 2) x, z of the middle of each body's joints [m], NaN where a person cannot be drawn."""
     *values, present = people.tensors()
     middle = body.joints(*values)[:, :24].mean(dim=1).numpy()
