@@ -210,7 +210,11 @@ def _measure(diff: PeopleDiff, before: People, after: People, body: BodyModel | 
         "apart": np.linalg.norm(places[1] - places[0], axis=1),
     }
     if body is not None:
-        diff.values["dheight"] = _height_change(before.betas, after.betas, body)
+        change = diff.values["dheight"] = np.zeros(before.num_people)
+        rows = np.flatnonzero((before.betas != after.betas).any(axis=1))  # equal shapes have equal heights
+        for some in (rows[part] for part in in_chunks(rows.size)):
+            old, new = (body.rest_height(torch.from_numpy(side.betas[some])).numpy() for side in (before, after))
+            change[some] = new - old
     diff.values = {name: values.astype(np.float32) for name, values in diff.values.items()}
 
 
@@ -254,14 +258,3 @@ def match_people(
     order = np.argsort(pairs[0], kind="stable")
     alike = np.concatenate([np.ones(one.size, bool), np.zeros(chosen.size, bool)])
     return pairs[0][order], pairs[1][order], alike[order]
-
-
-def _height_change(before: np.ndarray, after: np.ndarray, body: BodyModel) -> np.ndarray:
-    """(n,) height after minus before [m]; equal shapes have equal heights."""
-    change = np.zeros(len(before))
-    rows = np.flatnonzero((before != after).any(axis=1))
-    for some in in_chunks(rows.size):
-        sides = (torch.from_numpy(np.ascontiguousarray(side[rows[some]])) for side in (after, before))
-        heights = [body.rest_height(side).numpy() for side in sides]
-        change[rows[some]] = heights[0] - heights[1]
-    return change

@@ -338,7 +338,10 @@ def _ablation_section(ablation: Mapping[str, Mapping[str, Mapping[str, Row]]]) -
     for name, solvers in reversed(list(ablation.items())):  # everything together first
         changes = [(solver, switch, found) for solver, row in solvers.items() for switch, found in row.items()]
         for number, (solver, switch, found) in enumerate(changes):
-            cells = (_signed(found[one.key], one.digits) for one in MEASURES)
+            cells = []
+            for one in MEASURES:
+                value, low, high = (f"{x:+.{one.digits}f}" for x in vars(found[one.key]).values())
+                cells.append(f"{value} ({low} .. {high})")
             rows.append(["" if number else name, solver, switch, *cells])
     return _table("Ablation", "\n".join([text, "", *meanings]), ["difficulty", "solver", "off", *_COLUMNS], rows)
 
@@ -361,10 +364,6 @@ def _rows(report: BenchmarkReport, whom: str) -> list[list[str]]:
             rows.append(cells)
             title = ""
     return rows
-
-
-def _signed(found: Estimate, digits: int) -> str:
-    return f"{found.value:+.{digits}f} ({found.low:+.{digits}f} .. {found.high:+.{digits}f})"
 
 
 def _number(value: float, digits: int) -> str:

@@ -49,11 +49,6 @@ def person_colours(count: int) -> np.ndarray:
     return _PEOPLE[index % len(_PEOPLE)] * (1 - paler) + paler
 
 
-def text_on(colour: np.ndarray) -> str:
-    """Dark or white text, whichever reads better on a colour."""
-    return INK if float(colour @ [0.299, 0.587, 0.114]) > 0.65 else PAPER
-
-
 def picture_size(size: Sequence[float] | np.ndarray, intrinsics: np.ndarray) -> tuple[int, int]:
     """Width and height of a photograph that may never have been read [px].
 
@@ -147,6 +142,7 @@ def number_people(axes: Axes, places: np.ndarray, people: np.ndarray, above: flo
     for person, anchor, centre in zip(people.tolist(), anchors, centres, strict=True):
         colour = colours[person]
         moved = np.hypot(*(centre - anchor)) > _LEADER_FROM
+        is_light = float(colour @ [0.299, 0.587, 0.114]) > 0.65
         axes.annotate(
             str(person + 1),
             anchor,
@@ -156,7 +152,7 @@ def number_people(axes: Axes, places: np.ndarray, people: np.ndarray, above: flo
             ha="center",
             va="center",
             fontsize=7.5,
-            color=text_on(colour),
+            color=INK if is_light else PAPER,
             bbox={"boxstyle": "round,pad=0.25", "facecolor": colour, "edgecolor": INK, "linewidth": 0.6},
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1} if moved else None,
             annotation_clip=False,
