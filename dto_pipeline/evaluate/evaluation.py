@@ -41,14 +41,22 @@ class Estimate:
     high: float
 
 
-def estimate(
-    sums: Sums, statistics: Mapping[str, Statistic], resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Estimate]:
-    """Measures of all images together, with bootstrap intervals.
+@dataclass(frozen=True)
+class Measure:
+    """A number that is reported: its key in JSON and CSV, its name in tables, its unit, its definition."""
+
+    key: str
+    title: str
+    unit: str
+    of: Statistic  # of pooled sums, (...) in and (...) out; NaN = nothing to measure
+    digits: int = 1
+
+
+def estimate(sums: Sums, measures: Sequence[Measure], resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Estimate]:
+    """Measures of all images together by their keys, with bootstrap intervals.
 
     Args:
         sums: name -> (N,) what each image adds.
-        statistics: name -> function of the pooled sums, (...) in and (...) out; NaN = nothing to measure.
         resamples: bootstrap samples of N images each; 0 = no intervals (NaN).
         seed: of the samples; equal arguments give equal intervals.
     """
@@ -59,13 +67,13 @@ def estimate(
 
     pooled, drawn = named(table.sum(0)), named(_draw_sums(table, resamples, seed))
     found = {}
-    for name, statistic in statistics.items():
-        value, draws = float(statistic(pooled)), statistic(drawn)
+    for measure in measures:
+        value, draws = float(measure.of(pooled)), measure.of(drawn)
         measured = draws[np.isfinite(draws)]  # samples in which nothing can be measured are left out
         low, high = np.nan, np.nan
         if np.isfinite(value) and len(measured):
             low, high = np.quantile(measured, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        found[name] = Estimate(value, float(low), float(high))
+        found[measure.key] = Estimate(value, float(low), float(high))
     return found
 
 
@@ -95,17 +103,6 @@ def _draw_sums(table: np.ndarray, resamples: int, seed: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A number that is reported: its key in JSON and CSV, its name in tables, its unit, its definition."""
-
-    key: str
-    title: str
-    unit: str
-    of: Statistic  # of pooled sums
-    digits: int = 1
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """Measures of one or more columns over the same N images, with what was left out and why."""
 
@@ -122,8 +119,7 @@ class Evaluation:
     @cached_property
     def estimates(self) -> dict[str, dict[str, Estimate]]:
         """Set of people -> key of a measure -> its value with interval."""
-        statistics = {measure.key: measure.of for measure in self.measures}
-        return {name: estimate(sums, statistics, self.resamples, self.seed) for name, sums in self.columns.items()}
+        return {name: estimate(sums, self.measures, self.resamples, self.seed) for name, sums in self.columns.items()}
 
     def as_table(self) -> str:
         """Text for a terminal: measures with intervals, then counts, then notes."""

@@ -7,7 +7,7 @@ Parts are switched off by options of the config, so that an ablation uses the co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, config_from_dict
 from dto_pipeline.config_tree import describe_difference, read_tree
 from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
 from dto_pipeline.errors import DtoError
-from dto_pipeline.evaluate.evaluation import RESAMPLES, Estimate, Measure, Statistic, Sums, estimate, plain, ratio, show
+from dto_pipeline.evaluate.evaluation import RESAMPLES, Estimate, Measure, Sums, estimate, plain, ratio, show
 from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES
 from dto_pipeline.lab.difficulty import DIFFICULTIES, choose_difficulty
 from dto_pipeline.lab.foreign_bodies import load_anny
@@ -199,13 +199,12 @@ def override(config: PipelineConfig, text: str) -> PipelineConfig:
 
 def _figures(measured: Measured, draws: int) -> dict[str, Any]:
     """Numbers of people, errors by selection and method, behaviour by solver, intervals of `joint`, as in the JSON."""
-    statistics = {measure.key: measure.of for measure in MEASURES}
     inside = {name: float(values.sum()) for name, values in measured["joint", INTERVALS].items()}
     images = measured["joint", EXPECTED]
     known = np.isfinite(images["expected"])
     rank = spearmanr(images["expected"][known], images["error"][known]).statistic if known.sum() > 2 else np.nan
     errors = {
-        whom: {name: estimate(measured[name, whom], statistics, draws) for name in METHODS if (name, whom) in measured}
+        whom: {name: estimate(measured[name, whom], MEASURES, draws) for name in METHODS if (name, whom) in measured}
         for whom in SELECTIONS
     }
     behaviour = {}
@@ -232,19 +231,19 @@ def _figures(measured: Measured, draws: int) -> dict[str, Any]:
 def _ablation(measured: Measured, draws: int) -> dict[str, dict[str, Row]]:
     """Solver -> switch -> how much each measure changes when the part is off, in the same bootstrap samples."""
 
-    def change(measure: Measure) -> Statistic:
+    def change(measure: Measure) -> Measure:
         def side(sums: Sums, name: str) -> np.ndarray:
             return measure.of({key.removeprefix(name): v for key, v in sums.items() if key.startswith(name)})
 
-        return lambda sums: side(sums, "without ") - side(sums, "with ")
+        return replace(measure, of=lambda sums: side(sums, "without ") - side(sums, "with "))
 
-    statistics = {measure.key: change(measure) for measure in MEASURES}
+    measures_of_change = [change(measure) for measure in MEASURES]
     changes: dict[str, dict[str, Row]] = {mode: {} for mode in SOLVERS}
     for switch, (_, options) in SWITCHES.items():
         for mode in options:
             both = {f"with {name}": values for name, values in measured[mode, EVERYBODY].items()}
             both |= {f"without {name}": values for name, values in measured[mode, switch].items()}
-            changes[mode][switch] = estimate(both, statistics, draws)
+            changes[mode][switch] = estimate(both, measures_of_change, draws)
     return changes
 
 
