@@ -33,7 +33,7 @@ from dto_pipeline.models.network_input import (
     run_in_batches,
     stretch_positions,
 )
-from dto_pipeline.models.networks import LICENCES, ModelError, licence_lines, reference_of
+from dto_pipeline.models.networks import LICENCES, ModelError, reference_of
 from dto_pipeline.models.pretrained import load_pretrained
 
 _LOG = logging.getLogger(__name__)
@@ -53,10 +53,7 @@ class DepthNetwork:
         self.device = torch.device(device)
         reference = reference_of("depth", config)
         self.precision = resolve_precision(config.precision, self.device)
-        hint = f"Licences: {'; '.join(licence_lines())}"
-        network, identity = load_pretrained(
-            AutoModelForDepthEstimation, reference, self.device, hint, spare_weights=False
-        )
+        network, identity = load_pretrained(AutoModelForDepthEstimation, reference, self.device, spare_weights=False)
         self.at_once = images_at_once(self.device, config.batch or BY_DEVICE["depth.batch"][1])
         self.recipe = recipe_for(network.config, config.short_side)
         self.config = config

@@ -156,9 +156,9 @@ def attribute_references(config: AttributeConfig) -> list[ModelReference]:
 
 
 def check_reference(reference: ModelReference) -> None:
-    """Refuse what cannot be used before anything is downloaded or loaded: no name, a folder without config.json, a hub
-    name without a commit, a family that nothing here can feed. The family of a hub network is known only where its
-    config.json was fetched before; `check_family` is for after loading.
+    """Refuse what cannot be used before anything is downloaded or loaded: no name, a hub name without a commit, a
+    folder without config.json or of a family that is not supported. (The family of a hub network is checked after
+    loading, by `check_family`.)
 
     Raises: ModelMissing, ModelError.
     """
@@ -168,28 +168,17 @@ def check_reference(reference: ModelReference) -> None:
         path = Path(reference.located) / "config.json"
         if not path.is_file():
             raise ModelMissing(missing_text(reference))
-    elif _COMMIT.fullmatch(reference.revision):
-        from huggingface_hub import try_to_load_from_cache  # loads in a moment, but only when needed
-
-        try:
-            found = try_to_load_from_cache(reference.name, "config.json", revision=reference.revision)
-        except ValueError as error:
-            name = f"{reference.option}.model is {reference.name!r}: {first_line(error)}"
-            raise ModelError(f"{name}; give a hub name (OWNER/NAME) or a folder") from error
-        if not isinstance(found, str):
-            return
-        path = Path(found)
-    else:
+        if reference.option in _FAMILIES:
+            check_family(reference.option, _read_family(reference.option, path))
+    elif not _COMMIT.fullmatch(reference.revision):
         raise ModelError(
             f"{reference.option}.revision is {reference.revision!r}; a hub model must be pinned to a commit (40 "
             f"hexadecimal digits), see https://huggingface.co/{reference.name}/commits/main"
         )
-    if reference.option in _FAMILIES:
-        check_family(reference.option, _read_family(reference.option, path))
 
 
 def check_family(option: str, family: str) -> None:
-    """Raises: ModelError: nothing here can feed a network of this family."""
+    """Raises: ModelError: networks of this family are not supported for this section of the config."""
     if option in _FAMILIES and family not in _FAMILIES[option]:
         raise ModelError(
             f"{option}.model is of the family {family!r}; expected {' or '.join(_FAMILIES[option])}; "
@@ -238,7 +227,7 @@ def _sha256(path: str, state: tuple[int, ...]) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def missing_text(reference: ModelReference, error: BaseException | None = None, hint: str = "") -> str:
+def missing_text(reference: ModelReference, error: BaseException | None = None) -> str:
     """What a `ModelMissing` says: the cause, what was expected and how to get it."""
     option, name = reference.option, reference.name
     reason = f" ({first_line(error)})" if error else ""
@@ -248,7 +237,7 @@ def missing_text(reference: ModelReference, error: BaseException | None = None, 
         text = f"{option}.model: {name} at {reference.revision} is not on this machine{reason}; on a machine with "
         text += f"internet run `hf download {name} --revision {reference.revision} --local-dir FOLDER`, copy FOLDER "
         text += f"here and set {option}.model=FOLDER"
-    return f"{text}. {hint}".rstrip(". ") + "."
+    return f"{text}."
 
 
 def first_line(error: BaseException) -> str:

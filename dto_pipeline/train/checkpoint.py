@@ -25,14 +25,7 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
 from dto_pipeline.models.network_input import stretch_positions
 from dto_pipeline.models.networks import ModelError, ModelReference
-from dto_pipeline.models.pretrained import (
-    build_from_weights,
-    check_weights,
-    compare_weights,
-    load_dinov2,
-    name_weights,
-    weights_of,
-)
+from dto_pipeline.models.pretrained import check_weights, compare_weights, load_dinov2, name_weights
 from dto_pipeline.train.config import PATCH, TrainConfig, train_config_from_dict
 from dto_pipeline.train.model import MeshNetwork
 
@@ -134,17 +127,22 @@ def begin_from(network: MeshNetwork, weights: Mapping[str, torch.Tensor], path: 
 
 
 def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> MeshNetwork:
-    """The trained network, ready to predict; needs no other file. Raises: CheckpointError: other weights."""
-    weights, where = checkpoint.weights, str(checkpoint.path or "the checkpoint")
-    if not checkpoint.body_sha256:  # a released file may hold more than the network
-        more = compare_weights(weights_of(lambda: make_network(checkpoint.config)), weights)["unexpected"]
-        if more:
-            _LOG.warning("%s: %s", where, name_weights({"unexpected": more}))
-        weights = {name: value for name, value in weights.items() if name not in more}
+    """The trained network, ready to predict. It takes memory only once the names and shapes of all weights fit. Raises:
+    CheckpointError: they do not."""
+    where = str(checkpoint.path or "the checkpoint")
     try:
-        network = build_from_weights(lambda: make_network(checkpoint.config), check_weights(weights, where), where)
+        weights = check_weights(checkpoint.weights, where)
     except ModelError as error:
         raise CheckpointError(str(error)) from error
+    with torch.device("meta"):
+        own = make_network(checkpoint.config).state_dict()
+    differing = compare_weights(own, weights)
+    if not checkpoint.body_sha256 and (more := differing.pop("unexpected")):  # a released file may hold more weights
+        _LOG.warning("%s: %s", where, name_weights({"unexpected": more}))
+    if text := name_weights(differing):
+        raise CheckpointError(f"{where} does not fit its own config: {text}")
+    network = make_network(checkpoint.config)
+    network.load_state_dict({name: weights[name] for name in own})
     return network.eval().to(device)
 
 
