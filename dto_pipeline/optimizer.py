@@ -92,20 +92,10 @@ class SceneOptimizer:
         self, evidence: DepthEvidence, prior: HeightPrior, mixture: HeightMixture | None, batch: SceneBatch
     ) -> GroupFits:
         """Fit with the published solver, or with the joint one where there is a mixture."""
-        if mixture is None:
-            return fit_groups(evidence, prior, self.config.solver, self.config.refine)
         config = self.config
-        return fit_crowds(
-            evidence,
-            prior,
-            mixture,
-            batch.transl[..., 2],
-            batch.present,
-            batch.age_years.isnan(),
-            config.joint,
-            config.solver.max_height,
-            batch.metric,
-        )
+        if mixture is None:
+            return fit_groups(evidence, prior, config.solver, config.refine)
+        return fit_crowds(evidence, prior, mixture, batch, config.joint, config.solver.max_height)
 
     def _measure_again(
         self,

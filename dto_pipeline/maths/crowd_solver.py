@@ -27,7 +27,7 @@ from dto_pipeline.maths.line_posterior import (
 )
 from dto_pipeline.maths.ordered import constant, fold_logsumexp, fold_softmax, fold_sum
 from dto_pipeline.maths.paper_solver import CODE
-from dto_pipeline.scene import DepthEvidence, GroupFits, HeightMixture, HeightPrior, Posterior
+from dto_pipeline.scene import DepthEvidence, GroupFits, HeightMixture, HeightPrior, Posterior, SceneBatch
 from dto_pipeline.status import FitStatus, PersonStatus
 
 _UNMEASURED = 1e6  # variance of log z of a depth that says nothing
@@ -69,36 +69,32 @@ def fit_crowds(
     evidence: DepthEvidence,
     prior: HeightPrior,
     mixture: HeightMixture,
-    label_z: torch.Tensor,
-    present: torch.Tensor,
-    unknown_ages: torch.Tensor,
+    batch: SceneBatch,
     config: CrowdConfig,
     max_height: float,
-    metric: torch.Tensor | None = None,
 ) -> GroupFits:
-    """Place everybody of every scene.
+    """Place everybody who is present in a batch.
 
     Args:
-        evidence, prior, mixture: of B scenes, P people (`prior` for the score of the image).
-        label_z: (B, P) z of the labels [m], for people whose depth was not measured.
-        present: (B, P) bool, who is placed; unknown_ages: (B, P) bool.
-        max_height: largest height; who would be taller is placed where the height is just this [m].
-        metric: (B,) bool, whose depth times `METRES_PER_DEPTH` is in metres; None = nobody's.
+        evidence, prior, mixture: of the same B scenes and P people (`prior` for the score of the image).
+        max_height: largest height [m]; a person who would be taller is placed at the distance that gives this height.
 
     Returns: `GroupFits` with `posterior` set.
     """
-    depth = evidence.depth[..., MEAN]
+    depth, present = evidence.depth[..., MEAN], batch.present
     measured = evidence.usable & present & (depth > 0) & depth.isfinite()
     log_depths = fold_sum(torch.where(measured, depth, 1.0).log())
+    label_z = batch.transl[..., 2].to(torch.float64)
+    unknown_ages = (batch.age_years.isnan() & present).sum(1).to(torch.float64)
     crowd = _Crowd(
         evidence=evidence,
         prior=prior,
-        z=torch.where(measured, evidence.z[..., MEAN], torch.where(present, label_z.to(torch.float64), 1.0)),
+        z=torch.where(measured, evidence.z[..., MEAN], torch.where(present, label_z, 1.0)),
         typical_depth=(log_depths / measured.sum(1).clamp(min=1)).exp(),
         measured=measured,
         present=present,
-        unknown_ages=(unknown_ages & present).sum(1).to(torch.float64) / present.sum(1).clamp(min=1),
-        metric=measured.any(1) & (False if metric is None else metric),
+        unknown_ages=unknown_ages / present.sum(1).clamp(min=1),
+        metric=measured.any(1) & batch.metric,
     )
     found = _solve(crowd, _build_problem(crowd, mixture, config), config)
     tallest = (max_height * crowd.z / torch.where(present, prior.height, 1.0)).log()

@@ -23,7 +23,7 @@ from dto_pipeline.maths.heights import (
 )
 from dto_pipeline.maths.line_posterior import AFFINE_DEPTH, AFFINE_DISPARITY, line_coefficients, log_distance
 from dto_pipeline.maths.paper_solver import CODE
-from dto_pipeline.scene import DepthEvidence, GroupFits
+from dto_pipeline.scene import DepthEvidence, GroupFits, SceneBatch
 from dto_pipeline.status import FitStatus, PersonStatus
 
 PRIOR, JOINT = PriorConfig(), CrowdConfig()
@@ -78,7 +78,22 @@ def crowd(
     mixture = build_height_mixture(label_height, ages, unknown, PRIOR, config)
     table = build_height_prior(label_height, classify_heights(ages, unknown, PRIOR), PRIOR)
     prior = summarise_mixture(mixture, table)
-    return fit_crowds(evidence, prior, mixture, label_z, present, ages.isnan(), config, 2.1, metric)
+    nothing, size = torch.zeros(shape), torch.ones(shape[0], 2, dtype=torch.int64)
+    batch = SceneBatch(
+        pose=nothing,
+        betas=nothing,
+        transl=label_z[..., None].expand(*shape, 3),
+        intrinsics=nothing,
+        age_years=ages,
+        male_prob=unknown,
+        present=present,
+        masks=nothing,
+        disparity=nothing,
+        metric=torch.zeros(shape[0], dtype=torch.bool) if metric is None else metric,
+        image_size=size,
+        map_size=size,
+    )
+    return fit_crowds(evidence, prior, mixture, batch, config, 2.1)
 
 
 def posterior(fits: GroupFits) -> tuple[torch.Tensor, torch.Tensor]:
