@@ -215,13 +215,10 @@ class DepthConfig:
 
     @property
     def given_unit(self) -> float | None:
-        """`unit` as a number; None = measured in each image, NaN = neither a number nor a word of `DEPTH_UNITS`."""
-        if self.unit in DEPTH_UNITS:
+        """`unit` as a number; None = measured in each image."""
+        if isinstance(self.unit, str):
             return None if self.unit == "measured" else 1.0
-        try:
-            return float(self.unit)
-        except ValueError:
-            return float("nan")
+        return self.unit
 
 
 @dataclass(frozen=True)
@@ -298,7 +295,7 @@ class PipelineConfig(Sections):
 
     def __post_init__(self) -> None:
         self.check(_CHOICES, _RANGES)
-        joint, unit = self.joint, self.depth.given_unit
+        joint, unit = self.joint, self.depth.unit
         for widths, weights in _MIXTURES:
             sizes = len(getattr(joint, widths)), len(getattr(joint, weights))
             expect(sizes[0] == sizes[1] > 0, f"joint.{widths} and joint.{weights} hold {sizes} numbers; want as many")
@@ -310,8 +307,8 @@ class PipelineConfig(Sections):
             f"joint.wrong_ages_probability and joint.size_error_probability are {unusual}; expected a sum below 1",
         )
         expect(
-            unit is None or 1e-37 < unit < 1e37,  # of float32
-            f"depth.unit is {self.depth.unit!r}; choose from {DEPTH_UNITS} or give a positive number",
+            unit in DEPTH_UNITS if isinstance(unit, str) else 1e-37 < unit < 1e37,  # of float32
+            f"depth.unit is {unit!r}; choose from {DEPTH_UNITS} or give a positive number",
         )
         expect(
             self.depth.source != "model" or bool(self.depth.model),

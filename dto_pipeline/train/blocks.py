@@ -137,12 +137,10 @@ def number_within(image: Tensor, count: int) -> Tensor:
     return torch.arange(len(image), device=image.device) - starts[image]
 
 
-def pad_rows(values: Tensor, image: Tensor, count: int, longest: int | None = None) -> tuple[Tensor, Tensor]:
+def pad_rows(values: Tensor, image: Tensor, count: int, longest: int) -> tuple[Tensor, Tensor]:
     """Rows (T, ...) of B images one after the other, `image` (T,) ascending -> (B, N, ...) padded with 0, and (B, N)
-    bool where there is no padding; N = `longest`, None = computed, which a GPU waits for."""
+    bool where there is no padding; N is `longest`, the most rows of an image."""
     place = image, number_within(image, count)
-    if longest is None:
-        longest = int(place[1].max()) + 1 if len(image) else 0
     padded = values.new_zeros(count, longest, *values.shape[1:]).index_put(place, values)
     real = torch.zeros(count, longest, dtype=torch.bool, device=image.device)
     return padded, real.index_put(place, real.new_ones(()))
