@@ -1,8 +1,9 @@
 """`solver.mode: joint`: all people of an image on one depth line, each with a depth noise and a height prior.
 
-Pure tensors. Builds the fits of an image (depth models, noise levels, faults of the whole image), averages them by
-their evidence, and returns the container of the published fit (`paper_solver.fit_groups`) with a posterior. People
-without usable depth are placed by their height prior. Method and origin of constants: docs/joint_solver.md. Metres.
+Pure tensors. Builds several fits of an image (by depth model, noise level, and what may be wrong with the image),
+averages them by their evidence, and returns the same container as the published fit (`paper_solver.fit_groups`), with a
+posterior. People without usable depth are placed by their height prior. Method and origin of constants:
+docs/joint_solver.md. Metres.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from dto_pipeline.scene import DepthEvidence, GroupFits, HeightMixture, HeightPr
 from dto_pipeline.status import FitStatus, PersonStatus
 
 _UNMEASURED = 1e6  # variance of log z of a depth that says nothing
-_LOG_GROWN = math.log(1.7)  # height that no network draws too far or too near [log m]
+_LOG_GROWN = math.log(1.7)  # height of people whom networks put neither too far nor too near [log m]
 _LEAST_VARIANCE = 1e-12  # of log z, for its logarithm
-_LARGEST_DEVIATION = 0.8  # that widens sigmas: larger ones come from ages of other people [sigma]
+_LARGEST_DEVIATION = 0.8  # larger ones widen sigmas no further: they come from wrong ages [sigma]
 _TWO = 2  # depths that make a comparison
-# Errors of z over the sigma of the posterior follow a Student t, fitted on seeds 1, 2, 11, 12, 31 and 32 to our own and
-# to foreign crowds with equal weight: by likelihood 7.0 degrees of freedom and scale 0.95, by the shares inside 50, 80
-# and 95 % intervals 6 to 8 and 0.94 to 0.97 (docs/joint_solver.md)
+# Errors of z over the sigma of the posterior follow a Student t. Fitted on seeds 1, 2, 11, 12, 31 and 32 to our own and
+# to foreign crowds with equal weight it has, by likelihood, 7.0 degrees of freedom and scale 0.95, by the shares inside
+# 50, 80 and 95 % intervals 6 to 8 and 0.94 to 0.97 (docs/joint_solver.md)
 _ERROR_FREEDOM, _ERROR_SCALE = 6.0, 0.94
 
 
@@ -183,8 +184,8 @@ def _with_fault(
 ) -> CrowdProblem:
     """N fits in which something is wrong with the whole image.
 
-    Where the network draws small people farther, depth is (1.7 m / h)^k times the truth. With h = slant z, the result
-    is a line again, in another depth: log z = log scale + (log depth + k log slant) / (1 - k), with the noise of the
+    Where the network puts small people too far, depth is (1.7 m / h)^k times the truth. With h = slant z, the result is
+    a line again, in another depth: log z = log scale + (log depth + k log slant) / (1 - k), with the noise of the
     depth over 1 - k. The constant of 1.7 m goes into the scale; densities stay those of the depth that was measured.
 
     Args: scene: (N,) the scene of each fit; fault: (N, 3), rows of `_faults`.
@@ -262,15 +263,16 @@ def _conclude(crowd: _Crowd, found: CrowdPosterior, config: CrowdConfig) -> Grou
     moved = outcome == CODE[PersonStatus.MOVED]
     people = moved.sum(1)
     off = fold_sum(torch.where(moved, (height - prior.mean).abs() / prior.sigma, 0)) / people.clamp(min=1)
-    # where people end far from their priors, these fit the people of the image badly: the posterior mean of a variance
-    # of which `deviation_people` people are known beforehand
+    # Where people end far from their priors, these fit the image badly, and variances grow: by the posterior mean of
+    # the squared deviation, with a prior of the weight of `deviation_people` people.
     known, usual = config.deviation_people, config.usual_deviation
     square = off.clamp(max=_LARGEST_DEVIATION).square()
     spread = (known * usual**2 + people * square) / ((known + people) * usual**2)
     population = config.population_sigma**2 + (crowd.unknown_ages * config.unknown_ages_sigma).square()
 
     def calibrate(variance: torch.Tensor) -> torch.Tensor:
-        """Of log z; what all people share is simply added, because the line's scale has no prior of its own."""
+        """Of log z. What all people have in common is simply added, because the line's scale has no prior of its
+        own."""
         per_image = (-1, *(1,) * (variance.dim() - 1))
         return (variance * config.temperature**2 + population.view(per_image)) * spread.view(per_image)
 

@@ -4,9 +4,9 @@ Pure tensors. All pixels of all people of a batch form one flat list, and every 
 loop over people, rows or scenes. Lengths in metres, image positions in pixels, depth = 1 / disparity. Follows arXiv
 2511.13282 as implemented by its authors, row by row.
 
-Two published numbers, `far_depth` and `default_alpha_min`, are in the unit of the published network. Maps of other
-networks are brought to it image by image, by the median of label z over depth, because the scale of a relative map
-belongs to its image. So results are the same for a map times any constant, and for any batch.
+Two published numbers, `far_depth` and `default_alpha_min`, are in the unit of the published network. The unit of other
+networks' maps is measured in each image, as the median of label z over depth, because every relative map has its own
+scale. So a map times any constant gives the same results, in any batch.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def measure_depth_evidence(
 ) -> DepthEvidence:
     """Everything `DepthEvidence` holds, for all people of a batch at once.
 
-    Pixels and people that are cut stay in the list and count as nothing, so that no size has to be read back.
+    Pixels and people that are cut stay in the list and count as nothing, so that no number has to be read back.
 
     Args:
         maps, batch: of the same B scenes and P people.
@@ -199,7 +199,7 @@ def _ranks(count: torch.Tensor, quantile: float) -> tuple[torch.Tensor, torch.Te
 
 
 def _interpolate(low: torch.Tensor, high: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Linear, from the nearer end, as numpy's percentile."""
+    """Linear interpolation from the nearer end, as in numpy's percentile."""
     step = high - low
     return torch.where(share >= 0.5, high - step * (1 - share), low + step * share)
 

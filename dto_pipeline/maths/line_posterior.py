@@ -1,10 +1,10 @@
 """The posterior over one depth line and the distances of the people on it, by integration over a grid of lines.
 
 Pure tensors; N independent fits at once, of P people each. Given the line people are independent, and the distance of
-each has a closed-form posterior: the prior of its height is a mixture of K normal laws of log height, its depth noise
-one of S widths, so log z has C = K S normal laws. A grid over the line's two numbers is refined twice; sums over the
-last grid are the posterior, and the logarithm of their total is the evidence for the fit. This needs no start values,
-has no local optimum, and takes the same steps for every fit. Logarithms of metres.
+each has a closed-form posterior: the prior of its height is a mixture of K normal laws of log height, and its depth
+noise has one of S widths, so log z has C = K S normal laws. A grid over the line's two numbers is refined twice; sums
+over the last grid are the posterior, and the logarithm of their total is the evidence for the fit. This needs no start
+values, has no local optimum, and takes the same steps for every fit. Logarithms of metres.
 
 A line turns relative depth into metres in one of two ways. With d the depth of a person over the typical depth of the
 scene, both have the distance `scale` at d = 1 and a `share` m, which is 1 where the map has no offset; at m = 1 both
@@ -234,8 +234,8 @@ def log_distance(
 def line_coefficients(
     log_scale: torch.Tensor, share: torch.Tensor, typical_depth: torch.Tensor, model: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slope and offset of the line: alpha [m per depth unit] and beta [m] of z = alpha * depth + beta, or, affine in
-    inverse depth, p [1 / m per disparity unit] and q [1 / m] of 1 / z = p * disparity + q."""
+    """Slope and offset of the line: alpha [m per depth unit] and beta [m] of z = alpha * depth + beta; or, for a line
+    in inverse depth, p [1 / m per disparity unit] and q [1 / m] of 1 / z = p * disparity + q."""
     scale = log_scale.exp()
     direct = model == AFFINE_DEPTH
     slope = torch.where(direct, scale * share / typical_depth, share * typical_depth / scale)

@@ -86,9 +86,10 @@ def _build_fits(evidence: DepthEvidence, prior: HeightPrior) -> MapProblem:
 
 
 def _choose_lines(fits: MapSolution, count: torch.Tensor) -> tuple[MapSolution, torch.Tensor]:
-    """The lines (B, 2, ...) of both groups from the fits (B, 3, ...), and (B,) whether ground evidence places the near.
+    """The lines (B, 2, ...) of both groups from the fits (B, 3, ...), and (B,) whether the near one is by ground
+    evidence.
 
-    It does where it optimises at least as many people with a strictly smaller deviation. `count`: (B, 2) usable people.
+    It is where it optimises at least as many people with a strictly smaller deviation. `count`: (B, 2) usable people.
     """
     ground = (count[:, NEAR] >= _TWO) & (fits.num_optimized[:, 1] >= fits.num_optimized[:, 0])
     ground = ground & (fits.deviation[:, 1] < fits.deviation[:, 0])
@@ -153,13 +154,13 @@ def solve_map(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | fl
         status=torch.where(problem.active.any(1), int(FitStatus.ROUNDS_EXHAUSTED), int(FitStatus.EMPTY)),
     )
     for _ in range(config.max_rounds):
-        # saves rounds on a CPU; fits that do not go on keep their result anyway
+        # a CPU can stop early; fits that are done keep their result in further rounds
         if not works_at_once(found.alpha.device) and not (found.status == int(FitStatus.ROUNDS_EXHAUSTED)).any():
             break
         found = _round(problem, found, config)
     off = (new_heights(problem, found.alpha, found.beta) - problem.prior_mean).abs() / problem.prior_sigma
     mean = fold_sum(torch.where(found.active, off, 0)) / found.active.sum(1).clamp(min=1)
-    return found.replace(deviation=torch.where(found.num_optimized > 0, mean, 0))  # of a free pair there is none
+    return found.replace(deviation=torch.where(found.num_optimized > 0, mean, 0))  # a pair off the bound has none
 
 
 def lower_bound(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | float = 1.0) -> torch.Tensor:
@@ -176,7 +177,7 @@ def lower_bound(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | 
 
 
 def _round(problem: MapProblem, found: MapSolution, config: SolverConfig) -> MapSolution:
-    """Fit those that go on; end the fits that are fine or hopeless, set one person aside in the others."""
+    """Fit those that are not done; end the fits that are fine or hopeless, set one person aside in the others."""
     alpha, beta, plane, bound = _fit(problem, found.active, found.alpha_min)
     finite = alpha.isfinite() & beta.isfinite()
     count = found.active.sum(1)
