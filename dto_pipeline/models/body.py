@@ -1,8 +1,9 @@
-"""The body model: SMPL's format (6890 vertices, 24 joints), ten shape directions and, where there is one, the kid axis.
+"""The body model: a plain npz in SMPL's format (6890 vertices, 24 joints), with ten shape directions and perhaps a kid
+axis.
 
-A plain npz and linear blend skinning, a whole batch per call; heights and joints are computed without a mesh. The bits
-of a body do not depend on the others of the batch (see `maths.ordered`). Metres, in SMPL's own frame (y up at rest);
-the root orientation of a label turns it into the camera frame.
+Linear blend skinning of a whole batch per call; heights and joints are computed without a mesh. The bits of a body do
+not depend on the others of the batch (see `maths.ordered`). Metres, in SMPL's own frame (y up at rest); the root
+orientation of a label turns it into the camera frame.
 """
 
 from __future__ import annotations
@@ -170,7 +171,8 @@ class BodyModel(nn.Module):
     def _pose(
         self, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor, subset: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 vertices (..., V, 3), all or `subset`, and joints (..., 24, 3), in float64 up to the last step."""
+        """float32 vertices (..., V, 3), all or those of `subset`, and joints (..., 24, 3); float64 up to the last
+        step."""
         template, blend, weights = self._template, self._exact("_blend"), self._exact("_weights")
         if subset is not None:
             template, weights = template[:, subset], weights._replace(values=weights.values[:, subset])
@@ -210,7 +212,7 @@ def _skin(shaped: torch.Tensor, rigid: torch.Tensor, shift: torch.Tensor, weight
 def read_regressor(
     path: str, body: BodyModel, option: str, name: str = "J_regressor_extra.npy", joints: int = 9
 ) -> np.ndarray:
-    """(joints, V) regressor of a body model, published as `name`; `option`: what named the file. Raises: DtoError."""
+    """(joints, V) regressor of a body model, published as `name`; `option` named the file. Raises: DtoError."""
     wanted = (joints, body.num_vertices)
     try:
         with open_regular(path) as stream:
@@ -248,9 +250,9 @@ def chain_joints(rotations: torch.Tensor, rest: torch.Tensor, parents: list[int]
 
     Args:
         rotations: (M, J, 3, 3) relative to the parent; rest: (M, J, 3) joints of the rest pose [m].
-        parents: of each joint, before it; the first has none.
+        parents: of each joint, an earlier one; the first has none.
 
-    Returns: (M, J, 3) posed joints and (M, J, 3, 4) what moves a point of the rest pose with each joint.
+    Returns: (M, J, 3) posed joints, and (M, J, 3, 4) the matrices that move points of the rest pose with each joint.
     """
     chain = [torch.cat([rotations[:, 0], rest[:, 0, :, None]], dim=-1)]
     for joint, parent in enumerate(parents[1:], start=1):

@@ -1,10 +1,9 @@
 """Kinds of depth maps, and maps from files; `models.depth_anything` has networks.
 
-Every kind becomes disparity: larger is nearer, zero where nothing is known or everything is infinitely far. The method
-reads ``1 / disparity`` as relative depth with an unknown scale; its published thresholds (`EvidenceConfig.far_depth` =
-0.02) are in the unit of Depth Anything on crowds, where one unit of relative depth is about `METRES_PER_DEPTH`. Metric
-maps are converted to this unit, so that far begins at 10 m; the unit of relative maps is measured in each image
-(`maths.depth_evidence`).
+Every kind becomes disparity: larger is nearer; zero means unknown or infinitely far. The method reads ``1 / disparity``
+as relative depth of unknown scale. Its published thresholds (`EvidenceConfig.far_depth` = 0.02) are in the unit of
+Depth Anything on crowds, where one unit of relative depth is about `METRES_PER_DEPTH`. Metric maps are converted to
+this unit, so that far begins at 10 m; the unit of relative maps is measured in each image (`maths.depth_evidence`).
 
 Files are npy and npz (float16 to float64) and PNG (16 bits), one per image and of its size: they are never resized,
 because their alignment is not known.
@@ -35,9 +34,9 @@ _NAMES_SHOWN = 10  # arrays of a file, in a message
 
 
 def as_disparity(values: np.ndarray, kind: str, scale: float = 1.0) -> np.ndarray:
-    """A map (H, W) of any real type and of a declared kind as float32 disparity; callers check for NaN and less than 0.
+    """A map (H, W) of any real type and of a declared kind as float32 disparity. NaN and negative numbers stay.
 
-    `values` times `scale` (0.001 for millimetres) are in the unit of `kind`; 0 = unknown, for depths infinity too.
+    `values` times `scale` (0.001 for millimetres) are in the unit of `kind`; 0 = unknown, and so is infinity of depths.
     """
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # overflow is reported as not finite
         scaled = values.astype(np.float32) * np.float32(scale)
@@ -79,8 +78,8 @@ class DepthFiles:
         Args:
             depth_file: path relative to `root`; None = the manifest names none.
             height, width: size of the image [px], which the map must have.
-            focal: of the labels' camera [px]. Metres made with another focal length (`NPZ_FOCAL`) are converted: of
-                the same size in the image, twice the focal length means twice the distance.
+            focal: of the labels' camera [px]. Metres that were made with another focal length (`NPZ_FOCAL`) are
+                converted: with twice the focal length, what has the same size in the image is twice as far.
 
         Returns: (height, width) float32 disparity, larger is nearer, all finite and >= 0, somewhere > 0.
 
