@@ -30,9 +30,9 @@ from dto_pipeline.train.config import PATCH, TrainConfig, train_config_from_dict
 from dto_pipeline.train.model import MeshNetwork
 
 FORMAT, FOLDER = "dto-checkpoint/2", "checkpoints"
-# entries of a released file that are not weights: licensed arrays of the body, and constants
+# entries of a released file that are not weights of the network: arrays of the licensed body, and constants
 IGNORED = re.compile(r"(human_model\..*|z_order_map|x_coords|y_coords|cam_intrinsics)$")
-_KEPT = 2  # newest checkpoints of a training that are kept: a spare one, should a disk fail
+_KEPT = 2  # newest checkpoints of a training that are kept: one is spare, should the other be damaged
 _KINDS: dict[str, type] = dict.fromkeys(("config", "init", "weights", "optimizer", "position", "versions"), dict)
 _KINDS["body_sha256"] = str
 _HEAD_WIDTH = 64  # features of an encoder's head, in every DINOv2
@@ -65,7 +65,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Content of a checkpoint file; of a released file its weights, and a config with the sizes of their shapes."""
+    """Content of a checkpoint file; or the weights of a released file, with a config of the sizes in their shapes."""
 
     config: TrainConfig  # with the network's sizes
     init: dict[str, Any]  # record of the first weights, see `begin_network`
@@ -111,8 +111,8 @@ def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
 
 
 def begin_from(network: MeshNetwork, weights: Mapping[str, torch.Tensor], path: str) -> dict[str, list[str]]:
-    """Put a file's weights into a network, as the published stages do, and return the names that only one side has. A
-    kid axis that the file lacks becomes zeros. Raises: CheckpointError: other shapes, or no name in common."""
+    """Put a file's weights into a network, as the published stages do, and return the names that only one of both has.
+    A kid axis that the file lacks becomes zeros. Raises: CheckpointError: other shapes, or no name in common."""
     own, grown = network.state_dict(), dict(weights)
     for name, value in weights.items():
         if name.startswith(("mean_shape", "shape_head.")) and (len(value), len(own.get(name, ()))) == (10, 11):
@@ -147,8 +147,8 @@ def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") 
 
 
 def sizes_to_begin_with(folder: Path, init: str) -> dict[str, dict[str, Any]]:
-    """Sizes of a network as options of a config: those of the training in a folder, or else of the weights that it
-    begins with (`loop.init`; "" = none)."""
+    """Sizes of a network as options of a config: those of the training in a folder, or else of the weights `init` that
+    it begins with (`loop.init`); none if `init` is ""."""
     if not init:
         return {}
     tree = read_checkpoint(folder if list_checkpoints(folder) else init).config.to_dict()
@@ -170,7 +170,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         raise CheckpointError(
             f"{path} could not be written: {error.strerror}; make room, or make it writable, and start again to {after}"
         ) from error
-    left = [one for one in path.parent.glob(".step-*") if is_temporary(one.name)]  # by killed writers
+    left = [one for one in path.parent.glob(".step-*") if is_temporary(one.name)]  # of writers that were killed
     for old in [*list_checkpoints(folder)[:-_KEPT], *left]:
         old.unlink()
     return path
