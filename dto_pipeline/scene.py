@@ -139,6 +139,15 @@ class DepthEvidence(Tensors):
 
 
 @dataclass(frozen=True)
+class HeightMixture(Tensors):
+    """Height of each person as K normal laws of the logarithm of the height [log m]; the last is anybody's."""
+
+    weight: torch.Tensor  # (B, P, K) float64, sums to 1 but for rounding
+    mean: torch.Tensor  # (B, P, K) float64
+    variance: torch.Tensor  # (B, P, K) float64
+
+
+@dataclass(frozen=True)
 class HeightPrior(Tensors):
     """Height of each person in the label, and of people of its class."""
 
@@ -146,15 +155,7 @@ class HeightPrior(Tensors):
     height_class: torch.Tensor  # (B, P) int64, see HEIGHT_CLASSES
     mean: torch.Tensor  # (B, P) float64 [m]
     sigma: torch.Tensor  # (B, P) float64 [m]
-
-
-@dataclass(frozen=True)
-class HeightMixture(Tensors):
-    """Height of each person as K normal laws of the logarithm of the height [log m]; the last is anybody's."""
-
-    weight: torch.Tensor  # (B, P, K) float64, sums to 1 but for rounding
-    mean: torch.Tensor  # (B, P, K) float64
-    variance: torch.Tensor  # (B, P, K) float64
+    mixture: HeightMixture | None = None  # solver.mode joint only; mean and sigma are those of its first K - 1 laws
 
 
 @dataclass(frozen=True)

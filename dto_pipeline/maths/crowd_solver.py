@@ -28,7 +28,7 @@ from dto_pipeline.maths.line_posterior import (
 )
 from dto_pipeline.maths.ordered import constant, fold_logsumexp, fold_softmax, fold_sum
 from dto_pipeline.maths.paper_solver import CODE
-from dto_pipeline.scene import DepthEvidence, GroupFits, HeightMixture, HeightPrior, Posterior, SceneBatch
+from dto_pipeline.scene import DepthEvidence, GroupFits, HeightPrior, Posterior, SceneBatch
 from dto_pipeline.status import FitStatus, PersonStatus
 
 _UNMEASURED = 1e6  # variance of log z of a depth that says nothing
@@ -69,7 +69,6 @@ class _Crowd:
 def fit_crowds(
     evidence: DepthEvidence,
     prior: HeightPrior,
-    mixture: HeightMixture,
     batch: SceneBatch,
     config: CrowdConfig,
     max_height: float,
@@ -77,7 +76,7 @@ def fit_crowds(
     """Place everybody who is present in a batch.
 
     Args:
-        evidence, prior, mixture: of the same B scenes and P people (`prior` for the score of the image).
+        evidence, prior, batch: of the same B scenes and P people; the prior has a mixture.
         max_height: largest height [m]; a person who would be taller is placed at the distance that gives this height.
 
     Returns: `GroupFits` with `posterior` set.
@@ -97,14 +96,15 @@ def fit_crowds(
         unknown_ages=unknown_ages / present.sum(1).clamp(min=1),
         metric=measured.any(1) & batch.metric,
     )
-    found = _solve(crowd, _build_problem(crowd, mixture, config), config)
+    found = _solve(crowd, _build_problem(crowd, config), config)
     tallest = (max_height * crowd.z / torch.where(present, prior.height, 1.0)).log()
     return _conclude(crowd, found._replace(log_z=torch.minimum(found.log_z, tallest)), config)
 
 
-def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: CrowdConfig) -> CrowdProblem:
+def _build_problem(crowd: _Crowd, config: CrowdConfig) -> CrowdProblem:
     """One fit per scene: affine in depth, noise level 1, no fault of the image."""
-    evidence, measured, z = crowd.evidence, crowd.measured, crowd.z
+    evidence, mixture, measured, z = crowd.evidence, crowd.prior.mixture, crowd.measured, crowd.z
+    assert mixture is not None
     depth = torch.where(measured, evidence.depth[..., MEAN], crowd.typical_depth[:, None])
     used = measured & (evidence.corr > config.min_corr)
     gain = torch.where(used, evidence.corr, 1.0)

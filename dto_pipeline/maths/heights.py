@@ -120,10 +120,10 @@ def class_shares(
 
 
 def summarise_mixture(mixture: HeightMixture, prior: HeightPrior) -> HeightPrior:
-    """`prior` with the mean and sigma [m] of the mixture without its last part, "anybody"; classes stay."""
+    """`prior` with the mixture, and with the mean and sigma [m] of it without its last part, "anybody"."""
     named = slice(0, _CLASSES_KEPT)
     weight = mixture.weight[..., named] / fold_sum(mixture.weight[..., named])[..., None]
     mean = fold_sum(weight * mixture.mean[..., named])
     spread = mixture.variance[..., named] + (mixture.mean[..., named] - mean[..., None]).square()
     sigma = fold_sum(weight * spread).sqrt()
-    return prior.replace(mean=mean.exp(), sigma=mean.exp() * sigma)
+    return prior.replace(mean=mean.exp(), sigma=mean.exp() * sigma, mixture=mixture)

@@ -93,7 +93,7 @@ def crowd(
         image_size=size,
         map_size=size,
     )
-    return fit_crowds(evidence, prior, mixture, batch, config, 2.1)
+    return fit_crowds(evidence, prior, batch, config, 2.1)
 
 
 def posterior(fits: GroupFits) -> tuple[torch.Tensor, torch.Tensor]:
