@@ -33,8 +33,25 @@ def _sample_pixels(maps: PersonMaps, batch: SceneBatch) -> tuple[torch.Tensor, .
     float32 [m].
     """
     _, height, width = batch.disparity.shape
+    _, map_height, map_width = maps.person.shape
     map_row = _nearest_index(height, batch.map_size[:, :1], batch.image_size[:, :1])  # (B, H), -1 = padding
     map_column = _nearest_index(width, batch.map_size[:, 1:], batch.image_size[:, 1:])  # (B, W)
+
+    def list_pixels(scene: torch.Tensor, row: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Owner, row, disparity and z of the pixels of some image rows (n,) that show anybody."""
+        line_start = (scene * map_height + map_row[scene, row].clamp(min=0)) * map_width
+        columns = map_column.index_select(0, scene)
+        source = line_start[:, None] + columns.clamp(min=0)
+        person = _pick(maps.person.reshape(-1), source).masked_fill_(columns < 0, -1)
+        line, column = (person >= 0).nonzero(as_tuple=True)
+        place, image_line = line * width + column, scene * height + row
+        return (
+            _pick(scene * batch.present.shape[1], line) + _pick(person.view(-1), place),
+            _pick(row, line),
+            _pick(batch.disparity.reshape(-1), _pick(image_line, line) * width + column),
+            _pick(maps.z.reshape(-1), _pick(source.view(-1), place)),
+        )
+
     at_once = works_at_once(batch.disparity.device)
     rows_at_once = height if at_once else max(1, _PIXELS_AT_ONCE_CPU // width)
 
@@ -45,8 +62,8 @@ def _sample_pixels(maps: PersonMaps, batch: SceneBatch) -> tuple[torch.Tensor, .
         occupied = (maps.person >= 0).any(2).gather(1, map_row.clamp(min=0)) & (map_row >= 0)
         parts = (part.split(rows_at_once) for part in occupied.nonzero(as_tuple=True))
         blocks = list(zip(*parts, strict=True))
-    found = [_pixels_of_rows(maps, batch, *block, map_row, map_column) for block in blocks]
-    owner, row, value, z = (torch.cat(parts) for parts in zip(*found, strict=True))
+    found = zip(*(list_pixels(*block) for block in blocks), strict=True)
+    owner, row, value, z = (torch.cat(parts) for parts in found)
     if at_once:
         order = torch.argsort(owner * height + row)
         owner, row, value, z = (_pick(part, order) for part in (owner, row, value, z))
@@ -54,31 +71,6 @@ def _sample_pixels(maps: PersonMaps, batch: SceneBatch) -> tuple[torch.Tensor, .
     smallest = torch.stack([torch.where(band > 0, band, torch.inf).flatten(1).amin(1) for band in bands]).amin(0)
     scene = torch.div(owner, batch.present.shape[1], rounding_mode="floor")
     return owner, row, 1.0 / torch.where(value > 0, value, _pick(smallest, scene)), z
-
-
-def _pixels_of_rows(
-    maps: PersonMaps,
-    batch: SceneBatch,
-    scene: torch.Tensor,
-    row: torch.Tensor,
-    map_row: torch.Tensor,
-    map_column: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
-    """Owner, row, disparity and z of the pixels of some image rows (n,) that show anybody."""
-    _, height, width = batch.disparity.shape
-    _, map_height, map_width = maps.person.shape
-    line_start = (scene * map_height + map_row[scene, row].clamp(min=0)) * map_width
-    columns = map_column.index_select(0, scene)
-    source = line_start[:, None] + columns.clamp(min=0)
-    person = _pick(maps.person.reshape(-1), source).masked_fill_(columns < 0, -1)
-    line, column = (person >= 0).nonzero(as_tuple=True)
-    place, image_line = line * width + column, scene * height + row
-    return (
-        _pick(scene * batch.present.shape[1], line) + _pick(person.view(-1), place),
-        _pick(row, line),
-        _pick(batch.disparity.reshape(-1), _pick(image_line, line) * width + column),
-        _pick(maps.z.reshape(-1), _pick(source.view(-1), place)),
-    )
 
 
 def measure_depth_evidence(
