@@ -29,7 +29,7 @@ from dto_pipeline.maths.line_posterior import (
 from dto_pipeline.maths.ordered import constant, fold_logsumexp, fold_softmax, fold_sum
 from dto_pipeline.maths.paper_solver import CODE
 from dto_pipeline.scene import DepthEvidence, GroupFits, HeightPrior, Posterior, SceneBatch
-from dto_pipeline.status import FitStatus, PersonStatus
+from dto_pipeline.status import PersonStatus
 
 _UNMEASURED = 1e6  # variance of log z of a depth that says nothing
 _LOG_GROWN = math.log(1.7)  # height of people whom networks put neither too far nor too near [log m]
@@ -254,9 +254,6 @@ def _conclude(crowd: _Crowd, found: CrowdPosterior, config: CrowdConfig) -> Grou
     by_depth = torch.where(measured & compared[:, None], CODE[PersonStatus.MOVED], CODE[PersonStatus.PLACED_BY_PRIOR])
     outcome = torch.where(present, CODE[PersonStatus.NO_FIT], CODE[PersonStatus.NOT_RUN])
     outcome = torch.where(placed, by_depth, outcome)
-    status = torch.where(compared, int(FitStatus.SOLVED), int(FitStatus.PRIOR_ONLY))
-    status = torch.where((present & ~placed).any(1), int(FitStatus.DEGENERATE), status)
-    status = torch.where(present.any(1), status, int(FitStatus.EMPTY))
 
     new_z = torch.where(placed, found.log_z.exp(), torch.nan)
     height = prior.height / crowd.z * new_z
@@ -286,7 +283,6 @@ def _conclude(crowd: _Crowd, found: CrowdPosterior, config: CrowdConfig) -> Grou
     return GroupFits(
         alpha=straight[:, :1].expand(-1, 2),
         beta=straight[:, 1:].expand(-1, 2),
-        status=status[:, None].expand(-1, 2),
         used_ground=torch.zeros_like(compared),
         z=crowd.z,
         new_z=new_z,
