@@ -116,7 +116,7 @@ def busy_stream(device: torch.device) -> Iterator[None]:
 def compare_devices(optimizer: SceneOptimizer, batch: SceneBatch) -> tuple[float, dict[str, str]]:
     """Compute a batch on its device and on the CPU. Returns the worst relative difference, and what differs."""
     there = optimizer(batch)
-    optimizer.body.cpu()
+    optimizer.body.to("cpu")
     here = optimizer(batch.to("cpu"))
     worst, differing = 0.0, {}
     for part in ("evidence", "people"):

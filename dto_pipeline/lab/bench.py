@@ -153,8 +153,8 @@ class PlainBody:
     def __init__(self, body: BodyModel) -> None:
         self.body = body
         self._template = body._template.T.to(torch.float32)
-        self._blend = (body._blend * body._blend_scale[:, None]).view(len(body._blend), 3, -1).mT.flatten(1).float()
-        self._weights = (body._weights * body._weights_scale[:, None]).T.to(torch.float32)
+        self._blend = (body._blend.values * body._blend.scale[:, None]).unflatten(1, (3, -1)).mT.flatten(1).float()
+        self._weights = (body._weights.values * body._weights.scale[:, None]).T.to(torch.float32)
 
     def vertices(self, pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> torch.Tensor:
         """(V, 3) [m] of one person."""

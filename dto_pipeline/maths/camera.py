@@ -30,7 +30,7 @@ def carry_to_camera(
 
 
 def map_size(height: int, width: int, max_side: int) -> tuple[int, int]:
-    """Size (h, w) of the person map of an H x W image: the longest side at most `max_side`, truncated, never larger."""
+    """Size (h, w) of the person map of an H x W image: scaled down to a longest side of `max_side`, never up."""
     scale = min(1.0, max_side / max(height, width))
     return max(1, int(height * scale)), max(1, int(width * scale))
 
@@ -38,11 +38,11 @@ def map_size(height: int, width: int, max_side: int) -> tuple[int, int]:
 def map_intrinsics(
     intrinsics: torch.Tensor, image_size: torch.Tensor, map_sizes: torch.Tensor, max_side: int
 ) -> torch.Tensor:
-    """(B, 3, 3) float64 camera of the person map: that of the image scaled, flush with the right and lower border.
+    """(B, 3, 3) float64 camera of the person map: that of the image, scaled.
 
-    The map is up to a pixel smaller than the scaled image (its size is truncated); as in the published renderer, that
-    fraction falls off the left and upper border. A centred principal point becomes (w - cx s, h - cy s), as published;
-    an off-centre one keeps its side, where the published renderer mirrors it.
+    The map is up to a pixel smaller than the scaled image, because its size is truncated; as in the published renderer,
+    that fraction is cut off at the left and upper border. A centred principal point becomes (w - cx s, h - cy s), as
+    published; an off-centre one keeps its side, while the published renderer mirrors it.
 
     Args: intrinsics (B, 3, 3) float64 [px]; image_size, map_sizes (B, 2) int64 as (H, W) and (h, w).
     """
