@@ -10,9 +10,7 @@ belongs to an image and has no place here. `data.sources.camerahmr` reads the fi
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from itertools import chain, starmap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +31,6 @@ NO_BOX = "persons without a box: center and scale are NaN"
 NO_KEYPOINTS = "persons without keypoints: gtkps has confidence 0"
 _SHAPES = {"center": (2,), "scale": (), "gtkps": (44, 3)}  # of one person, where no release has another
 _COPIED = ("imgname", *_SHAPES)
-_F4 = np.dtype("<f4")
 _BOX_UNIT = 200.0  # `scale` is the box's size over this [px]
 _LABELS = {"pose_cam": "pose", "shape": "betas", "trans_cam": "transl"} | {
     name: name for name in ("z_sigma_m", "height_sigma_m")
@@ -45,35 +42,35 @@ _Release = dict[str, np.ndarray]  # arrays of a released file; empty = the run w
 
 
 def write_camerahmr(job: ExportJob) -> None:
-    """One npz per subset, an array after the other."""
+    """One npz per subset."""
     for subset in job.taken:
         releases = [_open_release(run, job.labels) for run in subset.runs]
-        pairs = zip(subset.tables, releases, strict=True)
-        crowds = [
-            (flatten_table(table.select(_IMAGES), _PEOPLE), release)
-            for tables, release in pairs
+        shapes = {key: _shape_of_one(subset, key, releases) for key in _SHAPES}
+        parts = [
+            _arrays(job, flatten_table(table.select(_IMAGES), _PEOPLE), release, shapes)
+            for tables, release in zip(subset.tables, releases, strict=True)
             for table in job.read(tables)
         ]
-        names = [_name_images(labels, release) for labels, release in crowds]
-        text = np.dtype(f"<U{max(len(name) for some in names for name in some)}")
-        arrays: dict[str, tuple[np.dtype, Iterable[np.ndarray]]] = {
-            "imgname": (text, (np.array(s, text)[labels.owner] for s, (labels, _) in zip(names, crowds, strict=True)))
-        }
-        for key in _SHAPES:
-            arrays[key] = _F4, starmap(partial(_copy, job, key, _shape_of_one(subset, key, releases)), crowds)
-        for key, name in _LABELS.items():
-            arrays[key] = _F4, [labels.people[name] for labels, _ in crowds]
-        arrays["cam_int"] = np.dtype("<f8"), (labels.intrinsics[labels.owner] for labels, _ in crowds)
         path = f"{subset.name}-dto.npz"
-        with zipfile.ZipFile(job.folder / path, "w") as archive, np.errstate(over="ignore"):
-            for key, (kind, values) in arrays.items():
-                parts = iter(values)
-                first = next(parts)
-                shape = (subset.persons, *first.shape[1:])
-                with open_member(archive, key, kind, shape, packed=kind is text) as stream:
-                    for part in chain([first], parts):
-                        stream.write(np.ascontiguousarray(part, kind).tobytes())
+        with zipfile.ZipFile(job.folder / path, "w") as archive:
+            for key in list(parts[0]):
+                array = np.concatenate([part.pop(key) for part in parts])
+                with open_member(archive, key, array.dtype, array.shape, packed=key == "imgname") as stream:
+                    stream.write(array.data)
         job.add(path, subset.images, subset.persons)
+
+
+def _arrays(
+    job: ExportJob, labels: LabelColumns, release: _Release, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """The file's arrays for the n people of some images."""
+    with np.errstate(over="ignore"):  # what single precision cannot hold becomes infinite
+        return {
+            "imgname": np.array(_name_images(labels, release), str)[labels.owner],
+            **{key: _copy(job, key, shape, labels, release) for key, shape in shapes.items()},
+            **{key: labels.people[name].astype(np.float32) for key, name in _LABELS.items()},
+            "cam_int": labels.intrinsics[labels.owner],
+        }
 
 
 def _open_release(run: RunLabels, named: Sequence[Location]) -> _Release:
