@@ -23,8 +23,8 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from dto_pipeline.config import RunConfig
-from dto_pipeline.data.storage import STORAGE_ERRORS, Location, error_text, read_head
-from dto_pipeline.paths import UnsafePath
+from dto_pipeline.data.storage import STORAGE_ERRORS, Location, error_text, open_store
+from dto_pipeline.paths import UnsafePath, check_relative
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 MAX_FILE_BYTES = 1 << 29  # of one image: 100 Mpx of RGBA without compression; nothing longer is read to its end
@@ -120,7 +120,8 @@ class ImageFolder(ImageStore):
     def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
         """See `ImageStore`."""
         try:
-            return read_head(self.root, image_file, MAX_FILE_BYTES + 1 if limit is None else limit)
+            name = check_relative(image_file)
+            return open_store(self.root).read(name, MAX_FILE_BYTES + 1 if limit is None else limit)
         except FileNotFoundError as error:
             advice = "; it is in a tar, and the index (*.tars.parquet) is missing next to the manifest: copy it there"
             raise ImageMissing(

@@ -205,12 +205,6 @@ def find_file(location: Location) -> tuple[Store, str]:
     return open_store(folder), name
 
 
-def open_input(location: Location) -> pa.NativeFile:
-    """Open a file for random access; raises FileNotFoundError, or OSError where it is no regular file."""
-    store, name = find_file(location)
-    return store.open(name)
-
-
 def exists(location: Location) -> bool:
     """True if there is a file."""
     store, name = find_file(location)
@@ -236,11 +230,6 @@ def is_there(location: Location) -> bool:
         return exists(location) or folder_exists(location, unknown=False)
     except STORAGE_ERRORS:
         return False
-
-
-def read_head(root: Location, name: str, limit: int | None) -> bytes:
-    """The first `limit` bytes (None = all) of a file below a folder; raises FileNotFoundError, OSError, UnsafePath."""
-    return open_store(root).read(check_relative(name), limit)
 
 
 def read_many(root: Location, names: Sequence[str], limit: int | None = None) -> Iterator[tuple[str, bytes]]:

@@ -32,9 +32,7 @@ from dto_pipeline.data.storage import (
     beside,
     error_text,
     exists,
-    join_location,
     list_names,
-    open_input,
     open_store,
     read_bytes,
     write_bytes,
@@ -42,6 +40,7 @@ from dto_pipeline.data.storage import (
 )
 from dto_pipeline.data.tar_walk import Listing, sample_key, walk_tar
 from dto_pipeline.errors import DtoError
+from dto_pipeline.paths import check_relative
 from dto_pipeline.reading import parse_json
 from dto_pipeline.schema import TAR_INDEX_SCHEMA, TAR_INDEX_SCHEMA_NAME
 
@@ -126,7 +125,7 @@ def build_tar_index(root: Location, out: Location, progress: bool = False) -> li
 
 def _list_members(root: Location, tar: str) -> Listing:
     try:
-        with open_input(join_location(root, tar)) as source:
+        with open_store(root).open(check_relative(tar)) as source:
             return walk_tar(source)
     except OSError as error:
         return Listing((), -1, f"cannot be read: {error_text(error)}")
@@ -212,7 +211,7 @@ class TarImages(ImageStore):
         tar, entry = address[0], self._find(image_file, *address)
         wanted = entry["size"] if limit is None else min(entry["size"], limit)
         try:
-            with open_input(join_location(self._root, tar)) as source:
+            with open_store(self._root).open(check_relative(tar)) as source:
                 found, data = source.size(), source.read_at(wanted, entry["offset"])
         except FileNotFoundError as error:
             raise ImageMissing(f"image {image_file}: {tar} does not exist") from error
