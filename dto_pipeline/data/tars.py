@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
+from os.path import splitext
 from typing import Any
 
 import pyarrow as pa
@@ -171,7 +171,7 @@ class TarImages(ImageStore):
             check_file(self.path, file, TAR_INDEX_SCHEMA, TarIndexError)
             self.summaries = _read_summaries(self.path, footer_text(file))
             try:
-                self._rows = file.read(["member", "extension", "offset", "size", "problem"])
+                self._rows = file.read(["member", "offset", "size", "problem"])
             except READ_ERRORS as error:
                 raise TarIndexError(f"{self.path} is damaged ({error}); build the manifest again") from error
         counts = [summary.members for summary in self.summaries]
@@ -182,19 +182,18 @@ class TarImages(ImageStore):
         self._places = {summary.tar: (start, summary) for start, summary in zip(starts, self.summaries, strict=False)}
 
     def rows(self, tar: str) -> pa.Table:
-        """member, extension, offset, size and problem of every entry of one tar, in tar order. Raises: KeyError."""
+        """member, offset, size and problem of every entry of one tar, in tar order. Raises: KeyError."""
         start, summary = self._places[tar]
         return self._rows.slice(start, summary.members)
 
-    def members(self, images: bool = True) -> Iterator[tuple[str, str]]:
-        """(address, name) of the usable images of all tars, or of all usable members, in order; tar by tar."""
+    def members(self) -> Iterator[tuple[str, str]]:
+        """(address, name) of the usable images of all tars, in order; tar by tar."""
+        endings = rf"\.({'|'.join(IMAGE_EXTENSIONS)})$"
         for summary in self.summaries:
             rows = self.rows(summary.tar)
-            wanted = pc.is_null(rows["problem"])
-            if images:
-                endings = pa.array(IMAGE_EXTENSIONS)
-                wanted = pc.and_(wanted, pc.is_in(pc.utf8_lower(rows["extension"]), value_set=endings))
-            yield from ((f"{summary.tar}!{name}", name) for name in rows["member"].filter(wanted).to_pylist())
+            names = rows["member"].filter(pc.is_null(rows["problem"]))
+            names = names.filter(pc.match_substring_regex(names, endings, ignore_case=True))
+            yield from ((f"{summary.tar}!{name}", name) for name in names.to_pylist())
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(address, reason) of every refused entry of every tar."""
@@ -229,9 +228,7 @@ class TarImages(ImageStore):
         try:
             return ImageFolder(self._root).read_bytes(image_file, limit)
         except ImageMissing as error:
-            key = sample_key(image_file)[0]
-            advice = f"neither under its whole name nor as sample {key!r}, which ends at the first dot"
-            raise ImageMissing(f"image {image_file} is in none of the tars, {advice}") from error
+            raise ImageMissing(f"image {image_file} is in none of the tars, and no file beside them") from error
 
     def _find(self, image_file: str, tar: str, name: str) -> dict[str, Any]:
         """The index's row of a member; raises as `read_bytes`."""
@@ -253,10 +250,9 @@ def locate_images(
 ) -> tuple[list[str | None], list[tuple[str, str]]]:
     """Join image names of a label file with the images of some tars, which lie under other folders.
 
-    A name and a member belong together when their last `key_parts` path parts are equal up to the first dot of the base
-    name, case included. Of several such members the one with the name's own extension is taken, then jpg, jpeg, png,
-    then the first; the others are reported. A name with further dots (``cam.0.jpg``) is first searched as a whole;
-    where several names are equal up to the first dot, only the whole name counts.
+    A name and a member belong together when their last `key_parts` path parts are equal up to the extension, case
+    included. Of several such members the one with the name's own extension is taken, then jpg, jpeg, png, then the
+    first; the others are reported.
 
     Args:
         names: n distinct names like ``insta-train/a/b/c.jpg``.
@@ -265,25 +261,16 @@ def locate_images(
     Returns:
         The address of each image, None = not found; pairs of the address taken and another that fits the same name.
     """
-    keys = [_tail(sample_key(name)[0], key_parts) for name in names]
-    dotted = {_tail(name, key_parts) for name in names if "." in sample_key(name)[1]}
-    found: dict[str, list[tuple[str, str]]] = {key: [] for key in keys}  # (extension, address)
-    whole, shared = dict[str, str](), Counter(keys)
-    for address, member in tars.members(images=not dotted):
-        tail = _tail(member, key_parts)
-        if tail in dotted:
-            whole.setdefault(tail, address)
-        key, extension = sample_key(tail)
-        if key in found and extension.lower() in IMAGE_EXTENSIONS:
-            found[key].append((extension.lower(), address))
+    wanted = [splitext(_tail(name, key_parts)) for name in names]
+    found: dict[str, list[tuple[str, str]]] = {stem: [] for stem, _ in wanted}  # (extension, address)
+    for address, member in tars.members():
+        stem, _, extension = _tail(member, key_parts).rpartition(".")
+        if stem in found:
+            found[stem].append((extension.lower(), address))
     ranked = []
-    for name, key in zip(names, keys, strict=True):
-        own = sample_key(name)[1].lower()
-        by_kind = sorted(found[key], key=lambda one: (one[0] != own, IMAGE_EXTENSIONS.index(one[0])))
-        if at := whole.get(_tail(name, key_parts)):
-            by_kind = [(own, at)]
-        elif "." in own and shared[key] > 1:  # the key ends too early to be this name's alone
-            by_kind = []
+    for stem, extension in wanted:
+        own = extension[1:].lower()
+        by_kind = sorted(found[stem], key=lambda one: (one[0] != own, IMAGE_EXTENSIONS.index(one[0])))
         ranked.append([address for _, address in by_kind])
     repeated = [(fitting[0], other) for fitting in ranked for other in fitting[1:]]
     return [fitting[0] if fitting else None for fitting in ranked], repeated
