@@ -37,24 +37,15 @@ class Member:
     problem: str | None = None  # why it is not read; None = usable
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The entries of one tar, in order; `problem` is of the tar as a whole."""
-
-    members: tuple[Member, ...]
-    size: int
-    problem: str | None = None
-
-
-def walk_tar(source: pa.NativeFile) -> Listing:
-    """List a tar; everything that is wrong with its contents becomes a `problem`.
+def walk_tar(source: pa.NativeFile) -> tuple[list[Member], str | None]:
+    """The entries of a tar, in order, and what is wrong with the tar as a whole; None = nothing.
 
     Raises: OSError: the file cannot be read.
     """
     size = source.size()
     kind = next((name for magic, name in _COMPRESSED.items() if source.read_at(8, 0).startswith(magic)), None)
     if kind:
-        return Listing((), size, f"is compressed ({kind}) and cannot be read in place; decompress it")
+        return [], f"is compressed ({kind}) and cannot be read in place; decompress it"
     members: list[Member] = []
     problems: list[str] = []
     first_of_name: dict[str, int] = {}
@@ -65,7 +56,7 @@ def walk_tar(source: pa.NativeFile) -> Listing:
         if found.problem is None and (first := first_of_name.setdefault(found.name, found.offset)) != found.offset:
             found = Member(found.name, found.offset, found.size, f"repeats the name of the member at byte {first}")
         members.append(found)
-    return Listing(tuple(members), size, "; ".join(problems) or None)
+    return members, "; ".join(problems) or None
 
 
 def sample_key(name: str) -> tuple[str, str]:

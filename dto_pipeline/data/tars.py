@@ -38,7 +38,7 @@ from dto_pipeline.data.storage import (
     write_bytes,
     written,
 )
-from dto_pipeline.data.tar_walk import Listing, sample_key, walk_tar
+from dto_pipeline.data.tar_walk import Member, sample_key, walk_tar
 from dto_pipeline.errors import DtoError
 from dto_pipeline.paths import check_relative
 from dto_pipeline.reading import parse_json
@@ -113,32 +113,33 @@ def build_tar_index(root: Location, out: Location, progress: bool = False) -> li
                 return known
         with written(out) as temporary, new_parquet(temporary, TAR_INDEX_SCHEMA) as writer:
             listings = pool.map(lambda tar: _list_members(root, tar), tars)
-            for tar, listing in tqdm(zip(tars, listings, strict=True), "tars", len(tars), disable=not progress):
-                if listing.members:
-                    writer.write_table(_rows(tar, listing), row_group_size=len(listing.members))
-                refused = sum(member.problem is not None for member in listing.members)
-                summaries.append(TarSummary(tar, listing.size, len(listing.members), refused, listing.problem))
+            for summary, members in tqdm(listings, "tars", len(tars), disable=not progress):
+                if members:
+                    writer.write_table(_rows(summary.tar, members), row_group_size=len(members))
+                summaries.append(summary)
             footer = json.dumps([dataclasses.astuple(summary) for summary in summaries])
             writer.add_key_value_metadata({"schema": TAR_INDEX_SCHEMA_NAME, "tars": footer})
     return summaries
 
 
-def _list_members(root: Location, tar: str) -> Listing:
+def _list_members(root: Location, tar: str) -> tuple[TarSummary, list[Member]]:
     try:
         with open_store(root).open(check_relative(tar)) as source:
-            return walk_tar(source)
+            size, (members, problem) = source.size(), walk_tar(source)
     except OSError as error:
-        return Listing((), -1, f"cannot be read: {error_text(error)}")
+        return TarSummary(tar, -1, 0, 0, f"cannot be read: {error_text(error)}"), []
+    refused = sum(member.problem is not None for member in members)
+    return TarSummary(tar, size, len(members), refused, problem), members
 
 
-def _rows(tar: str, listing: Listing) -> pa.Table:
-    keys = [sample_key(member.name) for member in listing.members]
+def _rows(tar: str, members: list[Member]) -> pa.Table:
+    keys = [sample_key(member.name) for member in members]
     columns = {
         "tar": [tar] * len(keys),
-        "member": [member.name for member in listing.members],
+        "member": [member.name for member in members],
         "key": [key for key, _ in keys],
         "extension": [extension for _, extension in keys],
-        **{name: [getattr(member, name) for member in listing.members] for name in ("offset", "size", "problem")},
+        **{name: [getattr(member, name) for member in members] for name in ("offset", "size", "problem")},
     }
     return build_table(TAR_INDEX_SCHEMA, columns)
 
