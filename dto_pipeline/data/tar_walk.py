@@ -29,7 +29,7 @@ _PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
 
 @dataclass(frozen=True)
 class Member:
-    """One entry of a tar that holds, or claims to hold, a file."""
+    """One entry of a tar, folders excepted."""
 
     name: str  # without "./" and doubled slashes; with escapes where it is not UTF-8, which is refused
     offset: int  # of the first byte of its contents
@@ -70,7 +70,7 @@ def sample_key(name: str) -> tuple[str, str]:
 
 
 def _entries(source: pa.NativeFile, end: int) -> Iterator[Member | str]:
-    """Members in order, and a sentence for each thing wrong with the tar itself."""
+    """Members in order; in between a sentence for each thing that is wrong with the tar itself."""
     at, finished = 0, False
     extended: dict[bytes, bytes] = {}  # from long-name and pax headers, for the next entry
     while at + BLOCK <= end:

@@ -1,8 +1,8 @@
-"""Images inside tars: an index of every member's place, the members that a label file's names mean, and an image store.
+"""Images inside tars: an index of where every member lies, the member of each image that labels name, an image store.
 
 The index is a Parquet file beside the manifest, one row group a tar; a manifest names an image in a tar by the address
-``<tar>!<member>``. Tars are only read, each member with one seek, and never unpacked; entries that `tar_walk` refuses
-stay in the index with the reason. The folder may be local or behind a URI. Offsets and sizes in bytes.
+``<tar>!<member>``. Tars are never unpacked: a member is read from its place. Entries that `tar_walk` refuses stay in
+the index with the reason. The folder may be local or behind a URI. Offsets and sizes in bytes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from dto_pipeline.reading import parse_json
 from dto_pipeline.schema import TAR_INDEX_SCHEMA, TAR_INDEX_SCHEMA_NAME
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")  # in order of preference where one sample has several
-_THREADS = 4  # tars read at the same time: headers are small reads that wait for the disk
+_THREADS = 4  # tars read at the same time, because reading headers is waiting for the disk
 
 
 class TarIndexError(DtoError, ValueError):
@@ -93,7 +93,7 @@ def list_tars(root: Location) -> list[str]:
 
 
 def build_tar_index(root: Location, out: Location, progress: bool = False) -> list[TarSummary]:
-    """Locate every member of the tars below a folder, once: an index of the same tars and sizes is kept as it is.
+    """Locate every member of the tars below a folder. An index of the same tars and sizes is kept as it is.
 
     Args:
         root: folder or URI the tars lie under.
@@ -106,7 +106,7 @@ def build_tar_index(root: Location, out: Location, progress: bool = False) -> li
     """
     root, tars, summaries = as_location(root), list_tars(root), []
     with ThreadPoolExecutor(_THREADS) as pool:
-        with suppress(TarIndexError, FileNotFoundError):  # there is none, it is broken, or a tar is gone: made anew
+        with suppress(TarIndexError, FileNotFoundError):  # no index, a broken one, or a tar is gone: build it
             known = TarImages(out, root).summaries
             sizes = {summary.tar: summary.size for summary in known}
             if [*sizes] == tars and [*pool.map(open_store(root).size, tars)] == [*sizes.values()]:
@@ -155,7 +155,7 @@ def _read_summaries(path: Location, metadata: dict[str, str]) -> list[TarSummary
 
 
 class TarImages(ImageStore):
-    """Members of indexed tars, named ``<tar>!<member>``, and plain files below their folder; for any number of threads.
+    """Members of indexed tars, named ``<tar>!<member>``, and plain files below the folder of the tars.
 
     The index is in memory, about 0.1 kB a member.
 
@@ -249,7 +249,7 @@ class TarImages(ImageStore):
 def locate_images(
     tars: TarImages, names: Sequence[str], key_parts: int
 ) -> tuple[list[str | None], list[tuple[str, str]]]:
-    """Join image names of a label file with the images of some tars, which lie under other folders.
+    """Find the images that a label file names in some tars, where their folders may have other names.
 
     A name and a member belong together when their last `key_parts` path parts are equal up to the extension, case
     included. Of several such members the one with the name's own extension is taken, then jpg, jpeg, png, then the
@@ -283,9 +283,9 @@ def _tail(key: str, parts: int) -> str:
 
 @dataclass(frozen=True)
 class TarPlacement:
-    """An image index with the addresses of its images in tars."""
+    """An image index whose images were looked for in tars."""
 
-    index: ImageIndex  # `image_file` is an address where the image was found, else the label's name
+    index: ImageIndex  # `image_file` is the address of an image that was found, else the label's name
     images: TarImages
     repeated: list[tuple[str, str]]  # see `locate_images`
 
@@ -298,7 +298,7 @@ def tar_index_path(manifest: Location) -> Location:
 def place_in_tars(
     index: ImageIndex, root: Location, key_parts: int, index_file: Location, progress: bool = False
 ) -> TarPlacement:
-    """Find the images of an index in the tars below a folder, which are indexed on the way into `index_file`.
+    """Find the images of an index in the tars below a folder; the index of the tars is written to `index_file`.
 
     Arguments as in `locate_images`. Raises: TarIndexError as `list_tars`.
     """
@@ -310,12 +310,12 @@ def place_in_tars(
 
 
 def open_images(images_root: Location, manifest: Location) -> ImageStore:
-    """The store a manifest's images are read from: a folder, and its tars where the manifest has a tar index."""
+    """The store of a manifest's images: a folder, and the tars in it where the manifest has a tar index."""
     root, index_file = as_location(images_root), tar_index_path(manifest)
     return TarImages(index_file, root) if exists(index_file) else ImageFolder(root)
 
 
 def carry_tar_index(manifest: Location, derived: Location) -> None:
-    """Copy a manifest's tar index, if it has one, for a manifest that was made from it."""
+    """Copy a manifest's tar index, if it has one, to a manifest that was made from it."""
     if exists(tar_index_path(manifest)):
         write_bytes(tar_index_path(derived), read_bytes(tar_index_path(manifest)))
