@@ -1,4 +1,4 @@
-"""Depth maps and body models from a folder or URI: read from the place, or copied here while a body model loads."""
+"""Depth maps and body models from a folder or URI. Maps are read in place; a body model is copied while it loads."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """CameraHMR's flat layout: ``<subset>-dto.npz``, plain arrays without pickles, one row per person.
 
-`imgname`, `center`, `scale` and `gtkps` are copied from the released file the run was made from, by each person's
-source row, because loaders of this layout need these keys. People without a source row (merged in, or of a source in
-another layout) get the manifest's image name, centre and scale of their box, and keypoints of confidence 0. `shape` has
-eleven columns, the kid axis last. `z_sigma_m` and `height_sigma_m` are NaN where the solver gives none; `z_covariance`
-belongs to an image and has no place here. `data.sources.camerahmr` reads the file.
+`imgname`, `center`, `scale` and `gtkps`, which loaders of this layout need, are copied from the released file the run
+was made from, by each person's source row. People without a source row (merged in, or of a source in another layout)
+get the manifest's image name, centre and scale of their box, and keypoints of confidence 0. `shape` has eleven columns,
+the kid axis last. `z_sigma_m` and `height_sigma_m` are NaN where the solver gives none. `z_covariance` is not written,
+as it belongs to an image. `data.sources.camerahmr` reads the file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dto_pipeline.reading import parse_json
 
 NO_BOX = "persons without a box: center and scale are NaN"
 NO_KEYPOINTS = "persons without keypoints: gtkps has confidence 0"
-_SHAPES = {"center": (2,), "scale": (), "gtkps": (44, 3)}  # of one person, where no release has another
+_SHAPES = {"center": (2,), "scale": (), "gtkps": (44, 3)}  # of one person, unless the released file differs
 _COPIED = ("imgname", *_SHAPES)
 _BOX_UNIT = 200.0  # `scale` is the box's size over this [px]
 _LABELS = {"pose_cam": "pose", "shape": "betas", "trans_cam": "transl"} | {
@@ -108,7 +108,7 @@ def _open_release(run: RunLabels, named: Sequence[Location]) -> _Release:
 
 
 def _places(manifest: Manifest, file: str) -> Iterator[Path]:
-    """Where the label file may be: below a folder that the images or the manifest are in."""
+    """Where the label file may be: below any folder above the images or the manifest."""
     names = [name for name in (file, str(manifest.dataset.get("labels", ""))) if name]
     for place in (manifest.images_root, manifest.path):
         if isinstance(place, Path):
@@ -116,7 +116,7 @@ def _places(manifest: Manifest, file: str) -> Iterator[Path]:
 
 
 def _shape_of_one(subset: Subset, key: str, releases: list[_Release]) -> tuple[int, ...]:
-    """The shape of one person's entry: a released scale may have two numbers, gtkps any number of keypoints."""
+    """The shape of one person's entry: a released scale may be two numbers, gtkps may have any number of keypoints."""
     shapes = {release[key].shape[1:] for release in releases if key in release} or {_SHAPES[key]}
     if len(shapes) > 1:
         raise ExportError(f"subset {subset.name}: {key} has the shapes {sorted(shapes)}; export its runs apart")
@@ -124,7 +124,7 @@ def _shape_of_one(subset: Subset, key: str, releases: list[_Release]) -> tuple[i
 
 
 def _name_images(labels: LabelColumns, release: _Release) -> list[str]:
-    """Names of the images: as in the release; else as in the manifest, for images in tars their published keys."""
+    """Names of the images: as in the release, else as in the manifest; for images in tars their published keys."""
     pairs = zip(labels.images[IMAGE_FILE], labels.images["image_path"], strict=True)
     names = [key if split_address(file) else file for file, key in pairs]
     if release:
@@ -137,7 +137,7 @@ def _name_images(labels: LabelColumns, release: _Release) -> list[str]:
 
 
 def _copy(job: ExportJob, key: str, shape: tuple[int, ...], labels: LabelColumns, release: _Release) -> np.ndarray:
-    """(n, *shape) entries of the release by source row; for people without one, what follows from their box."""
+    """(n, *shape): entries of the release by source row; for people without one, computed from their box."""
     row, box = labels.people["source_row"], labels.people["bbox_xyxy"]
     values = np.zeros((len(row), *shape), np.float32)
     if key == "center":
