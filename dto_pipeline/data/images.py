@@ -12,7 +12,6 @@ import io
 import re
 import threading
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -71,12 +70,29 @@ class ImageFile:
     size: tuple[int, int] = (0, 0)  # width and height of the image in the file; `rgb` may be smaller [px]
 
 
-class ImageStore(ABC):
-    """A place of images, which are read by the names a manifest gives them, from several threads."""
+class ImageStore:
+    """Images in a folder or below a URI, read by the names a manifest gives them, from several threads.
 
-    @abstractmethod
+    A name that leaves the folder counts as corrupt and is never opened.
+    """
+
+    def __init__(self, root: Location) -> None:
+        self.root = root
+
     def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
         """The file as it is, or its first `limit` bytes; raises `ImageMissing` or `ImageCorrupt`."""
+        try:
+            name = check_relative(image_file)
+            return open_store(self.root).read(name, MAX_FILE_BYTES + 1 if limit is None else limit)
+        except FileNotFoundError as error:
+            advice = "; it is in a tar, and the index (*.tars.parquet) is missing next to the manifest: copy it there"
+            raise ImageMissing(
+                f"image {image_file} does not exist{advice if TAR_MARK in image_file else ''}"
+            ) from error
+        except UnsafePath as error:
+            raise ImageCorrupt(str(error)) from error
+        except STORAGE_ERRORS as error:
+            raise ImageCorrupt(f"image {image_file} cannot be read: {error_text(error)}") from error
 
     def read(
         self, image_file: str, decode_memory_mb: int = RunConfig.decode_memory_mb, least_side: int = 0
@@ -111,33 +127,11 @@ class ImageStore(ABC):
             raise ImageCorrupt(f"image {image_file} {error}") from error
 
 
-@dataclass(frozen=True)
-class ImageFolder(ImageStore):
-    """Images in a folder or below a URI. A name that leaves the folder counts as corrupt and is never opened."""
-
-    root: Location
-
-    def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
-        """See `ImageStore`."""
-        try:
-            name = check_relative(image_file)
-            return open_store(self.root).read(name, MAX_FILE_BYTES + 1 if limit is None else limit)
-        except FileNotFoundError as error:
-            advice = "; it is in a tar, and the index (*.tars.parquet) is missing next to the manifest: copy it there"
-            raise ImageMissing(
-                f"image {image_file} does not exist{advice if TAR_MARK in image_file else ''}"
-            ) from error
-        except UnsafePath as error:
-            raise ImageCorrupt(str(error)) from error
-        except STORAGE_ERRORS as error:
-            raise ImageCorrupt(f"image {image_file} cannot be read: {error_text(error)}") from error
-
-
 def read_image(path: str | Path) -> ImageFile:
     """Decode an image file of this machine; raises `ImageMissing` or `ImageCorrupt`."""
     path = Path(path)
     try:
-        return ImageFolder(path.parent).read(path.name)
+        return ImageStore(path.parent).read(path.name)
     except UnusableImage as error:
         raise type(error)(f"{path.parent}: {error}") from error
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.image_index import ImageIndex
-from dto_pipeline.data.images import TAR_MARK, ImageCorrupt, ImageFolder, ImageMissing, ImageStore
+from dto_pipeline.data.images import TAR_MARK, ImageCorrupt, ImageMissing, ImageStore
 from dto_pipeline.data.parquet import READ_ERRORS, check_file, footer_text, new_parquet, open_parquet
 from dto_pipeline.data.storage import (
     STORAGE_ERRORS,
@@ -144,16 +144,6 @@ def _rows(tar: str, members: list[Member]) -> pa.Table:
     return build_table(TAR_INDEX_SCHEMA, columns)
 
 
-def _read_summaries(path: Location, metadata: dict[str, str]) -> list[TarSummary]:
-    if metadata.get("schema") != TAR_INDEX_SCHEMA_NAME:
-        found = metadata.get("schema", "no schema name")
-        raise TarIndexError(f"{path} is {found}; expected {TAR_INDEX_SCHEMA_NAME}. Build the index again")
-    try:
-        return [TarSummary(*fields) for fields in parse_json(metadata["tars"])]
-    except (KeyError, TypeError, ValueError) as error:
-        raise TarIndexError(f"{path}: footer lacks or garbles {error}; build the index again") from error
-
-
 class TarImages(ImageStore):
     """Members of indexed tars, named ``<tar>!<member>``, and plain files below the folder of the tars.
 
@@ -167,20 +157,23 @@ class TarImages(ImageStore):
     """
 
     def __init__(self, path: Location, root: Location) -> None:
-        self.path, self._root = as_location(path), as_location(root)
+        super().__init__(as_location(root))
+        self.path = as_location(path)
         with open_parquet(self.path, TarIndexError) as file:
             check_file(self.path, file, TAR_INDEX_SCHEMA, TarIndexError)
-            self.summaries = _read_summaries(self.path, footer_text(file))
             try:
+                metadata = footer_text(file)
+                if metadata["schema"] != TAR_INDEX_SCHEMA_NAME:
+                    raise ValueError(f"it is {metadata['schema']}, expected {TAR_INDEX_SCHEMA_NAME}")
+                self.summaries = [TarSummary(*fields) for fields in parse_json(metadata["tars"])]
                 self._rows = file.read(["member", "offset", "size", "problem"])
-            except READ_ERRORS as error:
-                raise TarIndexError(f"{self.path} is damaged ({error}); build the manifest again") from error
-        counts = [summary.members for summary in self.summaries]
-        if min(counts, default=0) < 0 or sum(counts) != self._rows.num_rows:
-            found = f"its footer counts {sum(counts)} members, it has {self._rows.num_rows}"
-            raise TarIndexError(f"{self.path} is damaged ({found}); build the manifest again")
-        starts = accumulate(counts, initial=0)
-        self._places = {summary.tar: (start, summary) for start, summary in zip(starts, self.summaries, strict=False)}
+                counts = [summary.members for summary in self.summaries]
+                if min(counts, default=0) < 0 or sum(counts) != self._rows.num_rows:
+                    raise ValueError(f"its footer counts {sum(counts)} members, it has {self._rows.num_rows}")
+                pairs = zip(accumulate(counts, initial=0), self.summaries, strict=False)
+                self._places = {check_relative(summary.tar): (start, summary) for start, summary in pairs}
+            except (KeyError, TypeError, ValueError, AttributeError, *READ_ERRORS) as error:
+                raise TarIndexError(f"{self.path} cannot be used ({error}); build the manifest again") from error
 
     def rows(self, tar: str) -> pa.Table:
         """member, offset, size and problem of every entry of one tar, in tar order. Raises: KeyError."""
@@ -207,11 +200,14 @@ class TarImages(ImageStore):
         """See `ImageStore`; a member whose tar has changed its size since it was indexed counts as corrupt."""
         address = split_address(image_file)
         if address is None:
-            return self._read_plain(image_file, limit)
+            try:
+                return super().read_bytes(image_file, limit)
+            except ImageMissing as error:
+                raise ImageMissing(f"image {image_file} is in none of the tars, and no file beside them") from error
         tar, entry = address[0], self._find(image_file, *address)
         wanted = entry["size"] if limit is None else min(entry["size"], limit)
         try:
-            with open_store(self._root).open(check_relative(tar)) as source:
+            with open_store(self.root).open(tar) as source:
                 found, data = source.size(), source.read_at(wanted, entry["offset"])
         except FileNotFoundError as error:
             raise ImageMissing(f"image {image_file}: {tar} does not exist") from error
@@ -224,12 +220,6 @@ class TarImages(ImageStore):
         if len(data) != wanted:
             raise ImageCorrupt(f"image {image_file}: {image_file}: {len(data)} of {wanted} bytes could be read")
         return data
-
-    def _read_plain(self, image_file: str, limit: int | None) -> bytes:
-        try:
-            return ImageFolder(self._root).read_bytes(image_file, limit)
-        except ImageMissing as error:
-            raise ImageMissing(f"image {image_file} is in none of the tars, and no file beside them") from error
 
     def _find(self, image_file: str, tar: str, name: str) -> dict[str, Any]:
         """The index's row of a member; raises as `read_bytes`."""
@@ -312,7 +302,7 @@ def place_in_tars(
 def open_images(images_root: Location, manifest: Location) -> ImageStore:
     """The store of a manifest's images: a folder, and the tars in it where the manifest has a tar index."""
     root, index_file = as_location(images_root), tar_index_path(manifest)
-    return TarImages(index_file, root) if exists(index_file) else ImageFolder(root)
+    return TarImages(index_file, root) if exists(index_file) else ImageStore(root)
 
 
 def carry_tar_index(manifest: Location, derived: Location) -> None:

@@ -1,6 +1,7 @@
 """Tars read in place: what the index finds, what it refuses, and that damage costs one member."""
 
 import io
+import json
 import os
 import tarfile
 
@@ -271,3 +272,14 @@ def test_addresses_split_at_the_end_of_the_tars_name():
     assert split_address("s/000.tar!a/b!c.jpg") == ("s/000.tar", "a/b!c.jpg")
     assert split_address("a/b!c.jpg") is None
     assert split_address("a.tar!") is None
+
+
+def test_an_index_that_leads_out_of_the_folder_is_refused(indexed, tmp_path):
+    index = indexed(t=tar_bytes([("1.jpg", b"1")]))
+    table = pa.parquet.read_table(index.path)
+    for tar in ("../t.tar", ["t.tar"], 5):
+        summaries = json.dumps([[tar, 10240, 1, 0, None]])
+        metadata = {"schema": "dto-tar-index/1", "tars": summaries}
+        pa.parquet.write_table(table.replace_schema_metadata(metadata), index.path)
+        with pytest.raises(TarIndexError, match="cannot be used"):
+            TarImages(index.path, tmp_path)
