@@ -17,7 +17,7 @@ from transformers import DepthAnythingForDepthEstimation
 
 from dto_pipeline.collate import collate_scenes
 from dto_pipeline.config import PipelineConfig, load_config
-from dto_pipeline.data.images import ImageFolder, read_image
+from dto_pipeline.data.images import ImageStore, read_image
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.scenes import SceneLoader
 from dto_pipeline.lab.crowd_files import (
@@ -139,7 +139,7 @@ def make_batch(place: Place, images: int, groups: int, mode: str) -> tuple[Scene
     rows = manifest.read_shard(0)
     needed = [k % rows.num_rows for k in range(images * groups)]
     depth = DepthFiles(Path(str(manifest.depth_root)))
-    loader = SceneLoader(ImageFolder(manifest.images_root), depth, config.evidence.render_max_side)
+    loader = SceneLoader(ImageStore(manifest.images_root), depth, config.evidence.render_max_side)
     scenes = loader.load(rows.take(needed))
     if bad := [scene.problem for scene in scenes if scene.problem]:
         raise RuntimeError(f"a picture of the check cannot be used: {bad[0]}")

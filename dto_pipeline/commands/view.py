@@ -72,7 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _view_file(arguments: argparse.Namespace) -> int:
     """Draw scenes of a file of people: released DTO-Humans, CameraHMR's, predictions, exports."""
-    from dto_pipeline.data.images import ImageFolder
+    from dto_pipeline.data.images import ImageStore
     from dto_pipeline.data.people import read_people
     from dto_pipeline.data.storage import as_location
     from dto_pipeline.models.body import load_body
@@ -85,7 +85,7 @@ def _view_file(arguments: argparse.Namespace) -> int:
         raise DtoError(f"{arguments.run_dir} does not name its body model; name it with --body (demo = the stand-in)")
     people = read_people(arguments.run_dir)
     number = arguments.random or (0 if arguments.key else _DEFAULT_WORST)
-    images = None if arguments.images is None else ImageFolder(as_location(arguments.images))
+    images = None if arguments.images is None else ImageStore(as_location(arguments.images))
     body = load_body(arguments.body)
     for image in choose_images(people, arguments.key, number, arguments.seed):
         path = local_place(arguments.out) / f"{file_name(str(people.images[image]))}.png"

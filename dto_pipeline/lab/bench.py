@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dto_pipeline.collate import collate_scenes, split_batch
 from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
-from dto_pipeline.data.images import ImageFolder, read_image
+from dto_pipeline.data.images import ImageStore, read_image
 from dto_pipeline.data.labels import build_label_table, write_label_shard
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.scenes import SceneLoader
@@ -118,7 +118,7 @@ def _run_batched(manifest: Manifest, optimizer: SceneOptimizer, labels: Path) ->
     with clock("read"):
         rows = manifest.read_shard(0)
     depth = DepthFiles(Path(manifest.depth_root or ""))
-    loader = SceneLoader(ImageFolder(manifest.images_root), depth, config.evidence.render_max_side)
+    loader = SceneLoader(ImageStore(manifest.images_root), depth, config.evidence.render_max_side)
     scenes = loader.load(rows, clock=clock)
     placed, results = [], []
     at_once = size_on(config, "run.batch_images", optimizer.body.faces.is_cuda)
@@ -393,7 +393,7 @@ def place_shard(
     """The first shard of a manifest, so many times over, as a worker does it, with the networks of `perception`."""
     rows = manifest.read_shard(0)
     rows = rows.take(list(range(rows.num_rows)) * rounds)
-    images = ImageFolder(Path(manifest.images_root))
+    images = ImageStore(Path(manifest.images_root))
     return ScenePlacer(SceneOptimizer(body, config), config, images, None, perception).place(rows, clock)
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dto_pipeline.data import parquet
-from dto_pipeline.data.images import ImageFolder, ImageHeader
+from dto_pipeline.data.images import ImageHeader, ImageStore
 from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.rle import encode_rle
@@ -140,7 +140,7 @@ def test_a_name_that_leaves_the_folder_costs_its_image_and_is_never_opened(root,
         asked.append(image_file)
         return ImageHeader(WIDTH, HEIGHT)
 
-    monkeypatch.setattr(ImageFolder, "header", header)
+    monkeypatch.setattr(ImageStore, "header", header)
     manifest, report = build_small(root, [name, "c.jpg", name])
     assert asked == ["c.jpg"]
     rows = all_rows(manifest)

@@ -26,7 +26,7 @@ from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.duplicates import LabelledPeople, find_duplicates
 from dto_pipeline.data.files import json_bytes, sha256_file, sweep_abandoned
 from dto_pipeline.data.image_index import ImageIndex, index_images
-from dto_pipeline.data.images import ImageFolder, ImageHeader, ImageStore
+from dto_pipeline.data.images import ImageHeader, ImageStore
 from dto_pipeline.data.manifest import check_outputs, report_path
 from dto_pipeline.data.manifest_build.build_report import MASKS, PERSON, SOURCE, ManifestReport, findings_path
 from dto_pipeline.data.manifest_build.seen_people import join_seen
@@ -108,7 +108,7 @@ def build_manifest(
             placement = place_in_tars(index, dataset.images_root, dataset.key_parts, tar_index_path(out), progress)
             index, images = placement.index, placement.images
         else:
-            index, images = index.with_prefixes(dataset.image_prefixes), ImageFolder(dataset.images_root)
+            index, images = index.with_prefixes(dataset.image_prefixes), ImageStore(dataset.images_root)
         report.note_shared_images(index, [as_location(other) for other in against])
         for finding in source.findings:
             report.add(SOURCE, finding.image, finding.reason)
