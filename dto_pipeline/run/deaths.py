@@ -17,7 +17,6 @@ from dto_pipeline.config import RunConfig
 from dto_pipeline.data.files import json_bytes
 from dto_pipeline.reading import parse_json
 from dto_pipeline.run.folder import Failure, RunDirectory, failure_name, read_shard_failure
-from dto_pipeline.run.publish import lacks_receipt_only
 from dto_pipeline.status import ImageStatus
 
 DEADLY_AFTER = 2  # deaths in a row with the image alone in work; one may be chance
@@ -52,15 +51,11 @@ def count_death(
     """Count an attempt at a shard that ended with its process, and remove the worker's note.
 
     Returns:
-        The shard's failure record, and whether one more attempt makes progress: a single image was in work, or only
-        the receipt is missing.
+        The shard's failure record, and whether one more attempt makes progress: a single image was in work.
     """
     note = read_note(directory, failure.shard)
     clear_note(directory, failure.shard)
     failure = replace(failure, deaths=failure.deaths + 1)
-    some_left = attempt < config.max_attempts + _MORE_ATTEMPTS * config.max_poison_images
-    if lacks_receipt_only(directory, failure.shard):
-        return failure, some_left
     if note is None or note.attempt != attempt or not note.image:
         return failure, False
     suspects, memory = (
@@ -70,7 +65,8 @@ def count_death(
     for counts in (suspects, memory) if out_of_memory else (suspects,):
         counts[note.image] = counts.get(note.image, 0) + 1
     failure = replace(failure, suspects=suspects, memory=memory)
-    return failure, some_left and len(find_deadly(failure)) <= config.max_poison_images
+    most = config.max_attempts + _MORE_ATTEMPTS * config.max_poison_images
+    return failure, attempt < most and len(find_deadly(failure)) <= config.max_poison_images
 
 
 def find_earlier_deaths(directory: RunDirectory, shard: int, attempt: int, max_attempts: int) -> Failure | None:

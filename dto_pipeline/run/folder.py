@@ -22,7 +22,7 @@ import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -328,18 +328,9 @@ def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Seque
     )
 
 
-def settle_records(
-    directory: RunDirectory, scan: RunScan, going_on: Collection[int] = (), forgiven: Collection[int] = ()
-) -> None:
-    """Remove label files that do not count or are damaged, and failure records of shards that are done.
-
-    Args:
-        going_on: shards that are done and whose failure record is kept, as their repair is not finished.
-        forgiven: further shards whose failure record is removed: they start again with no attempts.
-    """
-    damaged = (label_name(*place) for place in scan.damaged.items())
-    settled = {*(scan.records.keys() - scan.failures.keys() - set(going_on)), *forgiven}
-    for name in (*scan.surplus, *damaged, *map(failure_name, settled)):
+def remove_surplus(directory: RunDirectory, scan: RunScan) -> None:
+    """Remove label files that do not count or are damaged."""
+    for name in (*scan.surplus, *(label_name(*place) for place in scan.damaged.items())):
         directory.store.remove(name)
 
 

@@ -147,10 +147,8 @@ def survey_run(
     wanted |= {shard: images for shard, images in again.items() if images}
     taken = selection.take(wanted)
     repairs = frozenset(taken) & done.keys()
-    # a repair that was given up starts from no attempts, as this launch was asked for it
-    tried = {shard: scan.records[shard] for shard in taken if shard in scan.records and shard not in scan.damaged}
-    earlier = {shard: failure for shard, failure in tried.items() if not failure.given_up}
     work, unselected = {shard: wanted[shard] for shard in taken}, sorted(set(open_shards) - set(taken))
+    earlier = {shard: failure for shard, failure in scan.failures.items() if shard in work and not failure.given_up}
     return RunPlan(identity, done, work, repairs, unselected, failed, earlier, forgiven)
 
 
@@ -175,7 +173,9 @@ def plan_run(
     for reason in scan.unreadable.values():
         _LOG.warning("%s; the attempts at its shard are counted from 0", reason)
     plan = survey_run(directory, identity, manifest, scan, selection, retry)
-    files.settle_records(directory, scan, going_on=plan.repairs & plan.earlier.keys(), forgiven=plan.forgiven)
+    files.remove_surplus(directory, scan)
+    for shard in {*scan.records} - {*scan.failures} | {*plan.forgiven}:  # records that no longer count
+        directory.store.remove(files.failure_name(shard))
     for shard, reason in scan.void.items():
         _LOG.warning("shard %d is done again: %s", shard, reason)
     return plan

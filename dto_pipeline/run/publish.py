@@ -32,7 +32,7 @@ from dto_pipeline.data.receipts import (
     receipt_name,
     why_void,
 )
-from dto_pipeline.data.storage import absolute, sha256_of
+from dto_pipeline.data.storage import sha256_of
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.folder import LabelTable, RunDirectory, count_statuses
 from dto_pipeline.run.identity import RunIdentity, identify_run, label_settings, settle_config
@@ -78,13 +78,6 @@ def find_shard_files(
         elif label_bytes is not None or data is not None:
             found = ShardFiles(found.receipt, generation + 1, generation if data is None else None)
     raise AssertionError("generations without end")
-
-
-def lacks_receipt_only(directory: RunDirectory, shard: int) -> bool:
-    """Whether a shard has a label file without a receipt: its process died at the very end."""
-    store = directory.store
-    free = next(generation for generation in count() if not store.exists(receipt_name(shard, generation)))
-    return store.exists(label_name(shard, free))
 
 
 def shard_key(identity: RunIdentity, image_ids: Sequence[str]) -> str:
@@ -237,14 +230,13 @@ def finish_run(
 
     Raises: RunMismatch: the folder belongs to another run.
     """
-    plain = identify_run(settle_config(config, manifest), manifest, absolute(manifest.path))
+    plain = identify_run(settle_config(config, manifest), manifest)
     identity = dataclasses.replace(plain, versions={**plain.versions, **facts})
     identity = files.open_run(directory, identity, lock)
-    generations = files.list_generations(directory)
     for shard in range(manifest.num_shards):
-        found = find_shard_files(directory, identity, shard, highest=generations.get(shard, -1))
+        found = find_shard_files(directory, identity, shard)
         if found.receipt is None:
             started, where = time.perf_counter(), (directory, identity, shard, found.free)
             table = publish_labels(*where, read_labels(shard), {"body_sha256": body_sha256})
             commit_receipt(*where, table, time.perf_counter() - started)
-    files.settle_records(directory, files.scan_run(directory, identity))
+    files.remove_surplus(directory, files.scan_run(directory, identity))

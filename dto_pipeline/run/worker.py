@@ -187,7 +187,7 @@ class ShardRunner:
         if missing := find_missing(self.config, manifest, places):
             raise RunDirectoryError(f"the worker {process_name()} cannot do this run: {missing[0]}")
         torch.set_num_threads(self.config.run.torch_threads)
-        here = identify_run(self.config, manifest, self.manifest_path)
+        here = identify_run(self.config, manifest)
         if differences := describe_run_difference(identity, here):
             raise RunMismatch("\n".join([f"{process_name()} differs from {self.directory.root}:", *differences]))
         device = choose_device(self.config.run.device)
