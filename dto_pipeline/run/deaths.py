@@ -1,8 +1,9 @@
-"""Find the image that ends its process: workers note the image they begin, the driver counts deaths per image.
+"""Find the image that kills its worker: workers note the image they begin, the driver counts deaths per image.
 
-A process that dies takes its whole shard with it. On its last attempts such a shard is done image by image. An image
-during which two processes in a row died is left out; an image that comes through starts again from zero, so random
-kills leave out nothing. Where the machine ran out of memory the row says so: the image may be innocent.
+A worker that dies loses its whole shard. On its last attempts such a shard is done image by image. An image during
+which two workers in a row died is left out, with a row that says so. The count of an image that is finished goes back
+to zero, so random kills leave out no image. If the machine ran out of memory the row names memory: the image may not be
+the cause.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dto_pipeline.reading import parse_json
 from dto_pipeline.run.folder import Failure, RunDirectory, failure_name, read_shard_failure
 from dto_pipeline.status import ImageStatus
 
-DEADLY_AFTER = 2  # deaths in a row with the image alone in work; one may be chance
+DEADLY_AFTER = 2  # deaths in a row while the image alone was worked on; one may be chance
 KILLED = "the process that worked on this image alone died, twice"
 SHORT_OF_MEMORY = "memory ran out on the machine while this image alone was worked on, again and again"
 _MORE_ATTEMPTS = 4  # beyond max_attempts that a shard gets per deadly image: two, and random kills

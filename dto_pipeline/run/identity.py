@@ -1,6 +1,6 @@
 """Identity of a run: everything that decides the bytes of its labels, so that a launch recognises its own run.
 
-Settings by value, inputs (body model, networks) by content, libraries by version; paths are not part of it. The driver
+It holds options by value, inputs (body model, networks) by content and libraries by version, but no paths. The driver
 makes every path absolute, so that workers with another working directory find the same files. Loads no PyTorch.
 """
 

@@ -1,7 +1,7 @@
 """Plan one launch of a run: which shards are done, given up, selected, to be repaired, or left for later.
 
-A selection limits one launch; the run stays the whole manifest. `survey_run` only reads, so that a dry run can use it;
-`plan_run` also cleans up what an earlier launch left. Counts are images.
+A selection limits one launch; the run always covers the whole manifest. `survey_run` only reads, so that a dry run can
+use it; `plan_run` also removes what an earlier launch left. Amounts of work are numbers of images.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Selection:
     limit: int | None = None  # images, rounded to whole shards
 
     def find_shards(self, count: int, subset: str) -> frozenset[int]:
-        """The selected ones of a manifest's `count` shards of `subset`; the limit is applied later, to their work.
+        """The selected shards of a manifest with `count` shards of `subset`; `take` applies the limit later.
 
         Raises:
             SelectionError: a range that cannot be read or is outside, or a subset the manifest does not hold.
@@ -81,7 +81,7 @@ class Retry:
 
     @classmethod
     def of(cls, wanted: bool, statuses: Iterable[str] = ()) -> Retry:
-        """From ``--retry-failed [--status S,..]``: without statuses everything that failed.
+        """What ``--retry-failed [--status S,..]`` asks for; without statuses everything that failed.
 
         Raises:
             SelectionError: a word that is not a failure, or statuses without a retry.

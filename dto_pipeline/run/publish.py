@@ -1,9 +1,9 @@
 """Publish a shard: the label file with its footer, then the receipt; adopt label files without a receipt.
 
-Each file is created under a name that nobody has used; then label files of older generations are removed. A process
-that is killed in between, comes late or loses an answer leaves nothing visible, a label file that the next attempt
-adopts by the key and hash in its footer, or an older file that the next launch removes. A label file holds nothing that
-differs between equal runs; a receipt describes the file as read back from the store.
+Each file is created under a name that was never used; then label files of older generations are removed. A process
+that is killed in between leaves nothing visible, or a label file that the next attempt adopts by the key and hash in
+its footer, or an older file that the next launch removes. So does a process that is late, or that gets no answer from
+the store. Equal runs have equal label files; a receipt describes the file as read back from the store.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class PublishError(RuntimeError):
-    """Two writers left different files for one shard; another attempt resolves it."""
+    """Two workers wrote different files for one generation of a shard; another attempt uses the next generation."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class ShardFiles:
 def find_shard_files(
     directory: RunDirectory, identity: RunIdentity, shard: int, first: int = 0, highest: int = -1
 ) -> ShardFiles:
-    """Go through the generations of a shard from `first` until an unused one above `highest`.
+    """Look at the generations of a shard, from `first` up to an unused one above `highest`.
 
-    Generations up to `highest` may have left no files: the label file of an attempt that died may have been removed.
+    Generations up to `highest` may have no files: the label file of an attempt that died was removed.
     """
     found = ShardFiles(None, first, None)
     keys = identity.config_hash, identity.manifest_fingerprint

@@ -1,9 +1,9 @@
 """`dto verify`: receipts against label files, rows against the manifest, labels against what a fit may do.
 
-Reads everything, writes nothing; what could not be checked is listed. Broken is a finished shard that does not hold;
-doubtful is a person in a sound row whom the same run would give again (a check with a next step). Exit codes as of
-`dto run`: 0 every shard is done and holds, doubtful people or not; 1 something is broken, or shards were given up; 3
-the rest is pending.
+Reads everything, writes nothing, and lists what could not be checked. A finished shard that fails a check is broken. A
+person in an undamaged row who fails a check is doubtful: the same run would give the same person again. Exit codes as
+of `dto run`: 0 every shard is done and passes, with doubtful people or not; 1 something is broken, or shards were given
+up; 3 the rest is pending.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FOLDER, ROWS = "labels/ holds every shard once", "rows are the manifest's"
 
 @dataclass
 class Verdict:
-    """What was checked, what falls short, what could not be checked."""
+    """What was checked, what failed a check, and what could not be checked."""
 
     run_dir: str
     images: int = 0
