@@ -69,9 +69,8 @@ def main() -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith(("dto_pipeline", "gpu_")):
             raise
-        print(
-            f"{sys.executable} lacks {error.name}: install it, or bring it as a wheel (--wheels DIR)", file=sys.stderr
-        )
+        what = f"lacks {error.name}" if error.name else f"cannot import what the check needs ({error})"
+        print(f"{sys.executable} {what}: install it, or bring it as a wheel (--wheels DIR)", file=sys.stderr)
         return 2
     arguments.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
