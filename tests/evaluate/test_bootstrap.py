@@ -1,4 +1,4 @@
-"""Intervals from images drawn again: right where theory knows the answer, equal for equal arguments."""
+"""Bootstrap intervals: right where theory knows the answer, equal for equal arguments."""
 
 from __future__ import annotations
 
