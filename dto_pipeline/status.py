@@ -24,7 +24,10 @@ class ImageStatus(_Advised):
     """Outcome of one input image; every image of the manifest leaves with exactly one."""
 
     OPTIMIZED = "optimized", "At least one group of two or more people was placed; see mean_height_deviation."
-    NOT_OPTIMIZED = "not_optimized", "People were seen, but no group had two people to fit; labels are as given."
+    NOT_OPTIMIZED = (
+        "not_optimized",
+        "People were seen, but no group of two was fitted; a pair placed by heights alone moves, but does not count.",
+    )
     PLACED_BY_PRIOR = "placed_by_prior", "Fewer than two depths could be compared; people stand by height priors alone."
     TOO_FEW_PEOPLE = "too_few_people", "Fewer than two people can be compared; labels are passed through unchanged."
     PREDICTED = "predicted", "People as a network predicted them; `dto run` on the manifest beside them places them."

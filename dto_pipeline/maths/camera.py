@@ -1,4 +1,4 @@
-"""Pinhole camera: projection, and the camera of a person map. Pure tensors; metres in, pixels out."""
+"""Pinhole camera: projection, people under another camera, the camera of a person map. Pure tensors; metres, pixels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,20 @@ def project(points: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
     focal = torch.stack([intrinsics[..., 0, 0], intrinsics[..., 1, 1]], dim=-1)
     centre = intrinsics[..., :2, 2]
     return points[..., :2] / points[..., 2:] * focal + centre
+
+
+def carry_to_camera(
+    transl: torch.Tensor, pelvis: torch.Tensor, own: torch.Tensor, camera: torch.Tensor
+) -> torch.Tensor:
+    """(n, 3) translation [m] under another camera, with the same place of the pelvis and size of the body in the image.
+
+    Weak perspective: z changes by the ratio of the focal lengths. Meaningless where the pelvis is not in front of the
+    camera. Args: transl, pelvis (n, 3) [m] under the camera `own`; own, camera (n, 3, 3) [px].
+    """
+    z = pelvis[:, 2:] * (camera[:, 1, 1] / own[:, 1, 1])[:, None]
+    focal = torch.stack([camera[:, 0, 0], camera[:, 1, 1]], dim=-1)
+    xy = (project(pelvis, own) - camera[:, :2, 2]) / focal * z
+    return transl + torch.cat([xy, z], dim=-1) - pelvis
 
 
 def map_size(height: int, width: int, max_side: int) -> tuple[int, int]:

@@ -311,19 +311,23 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def halve_weights(network: nn.Module, half: torch.dtype) -> bool:
-    """Convert the weights of Depth Anything to half precision, but for the last convolution of its head.
+    """Let the last convolution of the head compute in float32; keep Depth Anything's other weights in half precision.
 
-    Autocast would copy float32 weights at every call and need twice the operations. Returns: False for another network,
-    which is left as it is and needs autocast.
+    Autocast would copy float32 weights at every call, and needs twice the operations. False: another network, whose
+    weights stay in float32 and which needs autocast.
     """
-    head = getattr(network, "head", None)
-    last = getattr(head, "conv3", None)
-    if head is None or not isinstance(last, nn.Conv2d):
+    head = getattr(network, "head", nn.Identity())
+    names = [name for name, module in head.named_modules() if isinstance(module, nn.Conv2d)]
+    if not names:
         return False
-    head.conv3 = nn.Identity()
-    network.to(half)
-    head.conv3 = _InFloat32(last)
-    return True
+    place, _, own = names[-1].rpartition(".")
+    parent, last = head.get_submodule(place), head.get_submodule(names[-1])
+    is_depth_anything = names[-1] == "conv3"
+    if is_depth_anything:
+        setattr(parent, own, nn.Identity())
+        network.to(half)
+    setattr(parent, own, _InFloat32(last))
+    return is_depth_anything
 
 
 class _InFloat32(nn.Module):

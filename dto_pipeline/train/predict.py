@@ -35,7 +35,7 @@ from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.data.storage import STORAGE_ERRORS, Location, absolute, list_names
 from dto_pipeline.data.tars import carry_tar_index, open_images
 from dto_pipeline.errors import DtoError
-from dto_pipeline.maths.person_matching import carry_to_camera
+from dto_pipeline.maths.camera import carry_to_camera
 from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.paths import SUBSET_NAME, name_subset
 from dto_pipeline.scene import Scene
