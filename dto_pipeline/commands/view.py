@@ -25,9 +25,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--key", action="append", default=[], metavar="K", help="image key, or its end; repeatable")
     parser.add_argument(
-        "--worst", type=not_negative, default=0, metavar="N", help="optimised scenes of largest deviation"
+        "--worst", type=not_negative, default=0, metavar="N", help="this many optimised scenes of largest deviation"
     )
-    parser.add_argument("--random", type=not_negative, default=0, metavar="N", help="scenes chosen at random")
+    parser.add_argument("--random", type=not_negative, default=0, metavar="N", help="this many scenes chosen at random")
     parser.add_argument("--seed", type=not_negative, default=0, metavar="S", help="seed of --random (0)")
     parser.add_argument("--status", action="append", default=[], metavar="S", help="only images of this status")
     parser.add_argument("--glb", action="store_true", help="also write a binary glTF of each scene (y up, metres)")

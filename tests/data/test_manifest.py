@@ -198,6 +198,12 @@ def test_an_image_of_another_size_than_its_camera_is_refused_unless_centres_are_
     assert all(row["problem_status"] is None for row in all_rows(free))
 
 
+def test_a_placeholder_of_one_pixel_is_a_file_to_put_back_and_no_fault_of_the_label(root):
+    write_image(root, "c.jpg", width=1, height=1)  # so small that the camera is beyond the bounds too
+    statuses = [row["problem_status"] for row in all_rows(build_small(root, NAMES)[0])]
+    assert statuses == [None, None, "size_mismatch"]
+
+
 def test_people_that_cannot_be_used_are_counted_by_reason(root):
     spoiled = {key: label_arrays(NAMES)[key].astype(float) for key in ("pose_cam", "shape", "trans_cam")}
     spoiled["pose_cam"][0, 3] = np.nan
