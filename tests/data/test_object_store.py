@@ -1,4 +1,4 @@
-"""What a server may answer, one answer after the other: each becomes a fact or a sentence."""
+"""What a server may answer: each answer becomes a result or an error with advice."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_an_object_that_is_not_there_is_a_missing_file(server, store):
             ask("labels/x")
 
 
-def test_an_answer_that_breaks_off_is_asked_for_again_a_bounded_number_of_times(server, store):
+def test_a_request_whose_answer_breaks_off_is_sent_again_a_bounded_number_of_times(server, store):
     server.answers = [(200, b"half..."), (206, b" more")]
     assert store.read("labels/x") == b"half... more"
 
@@ -214,7 +214,7 @@ def _forked(root: str, told) -> None:
         told.put(str(error))
 
 
-def test_a_forked_process_is_told_instead_of_waiting_for_ever(server, store):
+def test_requests_of_a_forked_process_are_refused_instead_of_waiting_for_ever(server, store):
     server.answers = [(200, b"")]
     store.read("x")
     context = multiprocessing.get_context("fork")
@@ -237,7 +237,7 @@ def test_places_that_nothing_opens_are_refused():
         RemoteStore("az://x")
 
 
-def test_memory_is_one_however_many_other_places_were_opened_since_it_was() -> None:
+def test_memory_stays_one_store_however_many_other_places_were_opened() -> None:
     kept = open_store("memory://kept")
     kept.replace("a", b"1")
     for number in range(70):  # more than clients are kept
