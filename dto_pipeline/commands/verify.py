@@ -55,7 +55,7 @@ def _facts(verdict: Verdict) -> dict[str, str]:
     return {
         "images": f"{verdict.images}",
         "persons": f"{verdict.persons}",
-        "shards": f"{verdict.done} done, {len(verdict.given_up)} given up, {len(verdict.pending)} pending",
+        "shards": f"{verdict.done} done, {verdict.given_up} given up, {verdict.pending} pending",
         "broken": "; ".join(f"{name} ({verdict.rules[name].broken})" for name in broken) or "nothing",
         "not checked": f"{len(verdict.unchecked)}",
     }
