@@ -19,6 +19,7 @@ and in-flight notes are replaced and removed: they decide about attempts, never 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 from collections import Counter
@@ -63,7 +64,9 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import IrregularFile, parse_json
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference
 from dto_pipeline.run.lease import LEASE_FOLDER, DriverLock
+from dto_pipeline.run.sanity import judge_run
 
+_LOG = logging.getLogger(__name__)
 RUN_SCHEMA = "dto-run/1"
 FAILURE_SCHEMA = "dto-failure/1"
 _MOST_SHARDS = 10_000_000  # a billion images or more; a larger number is damage
@@ -315,6 +318,8 @@ def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Seque
             f"{run_dir} is not finished: {len(missing)} of {identity.shards} shards have no valid receipt "
             f"({named}){void}; `dto run` does what is left, --partial takes what is done"
         )
+    for text in judge_run(identity, list(scan.done.values())).contradictions:
+        _LOG.warning("%s: WRONG: %s", run_dir, text)  # its launch ended with 1 and said so, perhaps long ago
     files = scan.files.items()
     return RunLabels(
         name=str(run_dir),
