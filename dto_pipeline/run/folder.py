@@ -212,7 +212,10 @@ def open_run(directory: RunDirectory, identity: RunIdentity, lock: DriverLock | 
     if not differences:
         return recorded
     if holds_labels(directory):
-        advice = "use the recorded settings to go on, or another folder to start anew"
+        advice = "use the recorded settings"
+        if identity.manifest_fingerprint != recorded.manifest_fingerprint:
+            advice = "put its manifest back (built again, it is another one once an image was repaired)"
+        advice += " to go on, or take another folder to start anew"
         raise RunMismatch("\n".join([f"{directory.root} belongs to another run; {advice}:", *differences]))
     # A launch failed before its first label: its run.json and failure records are replaced.
     for name in directory.store.entries(FAILURES):
