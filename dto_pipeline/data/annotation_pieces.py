@@ -25,13 +25,14 @@ from dto_pipeline.data.people import FileKind
 from dto_pipeline.data.sources.annots import open_ma_hmr
 from dto_pipeline.data.sources.predictions import open_predictions
 from dto_pipeline.data.sources.relative_human import evaluated_joints, read_annotations
-from dto_pipeline.data.sources.rows import LabelRows, LabelSource
+from dto_pipeline.data.sources.rows import LabelSource
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.data.training_labels import IMAGE_FILE, LabelSet, Part, Piece
 
 # place of each of the 14: SMPL's joint, and after its 24 the top of the head and the neck, which it has not
 _SMPL_JOINTS = np.array([16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8, 24, 25])
 _NUM_JOINTS = 26
+_BODY = {"pose": 72, "betas": NUM_BETAS, "transl": 3}  # numbers of a person
 _PIECE_IMAGES = 1024
 
 
@@ -55,7 +56,8 @@ class PeopleSet(LabelSet):
         source, index = _open(self)
         first, counts = index.offsets[piece.rows], np.diff(index.offsets)[piece.rows]
         starts = np.concatenate([[0], np.cumsum(counts)])
-        labels = source.rows(index.rows[np.arange(starts[-1]) + np.repeat(first - starts[:-1], counts)])
+        rows = index.rows[np.arange(starts[-1]) + np.repeat(first - starts[:-1], counts)]
+        labels = source.rows(rows)
         names = np.array([index.image_name[row] for row in piece.rows], dtype=object)
         cameras = labels.intrinsics[starts[:-1]][:, [0, 1, 0, 1], [0, 1, 2, 2]]  # all people of an image have the same
         images = {
@@ -68,7 +70,9 @@ class PeopleSet(LabelSet):
         }
         people = {name: getattr(labels, name) for name in ("pose", "betas", "transl", "bbox_xyxy")}
         people["status"] = np.full(starts[-1], "", dtype=object)
-        return LabelColumns(images, {**people, **labels.more}, starts)
+        if self.kind is FileKind.RELATIVE_HUMAN:
+            people |= {name: source.columns[name][rows] for name in ("keypoints", "depth_layer")}
+        return LabelColumns(images, people, starts)
 
 
 def open_people_set(path: str | Path, kind: FileKind, images: str) -> PeopleSet:
@@ -116,9 +120,8 @@ def _open_annotations(path: Path) -> LabelSource:
             places, visible = evaluated_joints(person.kp2d, name)
             points[row, _SMPL_JOINTS[visible]] = places[visible]
 
-    def rows(index: np.ndarray) -> LabelRows:
-        pose, betas, transl = (np.full((index.size, width), np.nan, np.float32) for width in (72, NUM_BETAS, 3))
-        more = {"keypoints": points[index], "depth_layer": layers[index]}
-        return LabelRows(pose, betas, transl, boxes[index], np.full((index.size, 3, 3), np.nan), more=more)
-
-    return LabelSource([path], names, rows)
+    columns: dict[str, np.ndarray] = {
+        name: np.full((len(crowd), size), np.nan, np.float32) for name, size in _BODY.items()
+    }
+    columns |= {"bbox_xyxy": boxes, "keypoints": points, "depth_layer": layers}
+    return LabelSource([path], names, columns)

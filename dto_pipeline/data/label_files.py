@@ -107,7 +107,9 @@ def find_label_files(folder: str | Path) -> list[Location]:
             places = [join_location(folder, name) for name in names if not name.rpartition("/")[2].startswith(".")]
             found = [place for place in places if _is_labels(place)]
     if not found:
-        raise LabelsError(f"{folder} holds no label file; expected a run, an export in Parquet, or one of their files")
+        raise LabelsError(
+            f"{folder} holds no label file; expected a run, an export in the format parquet, or one of their files"
+        )
     return found
 
 

@@ -31,7 +31,7 @@ from dto_pipeline.data.manifest import check_outputs, report_path
 from dto_pipeline.data.manifest_build.build_report import MASKS, PERSON, SOURCE, ManifestReport, findings_path
 from dto_pipeline.data.manifest_build.seen_people import join_seen
 from dto_pipeline.data.manifest_build.writer import describe_origin, open_manifest_writer
-from dto_pipeline.data.people import FileKind, recognise
+from dto_pipeline.data.people import recognise
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import (
     MASK_DAMAGED,
@@ -132,13 +132,12 @@ def _open_labels(dataset: Dataset, stack: ExitStack) -> tuple[LabelSource, Sidec
     predictions, sidecar = (None if place is None else fetch(place, stack, LabelFileError) for place in places)
     labels = fetch(dataset.labels_path, stack, LabelFileError)
     kind = recognise(labels)
-    found = "labels" if kind is FileKind.DTO_LABELS else str(kind)
-    if found != dataset.source:
-        advice = f"set source: {found} (--source {found})" if found in SOURCES else "no source reads that"
+    if kind != dataset.source:
+        advice = f"set source: {kind} (--source {kind})" if kind in SOURCES else "no source reads that"
         raise LabelFileError(
             f"{labels} holds {kind.words}, and the description says source: {dataset.source}; {advice}"
         )
-    source = SOURCES[found](labels, dataclasses.replace(dataset.source_options, predictions=predictions))
+    source = SOURCES[kind](labels, dataclasses.replace(dataset.source_options, predictions=predictions))
     return source, Sidecar(sidecar, source.num_rows)
 
 

@@ -34,7 +34,7 @@ from dto_pipeline.data.manifest_build.writer import open_manifest_writer
 from dto_pipeline.data.parquet import new_parquet
 from dto_pipeline.data.people import FileKind, recognise
 from dto_pipeline.data.sources.dto_labels import open_dto_labels
-from dto_pipeline.data.sources.predictions import NUM_KEYPOINTS, open_predictions
+from dto_pipeline.data.sources.predictions import NUM_KEYPOINTS, open_predictions, order_keypoints
 from dto_pipeline.data.sources.rows import (
     BEHIND_CAMERA,
     ROW_PROBLEMS,
@@ -125,7 +125,7 @@ def outcomes_path(manifest: Location) -> Location:
 
 def _open_people(path: Path, bodies: dict[str, str], body: BodyModel) -> LabelSource:
     """Predicted people in either form; their body model, and `bodies` (whose -> sha256), must be `body` if known."""
-    if recognise(path) is FileKind.DTO_LABELS:
+    if recognise(path) is FileKind.LABELS:
         people = open_dto_labels(path, SourceOptions())
         bodies = {**bodies, f"{people.files[0]}": check_one_body(people.files)}
     else:
@@ -219,10 +219,7 @@ class _Merge:
                     owners.append(np.full(parts[-1].size, shard_row))
         row, image_row = np.concatenate(parts), np.concatenate([parts[0], *owners])
         labels = self._people.rows(row)
-        keypoints = labels.keypoints
-        if keypoints is None:
-            keypoints = np.zeros((row.size, NUM_KEYPOINTS, 3), np.float32)
-        return _Shard(table, read_cameras(table), row, image_row, labels, keypoints)
+        return _Shard(table, read_cameras(table), row, image_row, labels, order_keypoints(labels.keypoints, row.size))
 
     def _judge(self, shard: _Shard) -> tuple[np.ndarray, np.ndarray]:
         """Camera (n, 3, 3) each prediction was made for, and its verdict (n,) object."""

@@ -22,7 +22,7 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import camera_matrices
 from dto_pipeline.data.inert_pickle import PickleRefused, check_values
 from dto_pipeline.data.npz import ITEM_LIMITS, read_items
-from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelSource, find_row_problems, take_rows
+from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelSource, find_row_problems
 
 ARRAY = "annots"
 BODY, CAMERA = "smpl_param", "cam_param"
@@ -68,12 +68,11 @@ def open_ma_hmr(path: Path) -> LabelSource:
             f"{path} lists {len(counts)} images with {len(numbers)} people, of whom none can be used ({why}); expected "
             f"{NEEDED}"
         )
-    columns = {"pose": pose, "betas": betas, "transl": transl}
     intrinsics = camera_matrices(np.frombuffer(cameras).reshape(-1, _CAMERA_NUMBERS))
     return LabelSource(
         files=[path],
         image_names=np.repeat(np.array(list(counts), object), list(counts.values())),
-        rows=lambda index: take_rows(columns, index, intrinsics[index]),
+        columns={"pose": pose, "betas": betas, "transl": transl, "intrinsics": intrinsics},
         findings=findings,
         empty_images=[name for name, count in counts.items() if not count],
     )

@@ -14,20 +14,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
 from dto_pipeline.data.label_files import find_label_files, flatten_table, initial_betas
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.data.sources.rows import (
-    SEEN_RANGES,
-    LabelFileError,
-    LabelRows,
-    LabelSource,
-    SourceOptions,
-    take_rows,
-)
+from dto_pipeline.data.sources.rows import SEEN_RANGES, LabelFileError, LabelSource, SourceOptions
 
 _PERSON = ("pose", "betas", "transl", "bbox_xyxy", *SEEN_RANGES, "transl_init", "beta_index", "beta_init")
 
@@ -40,13 +30,10 @@ def open_dto_labels(path: Path, options: SourceOptions) -> LabelSource:
     """
     files = [Path(file) for file in find_label_files(path)]
     columns = flatten_table(read_labels(*files, columns=("image_path", *CAMERA_COLUMNS), people=_PERSON))
-    people, owner, names, cameras = columns.people, columns.owner, columns.images["image_path"], columns.intrinsics
+    people, owner = dict(columns.people), columns.owner
     if not owner.size:
         raise LabelFileError(f"{files[0]}: no label row; expected at least one person")
     if options.values == "before":
-        people = {**people, "transl": people["transl_init"], "betas": initial_betas(columns)}
-
-    def rows(index: np.ndarray) -> LabelRows:
-        return take_rows(people, index, cameras[owner[index]], pa.nulls(index.size, pa.binary()))
-
-    return LabelSource(files, names[owner], rows)
+        people |= {"transl": people["transl_init"], "betas": initial_betas(columns)}
+    people["intrinsics"] = columns.intrinsics[owner]
+    return LabelSource(files, columns.images["image_path"][owner], people)

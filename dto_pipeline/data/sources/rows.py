@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -68,9 +69,8 @@ class LabelRows:
     transl: np.ndarray  # (n, 3) float32 [m]
     bbox_xyxy: np.ndarray  # (n, 4) float32 [px], NaN = unknown
     intrinsics: np.ndarray  # (n, 3, 3) float64 [px] of each row; cx and cy both NaN = the image's centre
-    seen: SeenRows = field(default_factory=lambda: judge_seen({}, pa.nulls(0, pa.binary())), kw_only=True)  # of each
-    keypoints: np.ndarray | None = field(default=None, kw_only=True)  # (n, J, 3) u, v [px], confidence (0 = none)
-    more: Mapping[str, np.ndarray] = field(default_factory=dict, kw_only=True)  # name -> (n, ...): see the sources
+    seen: SeenRows
+    keypoints: np.ndarray | None  # (n, J, 3) float32 u, v [px], confidence, in the file's order; None = it has none
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,39 @@ class LabelSource:
 
     files: list[Path]  # read by this source; their sha256 go into the manifest
     image_names: np.ndarray  # (N,) str or object: the image of each row, relative to the images folder
-    rows: Callable[[np.ndarray], LabelRows]  # those named by (n,) int, in this order
+    columns: Mapping[str, np.ndarray]  # (N, ...) of any float or integer type, see below; NaN = unknown
+    masks: Any = None  # pa.LargeBinaryArray of N run lengths, null = none; None = nobody has one
     findings: Sequence[Finding] = ()
     empty_images: Sequence[str] = ()  # names of images that are listed without people
 
     @property
     def num_rows(self) -> int:
         return len(self.image_names)
+
+    def rows(self, index: np.ndarray) -> LabelRows:
+        """The people of some label rows (n,) int, in this order.
+
+        Columns are pose, betas, transl and, where the file has them, bbox_xyxy, keypoints, those of `SeenRows`, and
+        intrinsics or focal (with the principal point in the image's centre). A kid axis that is absent becomes 0, what
+        else is absent NaN, and what single precision cannot hold infinite.
+        """
+        columns, betas = self.columns, np.zeros((index.size, NUM_BETAS), np.float32)
+        betas[:, : columns["betas"].shape[1]] = pick(columns["betas"], index, columns["betas"].shape[1:])
+        intrinsics = pick(columns.get("intrinsics"), index, (3, 3), np.float64)
+        if "focal" in columns and "intrinsics" not in columns:
+            intrinsics[:] = [[0, 0, np.nan], [0, 0, np.nan], [0, 0, 1]]
+            intrinsics[:, [0, 1], [0, 1]] = pick(columns["focal"], index, (columns["focal"][:1].size,), np.float64)
+        points = columns.get("keypoints")
+        seen = {name: pick(columns[name], index, ()) for name in _SEEN if name in columns}
+        return LabelRows(
+            pose=pick(columns["pose"], index, (72,)),
+            betas=betas,
+            transl=pick(columns["transl"], index, (3,)),
+            bbox_xyxy=pick(columns.get("bbox_xyxy"), index, (4,)),
+            intrinsics=intrinsics,
+            seen=judge_seen(seen, take_masks(self.masks, index)),
+            keypoints=None if points is None else pick(points, index, points.shape[1:]),
+        )
 
 
 def pick(column: np.ndarray | None, index: np.ndarray, tail: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
@@ -113,30 +139,14 @@ def pick(column: np.ndarray | None, index: np.ndarray, tail: tuple[int, ...], dt
         return np.asarray(column[index]).astype(dtype).reshape(index.size, *tail)
 
 
-def take_rows(
-    columns: Mapping[str, np.ndarray],
-    index: np.ndarray,
-    intrinsics: np.ndarray,
-    masks: pa.BinaryArray | None = None,
-    boxes: np.ndarray | None = None,
-    keypoints: np.ndarray | None = None,
-) -> LabelRows:
-    """Rows of columns in this project's names.
-
-    A kid axis that is absent becomes 0, any other column NaN; `masks` None = none.
-    """
-    betas = np.zeros((index.size, NUM_BETAS), np.float32)
-    betas[:, : columns["betas"].shape[1]] = pick(columns["betas"], index, columns["betas"].shape[1:])
-    seen = {name: pick(columns[name], index, ()) for name in _SEEN if name in columns}
-    return LabelRows(
-        pose=pick(columns["pose"], index, (72,)),
-        betas=betas,
-        transl=pick(columns["transl"], index, (3,)),
-        bbox_xyxy=pick(columns.get("bbox_xyxy"), index, (4,)) if boxes is None else boxes,
-        intrinsics=intrinsics,
-        seen=judge_seen(seen, pa.nulls(index.size, pa.binary()) if masks is None else masks),
-        keypoints=keypoints,
-    )
+def take_masks(masks: pa.LargeBinaryArray | None, index: np.ndarray) -> pa.BinaryArray:
+    """Run lengths of some rows (n,) int, null = none; row -1 has none. Raises: LabelFileError: 2 GiB of them."""
+    if masks is None:
+        return pa.nulls(index.size, pa.binary())
+    found = masks.take(pa.array(index, mask=index < 0))
+    if (total := pc.sum(pc.binary_length(found)).as_py() or 0) > np.iinfo(np.int32).max:
+        raise LabelFileError(f"{index.size} masks hold {total} bytes; expected run lengths, far below 2 GiB")
+    return found.cast(pa.binary())
 
 
 def check_shape(npz: NpzFile, key: str, rows: int, tails: Sequence[tuple[int, ...]]) -> None:
@@ -220,25 +230,8 @@ def judge_seen(columns: Mapping[str, np.ndarray], masks: pa.BinaryArray) -> Seen
     )
 
 
-@dataclass(frozen=True)
-class PeopleTable:
-    """N rows of a Parquet file; columns that hold nothing but nulls are absent."""
-
-    num_rows: int
-    numbers: dict[str, np.ndarray]  # name -> (N, *shape), NaN = null
-    images: np.ndarray  # (N,) object str; of no column, none
-    mask_rle: pa.LargeBinaryArray  # N run lengths, null = none
-
-    def masks(self, index: np.ndarray) -> pa.BinaryArray:
-        """Run lengths of rows (n,) int; null = none; row -1 gives null. Raises: LabelFileError: 2 GiB of them."""
-        found = self.mask_rle.take(pa.array(index, mask=index < 0))
-        if (total := pc.sum(pc.binary_length(found)).as_py() or 0) > np.iinfo(np.int32).max:
-            raise LabelFileError(f"{index.size} masks hold {total} bytes; expected run lengths, far below 2 GiB")
-        return found.cast(pa.binary())
-
-
-def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes) -> PeopleTable:
-    """Read the columns ``image`` and ``mask_rle`` and those of `shapes`, as far as they exist, one after the other.
+def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes) -> LabelSource:
+    """Read the columns ``image`` and ``mask_rle`` and those of `shapes` of a Parquet file, as far as they hold values.
 
     Args:
         check: called with the schema first; raises where columns are missing or unknown.
@@ -246,10 +239,11 @@ def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes)
     Raises:
         LabelFileError: missing, damaged, or columns of other types than documented.
     """
-    numbers, images, masks = dict[str, np.ndarray](), np.zeros(0, object), None
+    numbers, images = dict[str, np.ndarray](), np.zeros(0, object)
     with open_parquet(path, LabelFileError) as file:
         check(file.schema_arrow)
         rows = file.metadata.num_rows
+        masks = pa.nulls(rows, pa.large_binary())
         for name in file.schema_arrow.names:
             try:
                 table = file.read([name])
@@ -270,7 +264,7 @@ def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes)
                 raise LabelFileError(
                     f"{path}, column {name!r}, is damaged or of other types than documented ({error})"
                 ) from error
-    return PeopleTable(rows, numbers, images, pa.nulls(rows, pa.large_binary()) if masks is None else masks)
+    return LabelSource([path], images, numbers, masks)
 
 
 def _read_numbers(path: Path, name: str, column: pa.Array, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:

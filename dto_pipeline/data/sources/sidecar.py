@@ -26,7 +26,7 @@ import pyarrow as pa
 from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.files import replaced
 from dto_pipeline.data.parquet import new_parquet
-from dto_pipeline.data.sources.rows import LabelFileError, SeenRows, judge_seen, read_table
+from dto_pipeline.data.sources.rows import LabelFileError, SeenRows, judge_seen, read_table, take_masks
 
 SIDECAR_SCHEMA = pa.schema(
     [
@@ -51,23 +51,20 @@ class Sidecar:
     """
 
     def __init__(self, path: Path | None, num_rows: int) -> None:
-        self.path = path
+        self.path, self._masks, self._columns = path, None, dict[str, np.ndarray]()
         self._place = np.full(num_rows, -1, dtype=np.int64)  # row of the sidecar of each label row
         if path is not None:
-            self._table = read_table(path, self._check_columns, dict.fromkeys(_NUMBERS, ((),)))
-            rows = self._table.numbers.get("label_row", np.zeros(self._table.num_rows))
-            self._place[self._check_rows(rows)] = np.arange(len(rows))
+            table = read_table(path, self._check_columns, dict.fromkeys(_NUMBERS, ((),)))
+            rows = self._check_rows(table.columns.get("label_row", np.zeros(len(table.masks))))
+            self._place[rows] = np.arange(len(rows))
+            self._masks = table.masks
+            self._columns = {name: np.append(values, np.nan) for name, values in table.columns.items()}  # at -1
 
     def rows(self, index: np.ndarray) -> SeenRows:
         """What is known about the label rows `index` (n,) int, in this order."""
         place = self._place[index]
-        if self.path is None:
-            return judge_seen({}, pa.nulls(place.size, pa.binary()))
-        columns = {}
-        for name, values in self._table.numbers.items():
-            columns[name] = np.full(place.size, np.nan, np.float32)
-            columns[name][place >= 0] = values[place[place >= 0]]
-        return judge_seen(columns, self._table.masks(place))
+        columns = {name: values[place].astype(np.float32) for name, values in self._columns.items()}
+        return judge_seen(columns, take_masks(self._masks, place))
 
     def _check_columns(self, found: pa.Schema) -> None:
         if not set(found.names) <= set(SIDECAR_SCHEMA.names) or "label_row" not in found.names:
