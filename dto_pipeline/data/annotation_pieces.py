@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from dto_pipeline.axes import NUM_BETAS
-from dto_pipeline.data.cameras import CAMERA_COLUMNS
+from dto_pipeline.data.cameras import camera_columns
 from dto_pipeline.data.files import temporary_folder
 from dto_pipeline.data.image_index import WHOLE_NAME, ImageIndex, index_images
 from dto_pipeline.data.label_files import LabelColumns
@@ -59,13 +59,12 @@ class PeopleSet(LabelSet):
         rows = index.rows[np.arange(starts[-1]) + np.repeat(first - starts[:-1], counts)]
         labels = source.rows(rows)
         names = np.array([index.image_name[row] for row in piece.rows], dtype=object)
-        cameras = labels.intrinsics[starts[:-1]][:, [0, 1, 0, 1], [0, 1, 2, 2]]  # all people of an image have the same
         images = {
             "image_id": np.array([f"{self.name}/{name}" for name in names], dtype=object),
             "image_path": names,
             IMAGE_FILE: names,
             **dict.fromkeys(("width", "height"), np.zeros(len(names), np.int32)),
-            **dict(zip(CAMERA_COLUMNS, cameras.T, strict=True)),
+            **camera_columns(labels.intrinsics[starts[:-1]]),  # all people of an image have the same
             "z_covariance": np.full(len(names), None, dtype=object),
         }
         people = {name: getattr(labels, name) for name in ("pose", "betas", "transl", "bbox_xyxy")}

@@ -20,6 +20,11 @@ def camera_matrices(numbers: np.ndarray) -> np.ndarray:
     return matrices
 
 
+def camera_columns(matrices: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns `CAMERA_COLUMNS` (n,) of matrices (n, 3, 3)."""
+    return dict(zip(CAMERA_COLUMNS, matrices[:, [0, 1, 0, 1], [0, 1, 2, 2]].T, strict=True))
+
+
 def read_cameras(columns: Any) -> np.ndarray:
     """Matrices of `CAMERA_COLUMNS` as `columns` (a table, a dict of columns, one row) holds them; null becomes NaN."""
     return camera_matrices(np.stack([np.asarray(columns[name], np.float64) for name in CAMERA_COLUMNS], axis=-1))

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from dto_pipeline import __version__
 from dto_pipeline.axes import HEIGHT_CLASSES, NUM_BETAS
-from dto_pipeline.data.cameras import CAMERA_COLUMNS, read_cameras
+from dto_pipeline.data.cameras import camera_columns, read_cameras
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, read_numbers, single_array, struct_column
 from dto_pipeline.data.parquet import (
     READ_ERRORS,
@@ -63,7 +63,7 @@ def build_label_table(placed: Sequence[PlacedScene]) -> pa.Table:
         if found != {int(people)}:
             raise ValueError(f"{item.scene.image_id}: fields hold {sorted(found)} people; expected {people} in each")
     camera = np.array([item.scene.intrinsics for item in placed], dtype=np.float64).reshape(-1, 3, 3)
-    columns: dict[str, Any] = dict(zip(CAMERA_COLUMNS, camera[:, [0, 1, 0, 1], [0, 1, 2, 2]].T, strict=True))
+    columns: dict[str, Any] = {**camera_columns(camera)}
     for column in IMAGE_COLUMNS:
         if column.place:
             columns[column.name] = [take_place(item, column.place) for item in placed]
