@@ -63,8 +63,7 @@ class SceneLoader:
     def load(self, rows: pa.Table, threads: Executor | None = None, clock: Clock | None = None) -> list[Scene]:
         """The scenes of rows of `schema.MANIFEST_SCHEMA`, in order.
 
-        `threads`: each image is a task of theirs; None = all in this thread. `clock` times the stages decode, masks and
-        depth, see `timing.StageClock`.
+        `threads`: one image per task; None = in this thread. `clock`: times decode, masks, depth: `timing.StageClock`.
         """
         found = list(_read_labels(rows))
         scenes = [scene for scene, _ in found]
@@ -184,7 +183,7 @@ def _take_problem(scene: Scene, row: dict[str, Any]) -> None:
 
 
 def _sample_masks(scene: Scene, masks: list[_Mask], max_side: int) -> None:
-    """Set `Scene.masks` at the size of the person map; those of people without a mask are full: only the body counts."""
+    """Set `Scene.masks` at the size of the person map; without a mask of a person every pixel may be that person's."""
     height, width = map_size(scene.height, scene.width, max_side)
     rows = np.arange(height) * scene.height // height
     cols = np.arange(width) * scene.width // width

@@ -156,10 +156,7 @@ class ManifestReport(_Counts):
             self.add(REPEATED_KEY, other, f"has the key of {taken}, which is taken")
 
     def note_unlabelled(self, index: ImageIndex, root: Location, placement: TarPlacement | None) -> None:
-        """Add images that no label row names, each with the missing image whose name differs in case or extension only.
-
-        Call it when all shards are built: before, no image is known to be missing.
-        """
+        """Add images that no label row names, and a missing image of almost the same name; call it after the shards."""
 
         def folded(name: str) -> str:
             return splitext(name)[0].casefold()

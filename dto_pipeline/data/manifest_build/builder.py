@@ -164,10 +164,7 @@ def _write_manifest(inputs: _Inputs, out: Location, progress: bool) -> None:
 def _read_headers(
     inputs: _Inputs, images: range, pool: Executor, advance: Callable[[int], Any]
 ) -> list[tuple[ImageHeader, Problem | None]]:
-    """Header and problem of each image, the header of size 0 where there is a problem.
-
-    `advance` is called with the number of images that were read.
-    """
+    """Header (of size 0 where there is a problem) and problem of each image; `advance` counts the images on the bar."""
     index = inputs.index
 
     def read(image: int) -> tuple[ImageHeader, Problem | None]:
@@ -318,11 +315,8 @@ def judge_cameras(intrinsics: np.ndarray, counts: np.ndarray, sizes: np.ndarray)
 
 
 def _camera_problem(file: str, camera: np.ndarray, fault: int, problem: Problem | None) -> Problem:
-    """The problem of an image whose camera cannot be used, joined with the problem found before.
-
-    The image gets the status of its camera, because its file may be repaired later and the camera may not; a name that
-    cannot be used stays the problem.
-    """
+    """The problem of an image whose camera cannot be used. It replaces that of a file, which may be repaired later, but
+    not that of a name."""
     found = ", ".join(f"{value:g}" for value in camera.ravel())
     text = f"image {file}: {_CAMERA_FAULTS[fault]}; the first row says [{found}]"
     if problem is None:

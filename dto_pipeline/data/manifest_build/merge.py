@@ -124,11 +124,8 @@ def outcomes_path(manifest: Location) -> Location:
 
 
 def _open_people(path: Path, bodies: dict[str, str], body: BodyModel) -> LabelSource:
-    """Open predicted people: labels of a run, or a prediction file.
-
-    `bodies`: whose -> sha256 of their body model. Raises: LabelFileError: one of these, or the body model of the labels,
-    is known and is not `body`.
-    """
+    """Open labels or a prediction file. Raises: LabelFileError: the body model of the labels, or one of `bodies` (whose
+    -> sha256), is known and is not `body`."""
     if recognise(path) is FileKind.LABELS:
         people = open_dto_labels(path, SourceOptions())
         bodies = {**bodies, f"{people.files[0]}": check_one_body(people.files)}
@@ -311,10 +308,8 @@ def _select(checks: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _rank(people: _Shard, verdict: np.ndarray) -> np.ndarray:
-    """Positions (k,) of the usable predictions: by image, best score first, equal scores by content.
-
-    Predictions beyond `MAX_PREDICTIONS` of an image are left out and get their verdict.
-    """
+    """Positions (k,) of the usable predictions: by image, best score first, equal scores by content; the others beyond
+    `MAX_PREDICTIONS` of an image get their verdict."""
     sound = np.flatnonzero(verdict == _ADDED)
     labels, seen = people.labels, people.labels.seen
     numbers = (labels.transl, labels.pose, labels.betas, labels.bbox_xyxy, people.keypoints.reshape(-1, 135))
