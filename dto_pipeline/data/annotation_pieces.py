@@ -1,8 +1,8 @@
 """Other people's files as sets to train on: RelativeHuman's annotations, and released DTO-Humans.
 
-RelativeHuman's people are known in the picture only, in ordinal layers of depth: they teach boxes, joints and who is
-nearer. Released bodies are copied once into a temporary file of plain arrays (see `sources.predictions`), from which
-other processes of the machine read them in seconds. Both are in memory, about 0.5 kB a person. Pixels, metres.
+RelativeHuman's people have no bodies: boxes, joints and an order in depth are learnt from them. Released bodies are
+copied once into a temporary file of plain arrays (see `sources.predictions`), which other processes on the machine read
+in seconds. Every process holds the people of both in memory, about 0.5 kB a person. Pixels, metres.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dto_pipeline.data.sources.rows import LabelSource
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.data.training_labels import IMAGE_FILE, LabelSet, Part, Piece
 
-# place of each of the 14: SMPL's joint, and after its 24 the top of the head and the neck, which it has not
+# of each of the 14 joints: its position among SMPL's 24, which are followed by the top of the head and the neck
 _SMPL_JOINTS = np.array([16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8, 24, 25])
 _NUM_JOINTS = 26
 _BODY = {"pose": 72, "betas": NUM_BETAS, "transl": 3}  # numbers of a person
@@ -38,21 +38,21 @@ _PIECE_IMAGES = 1024
 
 @dataclass(frozen=True)
 class PeopleSet(LabelSet):
-    """A `LabelSet` of a file of other people's labels; every image of it is one that its makers accepted."""
+    """A `LabelSet` of other people's label file, all of whose images count as accepted."""
 
     path: Path
     kind: FileKind
-    copy: Path | None = None  # the same people as plain arrays, on the machine that opened the set
+    copy: Path | None = None  # the copy of released bodies on the machine that opened the set
 
     def index(self, number: int, part: Part) -> list[Piece]:
-        """Pieces of 1024 images; `part.select` is about what runs have judged."""
+        """Pieces of 1024 images; `part.select` and `part.limits` do not apply, as no run has judged these images."""
         images = _open(self)[1].image_name
         rows = np.flatnonzero(part.holds([f"{self.name}/{image}" for image in images])).astype(np.int32)
         starts = range(0, rows.size, _PIECE_IMAGES)
         return [Piece(number, 0, k, 0, rows[start : start + _PIECE_IMAGES]) for k, start in enumerate(starts)]
 
     def read(self, piece: Piece) -> LabelColumns:
-        """See `LabelSet`; images of unknown size."""
+        """See `LabelSet`; the size of images is unknown, 0."""
         source, index = _open(self)
         first, counts = index.offsets[piece.rows], np.diff(index.offsets)[piece.rows]
         starts = np.concatenate([[0], np.cumsum(counts)])
@@ -75,10 +75,9 @@ class PeopleSet(LabelSet):
 
 
 def open_people_set(path: str | Path, kind: FileKind, images: str) -> PeopleSet:
-    """A file of `kind` RELATIVE_HUMAN or MA_HMR; `images` is the folder or URI its names are relative to.
+    """A file of `kind` RELATIVE_HUMAN or MA_HMR; `images`: the folder or URI its image names are relative to.
 
-    Raises:
-        LabelsError: no folder was named. LabelFileError, PickleRefused: the file cannot be used.
+    Raises: LabelsError: no folder is named. LabelFileError, PickleRefused: the file cannot be used.
     """
     if not images:
         raise LabelsError(f"{path} does not say where its photographs are; name their folder (data.images)")
@@ -93,13 +92,13 @@ def open_people_set(path: str | Path, kind: FileKind, images: str) -> PeopleSet:
     return people
 
 
-_FOLDERS = ExitStack()  # as long as this process lives: others read from them
+_FOLDERS = ExitStack()  # of the copies, which exist as long as this process
 atexit.register(_FOLDERS.close)
 
 
 @lru_cache
 def _open(people: PeopleSet) -> tuple[LabelSource, ImageIndex]:
-    """The people and their images; a machine without the copy reads the file itself."""
+    """The people and their images; from the file itself on a machine without the copy."""
     if people.copy is not None and people.copy.is_file():
         source = open_predictions(people.copy)
     else:

@@ -1,8 +1,8 @@
 """Labels for training: in pieces for `dto train`, or as one torch Dataset for other training code.
 
-A piece is one row group of a label file (at most 1024 images): an index of the wanted images is made first (4 bytes an
-image), then one piece at a time is read (about 0.5 kB a person). `LabelDataset` holds everything in a few flat arrays
-that forked workers share: about 0.4 kB a person. Metres, pixels, radians.
+A piece is one row group of a label file (at most 1024 images). An index of the wanted images is made first (4 bytes an
+image); then pieces are read when they are needed (about 0.5 kB a person). `LabelDataset` holds everything in a few flat
+arrays that forked processes share: about 0.4 kB a person. Metres, pixels, radians.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ _HASH_RANGE = 1 << 32
 
 @dataclass(frozen=True)
 class Part:
-    """Which images are wanted: of a selection, on one side of the hold-out."""
+    """Which images are wanted: those of a selection that are held out, or those that are not."""
 
     select: str  # one of `SELECTIONS`; images without people are never taken
     holdout: float = 0.0  # share of the images, by a hash of their keys
-    held_out: bool = False  # take these, instead of the others
-    limits: Limits = NO_LIMITS  # of images; people beyond theirs stay in the rows
+    held_out: bool = False  # take these images, not the others
+    limits: Limits = NO_LIMITS  # of images; people beyond the limits are not left out here
 
     def holds(self, image_ids: Sequence[str]) -> np.ndarray:
-        """(n,) bool: on this side of the hold-out; the same on every machine and in every mix of labels."""
+        """(n,) bool: the images that are held out, or the others; the same on every machine, with any other labels."""
         if self.holdout == 0:
             return np.full(len(image_ids), not self.held_out)
         digests = (hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() for key in image_ids)
@@ -79,28 +79,28 @@ class Piece:
 
 @dataclass(frozen=True)
 class LabelSet(ABC):
-    """The labels of one subset in pieces, and its photographs; small enough to be pickled."""
+    """The labels of one subset in pieces, and its photographs; small, so that it can be pickled."""
 
     name: str
-    images_root: Location  # that the names of images are relative to
+    images_root: Location  # what the names of images are relative to
 
     @property
     def is_remote(self) -> bool:
-        """Something of it is behind a URI."""
+        """Whether something of the set is behind a URI."""
         return isinstance(self.images_root, str)
 
     def open_images(self) -> ImageStore:
-        """The photographs' store; it holds open files, so every process opens its own."""
+        """The store of the photographs. It holds open files: every process opens its own."""
         return ImageFolder(self.images_root)
 
     @abstractmethod
     def index(self, number: int, part: Part) -> list[Piece]:
-        """Every piece that holds an image of `part`; `number`: place of this set among several. Raises: LabelsError."""
+        """Every piece with an image of `part`; `number`: position of this set among several. Raises: LabelsError."""
 
     @abstractmethod
     def read(self, piece: Piece) -> LabelColumns:
-        """The labels of a piece's images: `IMAGE_COLUMNS`, `IMAGE_FILE`, `PEOPLE_COLUMNS`, of people perhaps also
-        ``keypoints`` (n, 26, 2) [px] and ``depth_layer`` (n,). Raises: LabelsError, ManifestError."""
+        """The labels of a piece's images: `IMAGE_COLUMNS`, `IMAGE_FILE` and `PEOPLE_COLUMNS`; of people without bodies
+        also ``keypoints`` (n, 26, 2) [px] and ``depth_layer`` (n,). Raises: LabelsError, ManifestError."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,12 @@ class ParquetSet(LabelSet):
 
     @property
     def is_remote(self) -> bool:
-        """Labels, photographs or manifest are behind a URI."""
+        """Whether labels, photographs or manifest are behind a URI."""
         places = [*self.files, self.images_root, *([self.manifest.path] if self.manifest else [])]
         return any(isinstance(place, str) for place in places)
 
     def open_images(self) -> ImageStore:
-        """A folder's, or that of the run's manifest, tars too."""
+        """A folder, or what the run's manifest names, also in tars."""
         return open_images(self.images_root, self.manifest.path) if self.manifest else super().open_images()
 
     def index(self, number: int, part: Part) -> list[Piece]:
@@ -144,15 +144,15 @@ class ParquetSet(LabelSet):
         return flatten_table(table.append_column(IMAGE_FILE, files)).take(piece.rows)
 
     def count_uncertain(self, select: str, limits: Limits) -> Counter[str]:
-        """What `limits` leave out of the images of `select`, by reason. Raises: LabelsError."""
+        """How many images of `select`, and people in them, `limits` leave out, by reason. Raises: LabelsError."""
         columns = flatten_table(read_labels(*self.files, columns=_SELECTING, people=(Z_SIGMA,)))
         return _take_images(columns, select, limits)[1]
 
 
 def open_run_set(run: RunLabels, images: str = "") -> ParquetSet:
-    """The labels of a run; `images` is a folder or URI in place of the manifest's.
+    """The labels of a run; `images`: a folder or URI in place of the manifest's.
 
-    Raises: ManifestError: the manifest, which names the image files, is gone or is another one.
+    Raises: ManifestError: the manifest, which names the image files, is nowhere, or it is another one now.
     """
     manifest = run.open_manifest()
     return ParquetSet(
@@ -165,7 +165,7 @@ def open_run_set(run: RunLabels, images: str = "") -> ParquetSet:
 
 
 def open_file_set(labels: str | Path, images: str) -> ParquetSet:
-    """Label files without a run: an export in Parquet, or single files; `images` is what `image_path` is relative to.
+    """Label files without a run: an export, or single files; `images` is what their `image_path` is relative to.
 
     Raises: LabelsError: no label file there, or no folder of images was named.
     """
@@ -175,18 +175,18 @@ def open_file_set(labels: str | Path, images: str) -> ParquetSet:
 
 
 def index_pieces(sets: Sequence[LabelSet], part: Part) -> list[Piece]:
-    """Every piece that holds an image of `part`, sets in order. Raises: LabelsError."""
+    """Every piece with an image of `part`, in the order of the sets. Raises: LabelsError."""
     return [piece for number, label_set in enumerate(sets) for piece in label_set.index(number, part)]
 
 
 def _is_selected(images: Any, select: str) -> np.ndarray:
-    """(N,) bool: images of a selection that have people; `images`: `_SELECTING` columns by name."""
+    """(N,) bool: the images of a selection that have people; `images`: the columns `_SELECTING`."""
     crowded = np.asarray(images["num_persons"]) > 0
     return crowded if select == "all" else crowded & np.asarray(images[f"is_{select}"])
 
 
 def _take_images(columns: LabelColumns, select: str, limits: Limits) -> tuple[LabelColumns, Counter[str]]:
-    """The images of a selection that are within the limits; and, by reason, what is not, of images and people."""
+    """The images of a selection that are within the limits; and how many images and people are not, by reason."""
     columns = columns.take(np.flatnonzero(_is_selected(columns.images, select)))
     expected, left_out = columns.images[EXPECTED_ERROR], Counter[str]()
     certain = limits.images(expected)
@@ -207,7 +207,7 @@ def read_run_columns(run: RunLabels, images: Location = "") -> tuple[LabelColumn
 
 
 class LabelDataset(Dataset[dict[str, Any]]):
-    """Map-style dataset of images; see `__getitem__` for an item. Crowds differ in size: use ``collate_fn=list``."""
+    """Map-style dataset of images, see `__getitem__`; as images differ in their people, use ``collate_fn=list``."""
 
     def __init__(
         self,
@@ -219,10 +219,10 @@ class LabelDataset(Dataset[dict[str, Any]]):
         """Select images.
 
         Args:
-            columns: `LABEL_IMAGES` and `LABEL_PEOPLE` of some label files, perhaps `IMAGE_FILE`.
-            images: where photographs are read from, by `IMAGE_FILE` or else ``image_path``; None = items hold none.
+            columns: `LABEL_IMAGES` and `LABEL_PEOPLE` of some label files, with or without `IMAGE_FILE`.
+            images: the photographs, by `IMAGE_FILE` or else ``image_path``; None = items have none.
             select: "accepted", "optimized" or "all" images; images without people are never taken.
-            limits: how uncertain images may be, and people that are ``usable``; `left_out` counts the others by reason.
+            limits: how uncertain images and ``usable`` people may be; `left_out` counts the others by reason.
 
         Raises: LabelsError: an unknown `select`, or a limit on errors where no label has one.
         """

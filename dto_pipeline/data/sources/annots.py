@@ -3,12 +3,12 @@
     annots -> {image key: [{"smpl_param": {"shape": (10,) or (11,), "pose": (72,), "trans": (3,)},
                             "cam_param": {"focal": (2,), "princpt": (2,)}}, ...]}
 
-The dictionary is read item by item into flat arrays: 0.4 kB of memory a person instead of its own 1.3 kB. A person that
-is not as above keeps its row, with NaN as numbers and a finding with the reason; a file in which nobody can be used is
-refused. The order of the people is the file's. Metres, radians, pixels.
+The dictionary is read item by item into flat arrays: 0.4 kB of memory a person instead of the dictionary's 1.3 kB. A
+person that is not as above keeps its row, with NaN as numbers and a finding with the reason; a file in which nobody can
+be used is refused. People keep the order of the file. Metres, radians, pixels.
 
-As the start of a manifest, an image's name is its key in the file (`a/b/c.jpg` below `insta-train/` for INSTA, the base
-name for the others), so `images` is the folder these keys are relative to, or `image_prefixes` leads there.
+When a manifest is built, an image's name is its key in the file (`a/b/c.jpg` below `insta-train/` for INSTA, the base
+name for the others): `images` is the folder these keys are relative to, or `image_prefixes` leads there.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def open_ma_hmr(path: Path) -> LabelSource:
 
 
 def first_people(path: Path, most: int = 1000) -> list[Any]:
-    """What the first people of a file hold, as plain values. Raises: PickleRefused, FileNotFoundError."""
+    """The first people of a file, as plain values, each of any type. Raises: PickleRefused, FileNotFoundError."""
     found: list[Any] = []
 
     def take(_: Any, people: Any) -> bool:

@@ -10,7 +10,7 @@
 | center, scale (optional) | (N, 2), (N,) or (N, 2) | bbox_xyxy [px]: centre -+ scale * 200 / 2    |
 | gtkps (optional)         | (N, >= 44, 3)         | keypoints: u, v [px], confidence; if asked    |
 
-Other keys are not read. Numbers may be of any float or integer type. Rows of an image need not be adjacent.
+Other keys are ignored. Numbers may be of any float or integer type. Rows of an image need not be adjacent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from dto_pipeline.data.sources.rows import (
 )
 
 _BOX_UNIT = 200.0  # scale is the box's size over this [px]
-_KEYS: dict[str, tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]] = {  # keys and shapes of a row
+_KEYS: dict[str, tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]] = {  # column -> its keys, shapes of a row
     "pose": (("pose_cam", "pose"), ((72,), (24, 3))),
     "betas": (("shape",), ((NUM_BETAS - 1,), (NUM_BETAS,))),
     "transl": (("trans_cam", "cam_t", "trans"), ((3,),)),

@@ -15,10 +15,10 @@
 | mask_rle                | (N,) bytes              | instance mask, COCO compressed run lengths; empty = none        |
 | mask_height, mask_width | (N,), (N,)              | size of the mask [px] = size of the image                       |
 
-In Parquet the same columns hold strings, numbers, binary, and lists of numbers; a list is one row's array flattened
-(keypoints: J * 3 numbers). Values may be null or NaN: unknown. Keypoints come in the order of smplx (J = 45), COCO
-(17) or OpenPose BODY_25 (25, also the first 25 of the 44 of 4D-Humans). Other columns are refused, so that a misspelt
-one is not lost. Rows of an image need not be adjacent. Files are read into memory, 0.4 to 1 kB a person.
+In Parquet these columns hold strings, numbers, binary, and lists of numbers; a list is the flattened array of a row
+(keypoints: J * 3 numbers). Values may be null or NaN: unknown. Keypoints are in the order of smplx (J = 45), COCO (17)
+or OpenPose BODY_25 (25, also the first 25 of the 44 of 4D-Humans). Other columns are refused, because they may be
+misspelt. Rows of an image need not be adjacent. Files are read into memory, 0.4 to 1 kB a person.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _MAX_MASK = 1 << 22  # bytes of the run lengths of one mask; a noisy one of 25 M
 
 
 def open_predictions(path: str | Path) -> LabelSource:
-    """Open a prediction file; the suffix does not matter. Its rows have `seen`.
+    """Open a prediction file; its suffix does not matter.
 
     Raises:
         LabelFileError: no such file, no row, or a column that is missing, unknown, or of a wrong shape or type.
@@ -117,8 +117,8 @@ def _check_names(path: Path, found: Sequence[str]) -> None:
 
 
 def order_keypoints(points: np.ndarray | None, people: int) -> np.ndarray:
-    """(n, 45, 3) float32 in the order of smplx, confidence 0 where a keypoint is unknown, from (n, J, 3) of `people` in
-    the file's order; None = the file has none."""
+    """(n, 45, 3) float32 keypoints of n `people` in the order of smplx, from (n, J, 3) in the file's order, None = it
+    has none; unknown keypoints have confidence 0."""
     ordered = np.zeros((people, NUM_KEYPOINTS, 3), dtype=np.float32)
     if points is not None:
         order = np.array(KEYPOINT_ORDERS[points.shape[1]])

@@ -1,7 +1,7 @@
-"""The shape in which every source of labels gives its people: one row per label row, with this project's names.
+"""What every source of labels gives: people as columns with this project's names, one row per label row.
 
-Also: what makes a label row usable, and how columns of npz and Parquet files become rows. Camera frame and units as in
-`dto_pipeline`.
+Also: which label rows can be used, and how arrays of npz files and columns of Parquet files are checked and read.
+Camera frame and units as in `dto_pipeline`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class LabelFileError(DtoError, ValueError):
 
 @dataclass(frozen=True)
 class SeenRows:
-    """What is known about n people besides their labels; NaN, null and 0 mean unknown."""
+    """What is known about n people besides their labels; NaN = unknown."""
 
     age_years: np.ndarray  # (n,) float32 [years]
     male_prob: np.ndarray  # (n,) float32
@@ -62,7 +62,7 @@ class SeenRows:
 
 @dataclass(frozen=True)
 class LabelRows:
-    """n people, one per label row, not yet judged."""
+    """The people of n label rows; whether they can be used is not judged yet."""
 
     pose: np.ndarray  # (n, 72) float32 axis-angle [rad], root first
     betas: np.ndarray  # (n, 11) float32, kid axis last (0 where the source has ten)
@@ -75,7 +75,7 @@ class LabelRows:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What a source needs besides its file; each source uses its own options only."""
+    """What sources need besides the label file; each source uses its own options only."""
 
     values: str = "after"  # label files of this project: values after or before optimisation, see LABEL_VALUES
     predictions: Path | None = None  # RelativeHuman: predicted people, its own files hold no bodies
@@ -84,7 +84,7 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something a source noticed that belongs to no label row."""
+    """Something about an image, or a person, that a source found while reading."""
 
     image: str
     reason: str
@@ -96,7 +96,7 @@ class LabelSource:
 
     files: list[Path]  # read by this source; their sha256 go into the manifest
     image_names: np.ndarray  # (N,) str or object: the image of each row, relative to the images folder
-    columns: Mapping[str, np.ndarray]  # (N, ...) of any float or integer type, see below; NaN = unknown
+    columns: Mapping[str, np.ndarray]  # (N, ...) of any float or integer type, see `rows`; NaN = unknown
     masks: Any = None  # pa.LargeBinaryArray of N run lengths, null = none; None = nobody has one
     findings: Sequence[Finding] = ()
     empty_images: Sequence[str] = ()  # names of images that are listed without people
@@ -150,10 +150,9 @@ def take_masks(masks: pa.LargeBinaryArray | None, index: np.ndarray) -> pa.Binar
 
 
 def check_shape(npz: NpzFile, key: str, rows: int, tails: Sequence[tuple[int, ...]]) -> None:
-    """Refuse what is not numbers (rows, *tail) with one of the tails, by its header: few kB may unpack to many GB.
+    """Check by its header that an array holds numbers (rows, *tail) with one of the tails; a few kB may unpack to GB.
 
-    Raises:
-        LabelFileError: names file, key, what was found and expected. PickleRefused.
+    Raises: LabelFileError: it does not. PickleRefused: no such array.
     """
     shape, dtype = npz.header(key)
     shapes = [(rows, *tail) for tail in tails]
@@ -163,10 +162,8 @@ def check_shape(npz: NpzFile, key: str, rows: int, tails: Sequence[tuple[int, ..
 
 
 def check_text(npz: NpzFile, key: str, kinds: str, most: int, rows: int = 0) -> int:
-    """How many rows an array of text has: at least one, of `most` bytes each, and `rows` unless that is 0.
-
-    Raises: LabelFileError, PickleRefused.
-    """
+    """How many rows an array of text has. Raises: LabelFileError: none, not `rows` (unless that is 0), or rows of more
+    than `most` bytes. PickleRefused: no such array."""
     shape, dtype = npz.header(key)
     if len(shape) != 1 or dtype.kind not in kinds or shape[0] < 1 or (rows and shape[0] != rows):
         expected = f"text ({rows or 'N'},), at least one row"
@@ -177,13 +174,13 @@ def check_text(npz: NpzFile, key: str, kinds: str, most: int, rows: int = 0) -> 
 
 
 def decode_names(names: np.ndarray) -> np.ndarray:
-    """(n,) str from text or bytes; what is not UTF-8 becomes lone surrogates, which no path check lets through."""
+    """(n,) str from text or bytes; what is not UTF-8 becomes lone surrogates, which every path check refuses."""
     names = np.asarray(names)
     return names if names.dtype.kind == "U" else np.char.decode(names, "utf-8", "surrogateescape")
 
 
 def find_row_problems(pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> np.ndarray:
-    """(n,) int index into `ROW_PROBLEMS` of the first reason why a row cannot be used; 0 = usable."""
+    """(n,) int index into `ROW_PROBLEMS`: the first reason why a row cannot be used, 0 = usable."""
     checks = (
         ~np.isfinite(pose).all(axis=1),
         ~np.isfinite(betas).all(axis=1),
@@ -201,8 +198,8 @@ def judge_seen(columns: Mapping[str, np.ndarray], masks: pa.BinaryArray) -> Seen
     """Make numbers out of range unknown, and mark damaged masks.
 
     Args:
-        columns: (n,) float32 of some of `SEEN_RANGES`, mask_height and mask_width; absent or NaN = unknown.
-        masks: n counts strings, null = none.
+        columns: (n,) float32 of those of `SEEN_RANGES`, mask_height and mask_width that are known; NaN = unknown.
+        masks: n run lengths, null = none.
     """
     known, notes = {name: columns.get(name, np.full(len(masks), np.nan, np.float32)) for name in _SEEN}, {}
     for name, (low, high) in SEEN_RANGES.items():
@@ -231,13 +228,11 @@ def judge_seen(columns: Mapping[str, np.ndarray], masks: pa.BinaryArray) -> Seen
 
 
 def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes) -> LabelSource:
-    """Read the columns ``image`` and ``mask_rle`` and those of `shapes` of a Parquet file, as far as they hold values.
+    """Read ``image``, ``mask_rle`` and the columns of `shapes` of a Parquet file; those of nulls only are left out.
 
-    Args:
-        check: called with the schema first; raises where columns are missing or unknown.
+    `check` is called with the schema first, and raises where columns are missing or unknown.
 
-    Raises:
-        LabelFileError: missing, damaged, or columns of other types than documented.
+    Raises: LabelFileError: the file is missing or damaged, or a column has another type.
     """
     numbers, images = dict[str, np.ndarray](), np.zeros(0, object)
     with open_parquet(path, LabelFileError) as file:

@@ -10,9 +10,9 @@
 | mask_height | int32                    | height of the mask [px] = height of the image                   |
 | mask_width  | int32                    | width of the mask [px] = width of the image                     |
 
-Every column but the first may be left out, every value but a label_row may be null or NaN: unknown. Label rows without
-a sidecar row are unknown too. An age or probability out of range counts as unknown and is counted in the report; a
-damaged mask makes its person unusable. Unknown columns, unknown or repeated label rows are refused.
+Every column but the first may be left out, and every value but a label_row may be null or NaN: unknown, as for label
+rows without a sidecar row. An age or probability out of range is taken as unknown and counted in the report; a damaged
+mask makes its person unusable. Unknown columns and unknown or repeated label rows are refused.
 """
 
 from __future__ import annotations
@@ -44,10 +44,9 @@ _ROWS_PER_GROUP = 4096
 
 
 class Sidecar:
-    """An open sidecar (None knows nothing) of a label file of `num_rows`.
+    """An open sidecar of a label file of `num_rows` rows; without a path nothing is known about them.
 
-    Raises:
-        LabelFileError: missing, or see the module for what is refused.
+    Raises: LabelFileError: it is missing or damaged, or holds what the module says is refused.
     """
 
     def __init__(self, path: Path | None, num_rows: int) -> None:
@@ -75,7 +74,7 @@ class Sidecar:
             raise LabelFileError(f"{self.path}: label_row is {kind}; expected int64")
 
     def _check_rows(self, numbers: np.ndarray) -> np.ndarray:
-        """(n,) int64 label rows. Raises: LabelFileError: null, no whole number, none of this label file, or twice."""
+        """(n,) int64 label rows. Raises: LabelFileError: one is null, no row of the label file, or given twice."""
         count = self._place.size
         with np.errstate(invalid="ignore"):
             rows = numbers.astype(np.int64)
@@ -90,14 +89,8 @@ class Sidecar:
 
 
 def write_sidecar(path: Path, label_row: np.ndarray, **columns: Any) -> None:
-    """Write a sidecar for the n label rows `label_row`, replacing an older one; columns as above, None = left out.
-
-    Raises:
-        KeyError: a column that is none of the above.
-    """
+    """Write a sidecar for the label rows `label_row` (n,), replacing an older file; columns of None are left out."""
     given = {"label_row": label_row, **{name: value for name, value in columns.items() if value is not None}}
-    if unknown := given.keys() - set(SIDECAR_SCHEMA.names):
-        raise KeyError(f"a sidecar has no columns {sorted(unknown)}")
-    schema = pa.schema([field for field in SIDECAR_SCHEMA if field.name in given])
+    schema = pa.schema([SIDECAR_SCHEMA.field(name) for name in given])
     with replaced(path) as temporary, new_parquet(temporary, schema) as writer:
         writer.write_table(build_table(schema, given), row_group_size=_ROWS_PER_GROUP)
