@@ -18,7 +18,7 @@ import numpy as np
 from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import camera_columns
 from dto_pipeline.data.files import temporary_folder
-from dto_pipeline.data.image_index import WHOLE_NAME, ImageIndex, index_images
+from dto_pipeline.data.image_index import WHOLE_NAME, index_images
 from dto_pipeline.data.label_files import LabelColumns
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.people import FileKind
@@ -46,32 +46,13 @@ class PeopleSet(LabelSet):
 
     def index(self, number: int, part: Part) -> list[Piece]:
         """Pieces of 1024 images; `part.select` and `part.limits` do not apply, as no run has judged these images."""
-        images = _open(self)[1].image_name
-        rows = np.flatnonzero(part.holds([f"{self.name}/{image}" for image in images])).astype(np.int32)
+        rows = np.flatnonzero(part.holds(_open(self).images["image_id"].tolist())).astype(np.int32)
         starts = range(0, rows.size, _PIECE_IMAGES)
         return [Piece(number, 0, k, 0, rows[start : start + _PIECE_IMAGES]) for k, start in enumerate(starts)]
 
     def read(self, piece: Piece) -> LabelColumns:
         """See `LabelSet`; the size of images is unknown, 0."""
-        source, index = _open(self)
-        first, counts = index.offsets[piece.rows], np.diff(index.offsets)[piece.rows]
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        rows = index.rows[np.arange(starts[-1]) + np.repeat(first - starts[:-1], counts)]
-        labels = source.rows(rows)
-        names = np.array([index.image_name[row] for row in piece.rows], dtype=object)
-        images = {
-            "image_id": np.array([f"{self.name}/{name}" for name in names], dtype=object),
-            "image_path": names,
-            IMAGE_FILE: names,
-            **dict.fromkeys(("width", "height"), np.zeros(len(names), np.int32)),
-            **camera_columns(labels.intrinsics[starts[:-1]]),  # all people of an image have the same
-            "z_covariance": np.full(len(names), None, dtype=object),
-        }
-        people = {name: getattr(labels, name) for name in ("pose", "betas", "transl", "bbox_xyxy")}
-        people["status"] = np.full(starts[-1], "", dtype=object)
-        if self.kind is FileKind.RELATIVE_HUMAN:
-            people |= {name: source.columns[name][rows] for name in ("keypoints", "depth_layer")}
-        return LabelColumns(images, people, starts)
+        return _open(self).take(piece.rows)
 
 
 def open_people_set(path: str | Path, kind: FileKind, images: str) -> PeopleSet:
@@ -97,13 +78,27 @@ atexit.register(_FOLDERS.close)
 
 
 @lru_cache
-def _open(people: PeopleSet) -> tuple[LabelSource, ImageIndex]:
-    """The people and their images; from the file itself on a machine without the copy."""
+def _open(people: PeopleSet) -> LabelColumns:
+    """All people, by image; from the file itself on a machine without the copy."""
     if people.copy is not None and people.copy.is_file():
         source = open_predictions(people.copy)
     else:
         source = (open_ma_hmr if people.kind is FileKind.MA_HMR else _open_annotations)(people.path)
-    return source, index_images(source, WHOLE_NAME)
+    index = index_images(source, WHOLE_NAME)
+    labels, names = source.rows(index.rows), np.array(index.image_name, dtype=object)
+    images = {
+        "image_id": np.array([f"{people.name}/{name}" for name in names], dtype=object),
+        "image_path": names,
+        IMAGE_FILE: names,
+        **dict.fromkeys(("width", "height"), np.zeros(len(names), np.int32)),
+        **camera_columns(labels.intrinsics[index.offsets[:-1]]),  # all people of an image have the same
+        "z_covariance": np.full(len(names), None, dtype=object),
+    }
+    columns = {name: getattr(labels, name) for name in ("pose", "betas", "transl", "bbox_xyxy")}
+    columns["status"] = np.full(len(labels.pose), "", dtype=object)
+    if people.kind is FileKind.RELATIVE_HUMAN:
+        columns |= {name: source.columns[name][index.rows] for name in ("keypoints", "depth_layer")}
+    return LabelColumns(images, columns, index.offsets)
 
 
 def _open_annotations(path: Path) -> LabelSource:
