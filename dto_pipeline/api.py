@@ -19,7 +19,7 @@ from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.collate import collate_scenes, keep_labels, map_size, split_batch
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig, load_config
 from dto_pipeline.data.duplicates import LabelledPeople, find_duplicates
-from dto_pipeline.data.images import ImageFolder
+from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.label_files import Limits, find_label_files, flatten_table
 from dto_pipeline.data.labels import read_labels, read_placed
 from dto_pipeline.data.scenes import mark_repeats
@@ -117,7 +117,7 @@ def torch_dataset(
     if images is True:
         raise SceneInputError(f"images=True needs a run's folder, found {source}; give the folder of the photographs")
     columns = flatten_table(read_table(source, LABEL_IMAGES, LABEL_PEOPLE))
-    return LabelDataset(columns, ImageFolder(folder) if folder else None, select, limits)
+    return LabelDataset(columns, ImageStore(folder) if folder else None, select, limits)
 
 
 def optimize_scene(

@@ -31,7 +31,7 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import CAMERA_COLUMNS, camera_columns
 from dto_pipeline.data.files import temporary_folder
 from dto_pipeline.data.image_index import WHOLE_NAME, index_images
-from dto_pipeline.data.images import ImageFolder, ImageStore
+from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.label_files import (
     EXPECTED_ERROR,
     IMAGE_FILE,
@@ -113,7 +113,7 @@ class LabelSet(ABC):
 
     def open_images(self) -> ImageStore:
         """The store of the photographs. It holds open files: every process opens its own."""
-        return ImageFolder(self.images_root)
+        return ImageStore(self.images_root)
 
     @abstractmethod
     def index(self, number: int, part: Part) -> list[Piece]:

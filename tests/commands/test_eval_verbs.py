@@ -139,7 +139,7 @@ def test_difficulties_and_knobs_are_listed(capsys: pytest.CaptureFixture[str]) -
         (["synth", "-o", "x", "--set", "speed=1"], "unknown key difficulty.speed"),
         (["eval", "meshes", "nowhere", "nowhere", "--body", "demo"], "nowhere does not exist"),
         (["eval", "synthetic", "nowhere.npz", "--truth", "nowhere", "--body", "demo"], "nowhere.npz does not exist"),
-        (["eval", "rh", "x.npz", "--annotations", "x_annots.npz", "--body", "demo"], "x_annots.npz does not exist"),
+        (["eval", "rh", "x.npz", "--annotations", "x_annots.npz", "--body", "demo"], "x_annots.npz: No such file"),
         (["eval", "benchmark", "--seed", "1"], "seed 1"),
         (["eval", "benchmark", "--difficulty", "extreme"], "'extreme'; choose from"),
     ],

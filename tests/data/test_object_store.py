@@ -11,7 +11,7 @@ import pytest
 
 from dto_pipeline.data import object_store
 from dto_pipeline.data.object_store import RemoteStore
-from dto_pipeline.data.storage import StoreError, open_input, open_store, read_head
+from dto_pipeline.data.storage import StoreError, open_store
 from tests.s3_server import ENVIRONMENT
 
 Answer = tuple[int, bytes]
@@ -161,16 +161,16 @@ def test_any_part_of_an_object_is_read_and_an_empty_one_has_none():
     store.replace("x", b"0123456789")
     store.replace("empty", b"")
 
-    with open_input("memory://parts/x") as source:
+    with store.open("x") as source:
         assert (source.size(), source.read_at(3, 5), source.read_at(9, 8)) == (10, b"567", b"89")
-    assert read_head("memory://parts", "x", 99) == b"0123456789"
-    assert read_head("memory://parts", "empty", 99) == store.read("empty", -5) == b""
+    assert store.read("x", 99) == b"0123456789"
+    assert store.read("empty", 99) == store.read("empty", -5) == b""
 
 
 def test_a_web_server_that_sends_no_parts_of_files_is_named_with_what_to_do(server):
     server.answers = [(200, b"0123456789"), (200, b"0123456789")]
     with pytest.raises(StoreError, match="sends no parts of files; fetch them"):
-        read_head(f"http://{server.address}/images", "a b.jpg", 4)
+        open_store(f"http://{server.address}/images").read("a b.jpg", 4)
 
 
 def test_a_profile_is_refused_with_the_command_that_gives_its_keys(monkeypatch):

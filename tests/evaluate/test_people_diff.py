@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dto_pipeline.data.people import People, read_people
-from dto_pipeline.evaluate.people_diff import PeopleDiff, Side, diff_people
+from dto_pipeline.evaluate.people_diff import PeopleDiff, diff_people
 from dto_pipeline.models.body import BodyModel
 from tests.evaluate.people import images_of
 from tests.released_files import released_annots, write_released
@@ -23,7 +23,7 @@ def people_of(annots: dict[str, Any], path: Path) -> People:
 
 
 def compare(before: People, after: People, **options: Any) -> PeopleDiff:
-    return diff_people(Side("before", before), Side("after", after), **options)
+    return diff_people(before, after, **options)
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_a_truncated_file_a_missing_one_and_a_damaged_receipt_are_broken(copy: P
         "shard-00001",
         "shard-00002",
     ]
-    assert (verdict.done, verdict.pending, verdict.given_up, verdict.exit_code) == (0, {}, {}, 1)
+    assert (verdict.done, verdict.pending, verdict.given_up, verdict.exit_code) == (0, 0, 0, 1)
     assert verdict.rules["every receipt holds"].checked == 3
 
 
@@ -108,14 +108,12 @@ def test_shards_that_nobody_has_done_yet_are_pending_and_not_broken(tiny: TinyDa
     verdict = verify_run(path)
 
     assert verdict.passed
-    assert (verdict.done, list(verdict.pending), verdict.exit_code) == (1, [1, 2], 3)
+    assert (verdict.done, verdict.pending, verdict.exit_code) == (1, 2, 3)
     assert verdict.images == 3
-    table = verdict.as_table(examples=1)
+    table = verdict.as_table()
     assert "shards: 1 done, 0 given up, 2 pending, 0 broken" in table
-    assert "pending: shard-00001: its labels lie there without a receipt" in table
-    assert "pending: ... and 1 more" in table
     assert "BROKEN" not in table
-    assert table.endswith("what is done holds; 0 shards were given up, 2 are pending")
+    assert table.endswith("what is done holds; 0 shards were given up, 2 are pending; see dto status")
     assert read_status(path).shards == {"done": 1, "failed": 0, "pending": 2}
 
 
@@ -127,8 +125,8 @@ def test_a_shard_that_was_given_up_is_named_so_and_the_exit_code_is_that_of_the_
     verdict = verify_run(copy)
 
     assert verdict.passed
-    assert (list(verdict.given_up), verdict.pending, verdict.exit_code) == ([1], {}, 1)
-    assert "given up: shard-00001: it raised; `dto run --retry-failed`" in verdict.as_table()
+    assert (verdict.given_up, verdict.pending, verdict.exit_code) == (1, 0, 1)
+    assert "1 given up" in verdict.as_table()
 
 
 def test_a_receipt_that_counts_wrongly_is_found(copy: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from dto_pipeline.cli import main
 from dto_pipeline.data.exports.formats import FORMATS, export_labels
-from dto_pipeline.data.exports.job import ExportError, Selection, describe_making
+from dto_pipeline.data.exports.job import ExportError, Selection, describe_provenance
 from dto_pipeline.data.labels import read_labels, unpack_covariance
 from dto_pipeline.data.people import read_people
 from dto_pipeline.run.driver import run_pipeline
@@ -52,10 +52,10 @@ def test_runs_made_otherwise_are_refused_with_the_difference_and_taken_when_told
 def test_a_depth_network_is_named_with_its_revision() -> None:
     depth = {"source": "model", "model": "depth-anything/Depth-Anything-V2-Large-hf", "revision": "abc"}
     config = json.dumps({"solver": {"mode": "paper"}, "depth": depth, "body": {"model_path": "/data/bodies/"}})
-    found = describe_making({"config": config, "body_sha256": "f" * 64, "config_hash": "h"})
+    found = describe_provenance({"config": config, "body_sha256": "f" * 64, "config_hash": "h"})
     assert found["depth"] == "depth-anything/Depth-Anything-V2-Large-hf at abc"
     assert found["body"] == f"bodies (sha256 {'f' * 16})"
-    assert describe_making({}) == dict.fromkeys(("solver", "depth", "body", "config_hash"), "unknown")
+    assert describe_provenance({}) == dict.fromkeys(("solver", "depth", "body", "config_hash"), "unknown")
 
 
 def test_sureness_travels_in_every_format_that_has_room_for_it(joint, tmp_path) -> None:
