@@ -38,7 +38,7 @@ from dto_pipeline.data.files import sha256_file, write_bytes_atomic, write_json_
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.rle import encode_rle
-from dto_pipeline.data.sources.camerahmr import write_camerahmr
+from dto_pipeline.data.sources.camerahmr import write_release_file
 from dto_pipeline.data.sources.sidecar import write_sidecar
 from dto_pipeline.errors import DtoError
 from dto_pipeline.lab.crowd import plan_crowd
@@ -303,7 +303,7 @@ def _write_people(root: Path, parts: Sequence[PersonRows], labels: str, sidecar:
         {name: np.concatenate([getattr(part, side)[name] for part in parts]) for name in getattr(parts[0], side)}
         for side in ("labels", "truth")
     )
-    write_camerahmr(root / labels, truth["image_name"], given)
+    write_release_file(root / labels, truth["image_name"], given)
     write_sidecar(
         root / sidecar,
         np.arange(len(given["pose"])),

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from dto_pipeline.data.sources.camerahmr import open_camerahmr, write_camerahmr
+from dto_pipeline.data.sources.camerahmr import open_camerahmr, write_release_file
 from dto_pipeline.data.sources.rows import find_row_problems
 from dto_pipeline.errors import DtoError
 from tests.data.small_set import label_arrays, write_labels_file
@@ -154,7 +154,7 @@ def test_row_problems_name_the_first_fault_of_each_person():
 def test_people_written_are_the_people_read_and_equal_people_give_equal_bytes(tmp_path):
     rows = read(tmp_path, label_arrays(NAMES))
     for name in ("a.npz", "b.npz"):
-        write_camerahmr(tmp_path / name, np.array(NAMES), vars(rows) | {"keypoints": np.zeros((3, 44, 3))})
+        write_release_file(tmp_path / name, np.array(NAMES), vars(rows) | {"keypoints": np.zeros((3, 44, 3))})
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     labels = open_camerahmr(tmp_path / "a.npz")
     assert labels.image_names.tolist() == NAMES

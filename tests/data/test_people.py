@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dto_pipeline.data.people import People, read_people
-from dto_pipeline.data.sources.camerahmr import write_camerahmr
+from dto_pipeline.data.sources.camerahmr import write_release_file
 from dto_pipeline.data.sources.rows import LabelFileError
 from tests.data.test_annots import one
 
@@ -41,7 +41,7 @@ def write_prediction_parquet(path: Path) -> Path:
 
 def write_release(path: Path) -> Path:
     boxes = np.tile(np.array([10, 10, 60, 110], np.float32), (3, 1))
-    write_camerahmr(path, NAMES, {**numbers(), "bbox_xyxy": boxes, "intrinsics": np.repeat(CAMERA[None], 3, 0)})
+    write_release_file(path, NAMES, {**numbers(), "bbox_xyxy": boxes, "intrinsics": np.repeat(CAMERA[None], 3, 0)})
     return path
 
 

@@ -72,7 +72,7 @@ def open_camerahmr(path: Path, options: SourceOptions = SourceOptions()) -> Labe
     return LabelSource([path], decode_names(npz.array("imgname")), columns)
 
 
-def write_camerahmr(path: Path, image_names: np.ndarray, people: Mapping[str, np.ndarray]) -> None:
+def write_release_file(path: Path, image_names: np.ndarray, people: Mapping[str, np.ndarray]) -> None:
     """Write a ``*-release.npz`` of n people, replacing an older one; equal input gives identical bytes.
 
     `image_names` (n,) are relative to the images folder; `people` has the columns of `LabelSource.rows` that the file
