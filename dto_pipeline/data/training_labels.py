@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -222,15 +222,17 @@ def open_people_set(path: str | Path, kind: FileKind, images: str) -> PeopleSet:
     """
     if not images:
         raise LabelsError(f"{path} does not say where its photographs are; name their folder (data.images)")
-    people = PeopleSet(Path(path).stem, as_location(images), Path(path), kind)
-    if kind is FileKind.MA_HMR:
-        source = open_ma_hmr(people.path)
-        rows, names = source.rows(np.arange(source.num_rows)), source.image_names.astype(str)
-        copy = _FOLDERS.enter_context(temporary_folder("dto-annots-")) / "people.npz"
-        np.savez(copy, image=names, pose=rows.pose, betas=rows.betas, transl=rows.transl, intrinsics=rows.intrinsics)
-        people = replace(people, copy=copy)
+    copy = _copy_bodies(Path(path)) if kind is FileKind.MA_HMR else None
+    people = PeopleSet(Path(path).stem, as_location(images), Path(path), kind, copy)
     _open(people)
     return people
+
+
+def _copy_bodies(path: Path) -> Path:
+    """A prediction file of the people in a released file."""
+    source, copy = open_ma_hmr(path), _FOLDERS.enter_context(temporary_folder("dto-annots-")) / "people.npz"
+    np.savez(copy, image=source.image_names.astype(str), **source.columns)
+    return copy
 
 
 _FOLDERS = ExitStack()  # of the copies, which exist as long as this process
