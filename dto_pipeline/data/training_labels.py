@@ -231,7 +231,8 @@ def open_people_set(path: str | Path, kind: FileKind, images: str) -> PeopleSet:
 def _copy_bodies(path: Path) -> Path:
     """A prediction file of the people in a released file."""
     source, copy = open_ma_hmr(path), _FOLDERS.enter_context(temporary_folder("dto-annots-")) / "people.npz"
-    np.savez(copy, image=source.image_names.astype(str), **source.columns)
+    columns: dict[str, Any] = {"image": source.image_names.astype(str), **source.columns}
+    np.savez(copy, **columns)
     return copy
 
 
