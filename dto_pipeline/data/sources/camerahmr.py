@@ -34,7 +34,7 @@ from dto_pipeline.data.sources.rows import (
     decode_names,
 )
 
-_BOX_UNIT = 200.0  # scale is the box's size over this [px]
+BOX_UNIT = 200.0  # scale is the box's size over this [px]
 _KEYS: dict[str, tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]] = {  # column -> its keys, shapes of a row
     "pose": (("pose_cam", "pose"), ((72,), (24, 3))),
     "betas": (("shape",), ((NUM_BETAS - 1,), (NUM_BETAS,))),
@@ -67,9 +67,14 @@ def open_camerahmr(path: Path, options: SourceOptions = SourceOptions()) -> Labe
         columns["keypoints"] = npz.array("gtkps")
     if {"center", "scale"} <= columns.keys():
         middle, sides = (columns[name].astype(np.float64).reshape(people, -1) for name in ("center", "scale"))
-        half = sides.max(axis=1, keepdims=True) * (_BOX_UNIT / 2)  # the square that holds both sides
-        columns["bbox_xyxy"] = np.concatenate((middle - half, middle + half), axis=1)
+        columns["bbox_xyxy"] = square_boxes(middle, sides)
     return LabelSource([path], decode_names(npz.array("imgname")), columns)
+
+
+def square_boxes(centre: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """(n, 4) boxes [px] around `centre` (n, 2) [px]; the largest of `scale` (n, k) counts, so that all sides fit in."""
+    half = scale.max(axis=1, keepdims=True) * (BOX_UNIT / 2)
+    return np.concatenate((centre - half, centre + half), axis=1)
 
 
 def write_release_file(path: Path, image_names: np.ndarray, people: Mapping[str, np.ndarray]) -> None:
@@ -82,7 +87,7 @@ def write_release_file(path: Path, image_names: np.ndarray, people: Mapping[str,
     columns = {
         "imgname": np.asarray(image_names, dtype=np.str_),
         "center": np.stack([(left + right) / 2, (top + bottom) / 2], axis=-1).astype(np.float32),
-        "scale": (np.maximum(right - left, bottom - top) / _BOX_UNIT).astype(np.float32),
+        "scale": (np.maximum(right - left, bottom - top) / BOX_UNIT).astype(np.float32),
         "pose_cam": people["pose"].astype(np.float32),
         "shape": people["betas"][:, :10].astype(np.float32),
         "trans_cam": people["transl"].astype(np.float32),

@@ -26,12 +26,12 @@ from scipy.optimize import linear_sum_assignment
 from dto_pipeline.array_files import read_npz
 from dto_pipeline.data.inert_pickle import Limits
 from dto_pipeline.data.safe_pickle import safe_loads
+from dto_pipeline.data.sources.camerahmr import square_boxes
 from dto_pipeline.maths.person_matching import box_iou
 
 PEOPLE_EXTENSION = "data.pyd"
 MASKS_EXTENSION = "detection.npz"
-NUM_KEYPOINTS = 44
-_BOX_UNIT = 200.0  # scale is the box's size over this [px]
+_NUM_KEYPOINTS = 44
 MAX_MEMBER_BYTES = 2**26  # of people or masks; nothing longer is read to its end
 _LIMITS = Limits(max_bytes=2**28, max_items=2_000_000, max_array_bytes=2**30)
 _MIN_INSIDE = 0.5  # share of a person's keypoints its mask must cover
@@ -87,10 +87,9 @@ def parse_people(data: bytes | None, where: str) -> SamplePeople:
         return int(number) if number == int(number) else -1
 
     with np.errstate(over="ignore", invalid="ignore"):  # what single precision cannot hold becomes infinite, then NaN
-        centre, half = column("center", (2,)), column("scale", (2,)).max(axis=1)[:, None] * (_BOX_UNIT / 2)
         return SamplePeople(
-            keypoints=column("keypoints_2d", (NUM_KEYPOINTS, 3)),
-            bbox_xyxy=np.concatenate([centre - half, centre + half], axis=1),
+            keypoints=column("keypoints_2d", (_NUM_KEYPOINTS, 3)),
+            bbox_xyxy=square_boxes(column("center", (2,)), column("scale", (2,))),
             mask=np.array([mask_number(person) for person in people], dtype=np.int64),
         )
 
@@ -137,7 +136,7 @@ def choose_masks(
     beyond = chosen >= len(masks)
     fault = f"a person names mask {people.mask.max()} of {len(masks)}" if beyond.any() else ""
     if keypoints is None:
-        keypoints = np.full((len(boxes), NUM_KEYPOINTS, 3), np.nan, dtype=np.float32)
+        keypoints = np.full((len(boxes), _NUM_KEYPOINTS, 3), np.nan, dtype=np.float32)
         keypoints[linked] = people.keypoints[person[linked]]
     unnamed = np.flatnonzero((chosen < 0) & (linked | (people.mask < 0).all()))
     free = np.setdiff1d(np.arange(len(masks)), people.mask)
