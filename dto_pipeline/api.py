@@ -97,13 +97,13 @@ def torch_dataset(
 
     Args:
         source: as in `read_scenes`.
-        images: False = no photographs; True = those in the run's manifest (`source` must be a run); a folder = read
-            them there, by the manifest's names for a run, else by their ``image_path``.
+        images: False = no photographs; True = those of the run's manifest (`source` must be a run); a folder = those
+            in it, by the manifest's names for a run, else by their ``image_path``.
         select: "accepted", "optimized" or "all" images.
         manifest: the run's manifest, where it was moved.
         max_error: images whose expected error of z is at most this [m]; None = all. Images without one (solver.mode
             paper) are left out; ``left_out`` of the dataset counts by reason.
-        max_z_sigma: the same of people and their sigma of z [m]; others stay in the item and are not ``usable``.
+        max_z_sigma: people whose sigma of z is at most this [m] are ``usable``; others stay in the item and are not.
 
     Raises:
         LabelsError: no labels there, a limit that is not above 0, or one on errors that no label holds.

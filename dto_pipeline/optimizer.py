@@ -66,7 +66,7 @@ class SceneOptimizer:
         return self.config.solver.mode == "joint"
 
     def measure(self, maps: PersonMaps, batch: SceneBatch) -> DepthEvidence:
-        """Depth evidence of a batch; the joint solver also uses small people, with more noise."""
+        """Depth evidence of a batch; the joint solver also takes small people, whose depth is noisier."""
         options = self.config.evidence
         if self.joint:
             options = dataclasses.replace(
@@ -103,7 +103,8 @@ class SceneOptimizer:
         fits: GroupFits,
         prior: HeightPrior,
     ) -> tuple[PersonMaps, DepthEvidence, GroupFits]:
-        """Decide overlaps of masks by the distances just found, once, where that changes more than a few pixels.
+        """Decide once more who is in front where masks overlap, by the distances just found, and measure and fit again
+        the scenes in which more than a few pixels change owner.
 
         A body and its distance scaled by one factor look the same, so the label's mesh is drawn at its new distance.
         """

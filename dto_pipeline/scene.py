@@ -23,7 +23,7 @@ OUTCOMES = tuple(PersonStatus)  # by the code of `GroupFits.outcome`
 
 @dataclass(frozen=True)
 class Tensors:
-    """A frozen dataclass whose tensor fields move together."""
+    """A frozen dataclass whose tensors are moved, indexed and changed together."""
 
     def each(self: _T, change: Callable[..., torch.Tensor], *others: _T) -> _T:
         """A copy with every tensor, also of containers in it, changed by a function of it and those of `others`."""
@@ -55,7 +55,7 @@ class Tensors:
 
 @dataclass
 class Scene:
-    """One image and its P people, on the CPU, in source order. `problem` set: the image cannot be optimised."""
+    """One image and its P people, on the CPU, in source order. An image with a `problem` cannot be optimised."""
 
     image_id: str  # "<subset>/<image_path>", the key of the label row
     subset: str
@@ -77,7 +77,7 @@ class Scene:
     has_mask: np.ndarray | None = None  # (P,) bool: the mask comes from the image, not from the labelled body
     mask_score: np.ndarray | None = None  # (P,) float32 of the network that made the mask, NaN = from elsewhere
     disparity: np.ndarray | None = None  # (H, W) float32, larger is nearer
-    disparity_there: torch.Tensor | None = None  # the same on a GPU, where a network made it
+    disparity_there: torch.Tensor | None = None  # instead of it: on the GPU, if a network made it there
     image: np.ndarray | None = None  # (H, W, 3) uint8 RGB
     image_sha256: str = ""
     problem: tuple[ImageStatus, str] | None = None
@@ -206,7 +206,7 @@ class GroupFits(Tensors):
     alpha: torch.Tensor  # (B, 2) float64 as finally used; NaN where a group has fewer than two people
     beta: torch.Tensor  # (B, 2) float64 [m]
     used_ground: torch.Tensor  # (B,) bool: the near group was placed by ground evidence
-    z: torch.Tensor  # (B, P) float64 [m] of the label, from the evidence used
+    z: torch.Tensor  # (B, P) float64 [m] of the label, by the evidence that was used
     new_z: torch.Tensor  # (B, P) float64 [m] on the line of the person's group
     outcome: torch.Tensor  # (B, P) int64, index into OUTCOMES
     num_optimized: torch.Tensor  # (B, 2) int64 people that count as optimised
