@@ -256,7 +256,7 @@ class _Merge:
         joints = self._joints(labels.pose[chosen], labels.betas[chosen], labels.transl[chosen])
         transl, pelvis = labels.transl[chosen], joints[:, 0]
         given = transl.astype(np.float64), pelvis, own[chosen], cameras
-        carried = carry_to_camera(*map(torch.from_numpy, given)).numpy().astype(np.float32)
+        carried = carry_to_camera(*map(torch.from_numpy, given)).float().numpy()
         other = (np.abs(own[chosen] - cameras) > _SAME_CAMERA).any(axis=(1, 2))
         moved = np.where(other[:, None], carried, transl)
         views = view_bodies(joints + (moved.astype(np.float64) - transl)[:, None], cameras)
