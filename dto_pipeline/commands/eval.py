@@ -241,7 +241,8 @@ def _add_benchmark(actions: argparse._SubParsersAction) -> None:
 def _run_benchmark(arguments: argparse.Namespace) -> int:
     import torch
 
-    from dto_pipeline.lab.benchmark import BenchmarkSettings, errors_section, run_benchmark
+    from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
+    from dto_pipeline.lab.benchmark import BenchmarkSettings, as_page, errors_section, measure
 
     torch.set_num_threads(1)  # small tensors: more threads are slower
     settings = BenchmarkSettings(
@@ -252,6 +253,8 @@ def _run_benchmark(arguments: argparse.Namespace) -> int:
         ablation=not arguments.no_ablation,
         recorded=arguments.golden,
     )
-    report = run_benchmark(local_place(arguments.out), settings, read_config(arguments))
+    out, report = local_place(arguments.out), measure(settings, read_config(arguments))
+    write_bytes_atomic(out / "benchmark.md", as_page(report).encode())
+    write_json_atomic(out / "benchmark.json", report.to_json())
     print("\n".join([*errors_section(report), "", f"{arguments.out}/benchmark.md and .json written"]))
     return 0

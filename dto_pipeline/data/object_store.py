@@ -47,6 +47,7 @@ _ADVICE = {  # pattern in the text of an error -> what to do; the first that mat
     "NotImplemented": "this server knows no conditional PUT; use one that does (AWS S3, MinIO since 2024), or a mount",
     r"169\.254|code: 401": _NO_CREDENTIALS,
     "code: 403": "access is denied; the credentials need GetObject, PutObject, DeleteObject and ListBucket there",
+    "response body error": "the server's answers break off; check network and proxy",
     "HTTP error": "the server does not answer; check endpoint_override, network and proxy",
 }
 _runtime: list[int] = []  # the process in which obstore started its threads, which a fork does not copy
@@ -58,6 +59,8 @@ class StorageError(DtoError, OSError):
 
 class StoreError(StorageError):
     """A folder that cannot be used as a store, or a request that failed; names place, key and next step."""
+
+    reason = "the store failed"  # what went wrong and the next step, without the place
 
 
 class RemoteStore:
@@ -130,14 +133,22 @@ class RemoteStore:
         Raises: FileNotFoundError: there is none, whatever its name.
         """
         self._check_scheme()
-        pages = self._ask("", lambda key: iter(self._client.list(key or None)))
-        page = self._ask("", lambda _: next(pages, None))
-        if not page:
-            raise FileNotFoundError(f"nothing lies below {self.root}")
-        while page:
+        pages: Iterator[Any] | None = None
+        last: str | None = None
+
+        def next_page(key: str) -> Any:
+            nonlocal pages
+            going, pages = pages or iter(self._client.list(key or None, offset=last)), None
+            page = next(going, None)
+            pages = going  # not after an error: then the listing begins anew behind the last page
+            return page
+
+        while page := self._ask("", next_page):
+            last = page[-1]["path"]
             names = (item["path"].removeprefix(self._base).lstrip("/") for item in page)
             yield from (name for name in names if name.lower().endswith(endings))
-            page = self._ask("", lambda _: next(pages, None))
+        if last is None:
+            raise FileNotFoundError(f"nothing lies below {self.root}")
 
     def create(self, name: str, data: bytes) -> bool:
         """One conditional PUT of at most 5 GiB; raises StoreError where the server knows none."""
@@ -185,8 +196,11 @@ class RemoteStore:
             known = ", ".join(f"{scheme}://" for scheme in _ATOMIC_SCHEMES)
             raise StoreError(f"{self.root}: files there can be read, not listed or created; use {known} or a mount")
 
-    def _ask(self, name: str, request: Callable[[str], Any]) -> Any:
-        """Make a request for the object `name`; errors become FileNotFoundError or StoreError."""
+    def _ask(self, name: str, request: Callable[[str], Any], attempt: int = 0) -> Any:
+        """Do a request for the object `name`; errors become FileNotFoundError or a sentence.
+
+        obstore tries again by itself, except where the answer to a listing breaks off.
+        """
         from obstore.exceptions import AlreadyExistsError, BaseError
 
         _check_process(self._scheme)
@@ -199,11 +213,16 @@ class RemoteStore:
             raise FileNotFoundError(f"{self._scheme}://{self._bucket}/{key}") from error
         except AlreadyExistsError:
             raise
-        except (BaseError, ValueError) as error:  # ValueError: a name that no store accepts
-            raise self._error(key, _advice(str(error))) from error
+        except (BaseError, ValueError) as error:  # ValueError: a name that no store takes
+            if "getting list response body" not in str(error) or attempt == _ATTEMPTS - 1:
+                raise self._error(key, _advice(str(error))) from error
+        time.sleep(_PAUSE_S * 2**attempt * (0.5 + random.random()))
+        return self._ask(name, request, attempt + 1)
 
     def _error(self, key: str, what: str) -> StoreError:
-        return StoreError(f"bucket {self._bucket}, key {key or '(top)'}: {what}")
+        error = StoreError(f"bucket {self._bucket}, key {key or '(top)'}: {what}")
+        error.reason = what
+        return error
 
 
 class _RemoteFile(io.RawIOBase):

@@ -140,11 +140,14 @@ def count_labels(root: Location, config_hash: str, manifest_fingerprint: str) ->
             void[place[0]] = reason
         else:
             done[place[0]] = receipt
+    lost = {shard: reason for shard, reason in void.items() if shard not in done}
+    if lost and len(open_store(root).entries(RECEIPTS)) > len(names):  # a launch has replaced label files meanwhile
+        return count_labels(root, config_hash, manifest_fingerprint)
     surplus = [place for place in labels if place[0] in done and place[1] != done[place[0]].generation]
     return CountedLabels(
         root,
         dict(sorted(done.items())),
-        {shard: reason for shard, reason in void.items() if shard not in done},
+        lost,
         tuple(label_name(*place) for place in sorted(surplus)),
     )
 

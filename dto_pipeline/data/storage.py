@@ -323,5 +323,7 @@ def error_text(error: BaseException) -> str:
     """Text of a storage error without its path: it may end up in labels, which are equal on every machine."""
     if isinstance(error, IrregularFile):
         return str(error.strerror)
+    if isinstance(error, StoreError):
+        return error.reason
     number = getattr(error, "errno", None)
     return os.strerror(number) if number else type(error).__name__

@@ -16,7 +16,6 @@ from scipy.stats import spearmanr
 
 from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, config_from_dict
 from dto_pipeline.config_tree import describe_difference, read_tree
-from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
 from dto_pipeline.errors import DtoError
 from dto_pipeline.evaluate.evaluation import RESAMPLES, Estimate, Measure, Sums, estimate, plain, ratio, show
 from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES
@@ -41,7 +40,7 @@ from dto_pipeline.lab.solver_outcomes import (
     read_recorded,
 )
 from dto_pipeline.maths.crowd_solver import interval_halfwidth
-from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.models.body import load_body
 from dto_pipeline.terminal import markdown
 
 TUNING_SEEDS = (1, 2, 11, 12, 31, 32)  # of the crowds on which the joint solver's constants were chosen
@@ -139,24 +138,13 @@ class BenchmarkReport:
         }
 
 
-def run_benchmark(
-    out: Path, settings: BenchmarkSettings, config: PipelineConfig | None = None, body: BodyModel | None = None
-) -> BenchmarkReport:
-    """Measure (see `measure`), then write benchmark.md and benchmark.json into `out`."""
-    config = config or PipelineConfig()
-    body = body or load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis)
-    report = measure(settings, config, body)
-    write_bytes_atomic(out / "benchmark.md", as_page(report).encode())
-    write_json_atomic(out / "benchmark.json", report.to_json())
-    return report
-
-
-def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel) -> BenchmarkReport:
-    """The numbers of a benchmark.
+def measure(settings: BenchmarkSettings, config: PipelineConfig) -> BenchmarkReport:
+    """The numbers of a benchmark; bodies and labels are of the config's body model, or of the stand-in.
 
     Raises:
         ConfigError: an unknown difficulty; AnnyMissing: a difficulty needs this package.
     """
+    body = load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis)
     kinds = [choose_difficulty(name, (), settings.heights) for name in settings.names]  # all names are checked first
     if any(kind.bodies == "anny" for kind in kinds):
         load_anny()  # fails now if it is missing, not after the other difficulties

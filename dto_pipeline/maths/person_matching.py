@@ -45,11 +45,12 @@ def view_bodies(joints: np.ndarray, intrinsics: np.ndarray) -> BodyViews:
     """
     joints, intrinsics = np.asarray(joints, np.float64), np.asarray(intrinsics, np.float64)
     focal, z = intrinsics[:, [0, 1], [0, 1]], joints[..., 2:]
-    seen = np.where(z > _NEAREST, joints[..., :2] / np.maximum(z, _NEAREST), np.nan)
-    points = seen * focal[:, None] + intrinsics[:, None, :2, 2]
     neck = joints[:, _NECK]
-    length = _HEAD_TOP * np.linalg.norm(joints[:, _EARS].mean(axis=1) - neck, axis=-1)
-    head = focal.mean(axis=1) * length / np.maximum(neck[:, 2], _NEAREST)
+    with np.errstate(invalid="ignore", over="ignore"):  # of bodies that are not finite
+        seen = np.where(z > _NEAREST, joints[..., :2] / np.maximum(z, _NEAREST), np.nan)
+        points = seen * focal[:, None] + intrinsics[:, None, :2, 2]
+        length = _HEAD_TOP * np.linalg.norm(joints[:, _EARS].mean(axis=1) - neck, axis=-1)
+        head = focal.mean(axis=1) * length / np.maximum(neck[:, 2], _NEAREST)
     return BodyViews(points, head, joint_boxes(points))
 
 
@@ -70,10 +71,10 @@ def box_iou(one: np.ndarray, other: np.ndarray, border: float = 0.0) -> np.ndarr
     border: 0 = corners are points of the plane; 1 = the last pixel belongs to a box, as published metrics have it.
     """
     one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-    sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2]) + border
-    shared = sides.clip(0).prod(-1)
-    area, other_area = ((box[..., 2:] - box[..., :2] + border).clip(0).prod(-1) for box in (one, other))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2]) + border
+        shared = sides.clip(0).prod(-1)
+        area, other_area = ((box[..., 2:] - box[..., :2] + border).clip(0).prod(-1) for box in (one, other))
         return np.where((area > 0) & (other_area > 0), shared / (area + other_area - shared), np.nan)
 
 
@@ -108,7 +109,7 @@ def compare_people(
         points = keypoints[own].astype(np.float64)
         visible = points[..., 2] >= MIN_CONFIDENCE
         seen, overlap = visible.sum(axis=1), np.nan_to_num(box_iou(queries.box[own], references.box[other]))
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             away = np.linalg.norm(points[..., :2] - references.joints[other], axis=-1)
             away /= HEAD_FACTOR * references.head[other][:, None]
             agreeing = (visible & (away <= 1)).sum(axis=1) / seen

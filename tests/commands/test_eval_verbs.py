@@ -124,7 +124,7 @@ def test_every_action_has_help_and_corrections_are_named(capsys: pytest.CaptureF
             assert "(index, pckh, box, rank, budget, detection)" in " ".join(text.split())
 
 
-def test_difficulties_and_knobs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_difficulties_and_options_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["synth", "--list"]) == 0
     out = capsys.readouterr().out
     assert "depth-noise" in out

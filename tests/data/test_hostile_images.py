@@ -1,4 +1,4 @@
-"""Images nobody meant well with: no interpreter starts, and memory and time stay bounded by what the header tells."""
+"""Hostile images: no interpreter starts, and memory and time stay within bounds that follow from the header."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_a_compressed_bitmap_is_refused():
         decode_image(header + info + bytes(1024) + b"\0\x01" * 8, "x.bmp")
 
 
-def test_a_jpeg_that_tells_two_readers_two_sizes_is_refused():
+def test_a_jpeg_in_which_two_readers_find_two_sizes_is_refused():
     data = saved(Image.new("RGB", (16, 16)), "JPEG")
     at = data.index(b"\xff\xc0")
     second = data[at : at + 5] + struct.pack(">HH", 8000, 8000) + data[at + 9 : at + 19]

@@ -93,7 +93,7 @@ def test_an_exif_orientation_does_not_turn_the_pixels(tmp_path):
     assert read_image(path).rgb.shape == (30, 40, 3)
 
 
-def test_stray_bytes_that_only_libjpeg_minds_do_not_lose_an_image():
+def test_stray_bytes_that_only_libjpeg_complains_about_do_not_lose_an_image():
     end = JPEG.rindex(b"\xff\xd9")
     image = decode_image(JPEG[:end] + b"\x00\x01\x02" + JPEG[end:], "x")
     assert image.rgb.shape == (30, 40, 3)

@@ -87,7 +87,7 @@ def test_object_arrays_are_read_where_they_are_allowed(protocol: int) -> None:
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_the_names_of_numpy_1_and_2_are_thesame(protocol: int) -> None:
+def test_the_names_of_numpy_1_and_2_mean_the_same(protocol: int) -> None:
     data = pickle.dumps([np.arange(3.0), np.float32(1)], protocol)
     old = data.replace(b"numpy._core.", b"numpy.core.")
     assert old != data

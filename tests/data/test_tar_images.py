@@ -1,4 +1,4 @@
-"""Images read where they lie in tars: the join of label names with members, and the store."""
+"""Images read from their place in tars: the join of label names with members, and the store."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -100,7 +100,7 @@ def test_label_names_find_images_under_other_folders(tmp_path):
     assert repeated == []
 
 
-def test_key_in_two_tars_takes_the_first_and_tells_the_other(tmp_path):
+def test_a_key_in_two_tars_takes_the_first_and_reports_the_other(tmp_path):
     index = make_index(tmp_path, t0={"0.jpg": b"a"}, t1={"0.jpg": b"b", "1.jpg": b"c"})
     addresses, repeated = locate_images(index, ["aic-train/0.jpg", "aic-train/1.jpg"], key_parts=1)
     assert addresses == ["t0.tar!0.jpg", "t1.tar!1.jpg"]

@@ -107,7 +107,7 @@ def test_contents_are_the_bytes_written(indexed):
     assert list(index.problems()) == []
 
 
-def test_truncated_tar_keeps_its_good_members_and_tells_the_rest():
+def test_a_truncated_tar_keeps_its_good_members_and_names_the_rest():
     whole = tar_bytes([("1.jpg", b"1" * 600), ("2.jpg", b"2" * 600), ("3.jpg", b"3" * 600)])
     cut = whole[: 1536 + 512 + 100]  # inside the contents of 2.jpg
     assert usable(cut) == {"1.jpg": b"1" * 600}
@@ -154,13 +154,13 @@ def test_folders_are_not_members():
     assert problems(data) == {}
 
 
-def test_repeated_name_keeps_the_first_and_is_told():
+def test_of_a_repeated_name_the_first_is_kept_and_the_other_named():
     data = tar_bytes([("1.jpg", b"first"), ("./1.jpg", b"second")])
     assert usable(data) == {"1.jpg": b"first"}
     assert problems(data) == {"1.jpg": "repeats the name of the member at byte 512"}
 
 
-def test_members_behind_the_end_marker_are_told():
+def test_members_behind_the_end_marker_are_reported():
     data = tar_bytes([("1.jpg", b"1")]) + tar_bytes([("2.jpg", b"2")])
     assert list(usable(data)) == ["1.jpg"]
     assert "goes on behind its end marker at byte 10240" in problem(data)

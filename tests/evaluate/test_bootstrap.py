@@ -1,4 +1,4 @@
-"""Intervals from images drawn again: right where theory knows the answer, equal for equal arguments."""
+"""Bootstrap intervals: right where theory knows the answer, equal for equal arguments."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_about_95_of_100_intervals_hold_the_truth() -> None:
     assert 0.88 <= hits / 200 <= 0.99
 
 
-def test_a_large_image_weighs_as_many_people_as_it_holds() -> None:
+def test_an_image_counts_in_proportion_to_its_people() -> None:
     sums = {"total": np.array([10.0, 1.0]), "count": np.array([10.0, 1.0])}
     sums["total"][0] = 30.0
     assert estimate(sums, MEAN)["mean"].value == pytest.approx(31 / 11)

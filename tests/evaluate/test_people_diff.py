@@ -97,7 +97,7 @@ def test_twins_of_one_pose_are_told_apart_by_shape_and_then_by_place(tmp_path: P
     assert compare(people_of(annots, tmp_path / "a.npz"), people_of(mixed, tmp_path / "b.npz")).equal
 
 
-def test_people_of_other_poses_meet_by_their_place_in_the_picture(pair, tmp_path: Path) -> None:
+def test_people_of_different_poses_are_matched_by_their_place_in_the_picture(pair, tmp_path: Path) -> None:
     before, after = pair
     for crowd in after.values():
         for person in crowd:
