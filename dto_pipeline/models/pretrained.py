@@ -55,11 +55,12 @@ def load_pretrained(
     disable_progress_bar()  # a bar per worker and model is noise
     options = {"trust_remote_code": reference.trust_remote_code, **source_options(reference)}
     try:
-        if reference.option in FAMILIES and not reference.is_folder:  # of a folder it is known already
+        if reference.is_folder:
+            for path in Path(reference.located).iterdir():
+                if not path.is_dir():
+                    check_regular(path)  # transformers would wait for a pipe or a device
+        elif reference.option in FAMILIES:  # before the weights are fetched
             check_family(reference.option, AutoConfig.from_pretrained(reference.located, **options).model_type)
-        for path in Path(reference.located).iterdir() if reference.is_folder else ():
-            if not path.is_dir():
-                check_regular(path)  # transformers would wait for a pipe or a device
         network, loading = auto_class.from_pretrained(
             reference.located, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32, **options
         )
