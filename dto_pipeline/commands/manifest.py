@@ -27,8 +27,8 @@ _BUILD = (
     "cannot be used."
 )
 _CHECK = (
-    "Reads the header of every image again, or decodes it, and lists the images that are missing, corrupt or changed. "
-    "Exit code 1 if there is one."
+    "Reads every image's header again, or decodes it, and lists what is missing, corrupt or changed. Exit code 1 if "
+    "anything is. An image whose problem the manifest lists is counted as known, or as mended if the problem is gone."
 )
 _MERGE = (
     "Reads a manifest and predicted people (a run of dto predict, its label files, or npz or Parquet with columns as "
