@@ -89,7 +89,7 @@ class CountedLabels:
     root: Location
     done: dict[int, Receipt] = field(default_factory=dict)  # shard -> the receipt that counts; in order
     void: dict[int, str] = field(default_factory=dict)  # shards none of whose receipts holds -> why not the newest
-    surplus: tuple[str, ...] = ()  # label files of shards of which another one counts
+    surplus: tuple[str, ...] = ()  # label files that do not count: another one of the shard does, or they are damaged
 
     @cached_property
     def files(self) -> dict[int, Location]:
