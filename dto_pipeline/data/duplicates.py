@@ -1,8 +1,8 @@
-"""Find label rows of an image that are the same person twice, as annotators and detectors leave them.
+"""Find label rows of an image that show the same person, as annotators and detectors leave them.
 
-Two rows are one person if place, pose, shape and (where both are known) box are nearly the same. Two real people never
-are: people so close to each other touch, and people who touch do not hold every limb alike; a person right behind
-another with the same outline is not seen and not labelled. Pure arrays, all images at once. Metres, radians, pixels.
+Two rows show one person if place, pose, shape and (where both are known) box are nearly the same. Two real people are
+never that alike: people so close to each other touch, and then their poses differ; somebody hidden behind another of
+the same outline is not labelled. Pure arrays, all images at once. Metres, radians, pixels.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dto_pipeline.maths.person_matching import box_iou, suppress_duplicates
+
 MAX_COMPARED = 1000  # people of one image; the rows of larger images are not compared
-_PAIRS_AT_ONCE = 1 << 20  # bounds memory: their positions ...
-_POSES_AT_ONCE = 1 << 14  # ... and two poses of each
-_EQUAL = 1e-5  # of every number of two rows: copies of one row, whatever their boxes say
+_PAIRS_AT_ONCE = 1 << 20  # pairs listed at once, which bounds memory ...
+_POSES_AT_ONCE = 1 << 14  # ... and pairs whose poses are compared at once
+_EQUAL = 1e-5  # rows whose numbers all differ by at most this are copies, whatever their boxes say
 _JOINTS = 24
 
 
@@ -23,14 +25,14 @@ _JOINTS = 24
 class SamePerson:
     """Largest differences between two label rows of one person; all must hold.
 
-    Detections of one person by networks of this kind scatter by a few degrees, a few centimetres sideways and a few
-    percent in distance; different people of crowds that stand still differ by 0.11 rad in pose at least (synthetic
-    crowds, 141 people, all pairs) and stand 0.5 m apart.
+    Networks that detect a person twice differ by a few degrees, a few centimetres sideways and a few percent of the
+    distance. Different people of synthetic crowds that stand still differ by at least 0.11 rad in pose (141 people, all
+    pairs) and stand 0.5 m apart.
     """
 
     sideways: float = 0.10  # [m] across the line of sight: less than half a torso's width, a toddler's included
     depth: float = 0.15  # [m] along it: less than a torso's depth ...
-    depth_share: float = 0.03  # ... or this part of the distance, which is where labels of far people scatter
+    depth_share: float = 0.03  # ... or this share of the distance, by which labels of far people scatter
     mean_angle: float = 0.15  # [rad] mean over the 24 joints of the angle between rotations
     root_angle: float = 0.35  # [rad] of the body as a whole: people who hug face each other
     shape: float = 1.0  # of every beta: a child is not an adult
@@ -55,20 +57,17 @@ class LabelledPeople:
 def find_duplicates(people: LabelledPeople, rule: SamePerson = SamePerson()) -> np.ndarray:
     """(n,) int64 position of the row that each row repeats, -1 = none.
 
-    Of the rows of one person the one with a mask is kept, then a released label before a detection, then the higher
-    score, then the first. A row repeats the best kept one that is like it.
+    Of the rows of one person the best is kept: one with a mask, else a released label rather than a detection, else the
+    higher score, else the first. Each other row repeats the best kept row that shows the same person.
     """
     image = np.repeat(np.arange(people.counts.size), people.counts)
-    rank, original = np.empty(image.size, np.int64), np.full(image.size, -1)
+    rank = np.empty(image.size, np.int64)
     score = np.where(np.isnan(people.det_score), np.inf, people.det_score)
     rank[np.lexsort((-score, ~people.has_mask, image))] = np.arange(image.size)
     same = [_same_pairs(people, pairs, rule) for pairs in _pairs(people.counts)]
     first, second = np.concatenate([np.zeros((2, 0), np.int64), *same], axis=1)
     better, worse = (np.where(rank[first] < rank[second], *sides) for sides in ((first, second), (second, first)))
-    for pair in np.lexsort((rank[better], rank[worse])):  # by rank, so that it is known whether the better row is kept
-        if original[worse[pair]] < 0 and original[better[pair]] < 0:
-            original[worse[pair]] = better[pair]
-    return original
+    return suppress_duplicates(better, worse, rank)
 
 
 def _pairs(counts: np.ndarray) -> Iterator[np.ndarray]:
@@ -82,7 +81,8 @@ def _pairs(counts: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _same_pairs(people: LabelledPeople, pairs: np.ndarray, rule: SamePerson) -> np.ndarray:
-    """Those of the pairs (2, k) that are one person: near, and pose, shape and box agree, or every number does."""
+    """Those of the pairs (2, k) that show one person: they are near, and pose, shape and box are alike, or all numbers
+    are equal."""
     pairs = pairs[:, people.usable[pairs].all(axis=0)]
     one, other = people.transl[pairs].astype(np.float64)
     z = np.minimum(one[:, 2], other[:, 2])
@@ -96,7 +96,7 @@ def _same_pairs(people: LabelledPeople, pairs: np.ndarray, rule: SamePerson) -> 
         dot = np.abs((_quaternions(people.pose[first]) * _quaternions(people.pose[second])).sum(axis=-1))
         angle = 2 * np.arccos(dot.clip(max=1))  # (k, 24) between the rotations
         alike &= (angle.mean(axis=1) <= rule.mean_angle) & (angle[:, 0] <= rule.root_angle)
-        alike &= ~(box_overlap(people.bbox_xyxy[first], people.bbox_xyxy[second]) < rule.box_overlap)
+        alike &= ~(box_iou(people.bbox_xyxy[first], people.bbox_xyxy[second]) < rule.box_overlap)
         numbers = (people.pose, people.betas, people.transl)
         copies = [np.abs(values[first] - values[second]).max(axis=1) <= _EQUAL for values in numbers]
     return pairs[:, alike | np.logical_and.reduce(copies)]
@@ -106,13 +106,3 @@ def _quaternions(pose: np.ndarray) -> np.ndarray:
     vector = pose.reshape(-1, _JOINTS, 3).astype(np.float64)
     half = np.linalg.norm(vector, axis=-1, keepdims=True) / 2
     return np.concatenate([np.cos(half), vector / 2 * np.sinc(half / np.pi)], axis=-1)
-
-
-def box_overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(...) intersection over union of boxes (..., 4); NaN where one is unknown or has no area."""
-    one, other = one.astype(np.float64), other.astype(np.float64)
-    sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
-    shared = np.maximum(sides, 0).prod(axis=-1)
-    area, other_area = (np.maximum(box[..., 2:] - box[..., :2], 0).prod(axis=-1) for box in (one, other))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where((area > 0) & (other_area > 0), shared / (area + other_area - shared), np.nan)

@@ -123,7 +123,7 @@ def count_labels(root: Location, config_hash: str, manifest_fingerprint: str) ->
 
     `config_hash`, `manifest_fingerprint`: those of run.json; receipts of others do not hold.
     """
-    places = sorted(place for name in open_store(root).entries(RECEIPTS) if (place := parse_name(name)))
+    places = _find_receipts(root)
     names = {receipt_name(*place): place for place in places}
     receipts = list(read_many(root, list(names)))  # before the sizes: a label file is there before its receipt
     labels = {place: size for name, size in open_store(root).entries(LABELS).items() if (place := parse_name(name))}
@@ -140,13 +140,21 @@ def count_labels(root: Location, config_hash: str, manifest_fingerprint: str) ->
             void[place[0]] = reason
         else:
             done[place[0]] = receipt
+    lost = {shard: reason for shard, reason in void.items() if shard not in done}
+    if lost and _find_receipts(root) != places:  # a launch has replaced label files meanwhile
+        return count_labels(root, config_hash, manifest_fingerprint)
     surplus = [place for place in labels if place[0] in done and place[1] != done[place[0]].generation]
     return CountedLabels(
         root,
         dict(sorted(done.items())),
-        {shard: reason for shard, reason in void.items() if shard not in done},
+        lost,
         tuple(label_name(*place) for place in sorted(surplus)),
     )
+
+
+def _find_receipts(root: Location) -> list[tuple[int, int]]:
+    """(shard, generation) of the receipts in a run's folder, in order."""
+    return sorted(place for name in open_store(root).entries(RECEIPTS) if (place := parse_name(name)))
 
 
 def find_run_labels(folder: Location) -> list[Location] | None:

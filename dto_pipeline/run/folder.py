@@ -411,7 +411,7 @@ def _check_footers(scan: RunScan) -> dict[int, str]:
     """
     void = dict.fromkeys(scan.done, "its label file is gone")
     shards = {label_name(shard, receipt.generation): shard for shard, receipt in scan.done.items()}
-    for name, tail in read_many(scan.root, list(shards), -_FOOTER_TAIL):
+    for name, tail in read_many(scan.root, list(shards), _FOOTER_TAIL):
         shard = shards[name]
         if not tail.endswith(b"PAR1"):
             void[shard] = "its label file does not end as Parquet does: it is damaged"

@@ -24,7 +24,7 @@ from dto_pipeline.data.manifest import ManifestError
 from dto_pipeline.data.receipts import LABELS, parse_name, shard_name
 from dto_pipeline.data.storage import base_name, exists
 from dto_pipeline.models.body import BodyModel, BodyModelError
-from dto_pipeline.run.folder import check_label_file, find_strays, list_generations
+from dto_pipeline.run.folder import check_label_file, find_strays, list_generations, scan_run
 from dto_pipeline.run.lease import read_holder
 from dto_pipeline.run.report import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
@@ -163,9 +163,10 @@ def _check_folder(run: RunFiles, verdict: Verdict) -> None:
     offences = dict.fromkeys(
         find_strays(run.directory, run.identity), "it is no label file of this run; move it elsewhere"
     )
-    for name in map(base_name, run.scan.surplus):
+    scan = scan_run(run.directory, run.identity) if run.scan.surplus else run.scan  # a launch may just have ended
+    for name in map(base_name, scan.surplus):
         if place := parse_name(name):
-            counting = base_name(run.label_file(place[0]))
+            counting = base_name(scan.files[place[0]])
             offences[name] = f"{counting} counts, so its images are there twice; `dto run` removes it"
     verdict.rule(FOLDER)
     names = {name for name in run.directory.store.entries(LABELS) if name[0] not in "._"}  # readers skip the others

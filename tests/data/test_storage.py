@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from dto_pipeline.data.images import ImageCorrupt, ImageFolder, ImageMissing
+from dto_pipeline.data.images import ImageCorrupt, ImageMissing, ImageStore
 from dto_pipeline.data.manifest import Manifest, report_path
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.manifest_build.check import check_manifest
@@ -26,7 +26,6 @@ from dto_pipeline.data.storage import (
     open_store,
     parent_and_name,
     read_bytes,
-    read_head,
     read_many,
     sha256_of,
     write_bytes,
@@ -147,9 +146,9 @@ def test_names_are_listed_and_read_alike_everywhere(bucket, tmp_path, remote):
     upload(tmp_path, "box")
     root = "memory://box" if remote else tmp_path
     assert sorted(list_names(root, (".jpg",))) == ["a/1.jpg", "a/b/2.JPG"]
-    assert read_head(root, "a/1.jpg", 3) == b"a/1"
-    with pytest.raises(UnsafePath):
-        read_head(root, "../1.jpg", 3)
+    assert open_store(root).read("a/1.jpg", 3) == b"a/1"
+    with pytest.raises(ImageCorrupt, match="leaves its folder"):
+        ImageStore(root).read_bytes("../1.jpg", 3)
     with pytest.raises(FileNotFoundError):
         list(list_names(as_location("memory://none") if remote else tmp_path / "none", ("",)))
 
@@ -183,7 +182,7 @@ def test_a_folder_that_is_itself_a_link_is_listed(tmp_path):
 def test_images_behind_a_uri_are_judged_like_files(bucket, tmp_path):
     put("i/a.jpg", jpeg(60))
     put("i/cut.jpg", jpeg()[:100])
-    store = ImageFolder("memory://i")
+    store = ImageStore("memory://i")
     assert store.size("a.jpg") == (32, 24)
     assert int(store.read("a.jpg").rgb.mean()) == 60
     with pytest.raises(ImageMissing):
@@ -251,18 +250,19 @@ def test_a_file_is_created_once_and_replaced_at_will(store):
 
 
 @pytest.mark.parametrize(
-    ("limit", "found"),
-    [(None, b"0123456789"), (-3, b"789"), (-10, b"0123456789"), (-99, b"0123456789"), (3, b"012"), (99, b"0123456789")],
+    ("count", "start", "end"), [(3, b"012", b"789"), *((n, b"0123456789", b"0123456789") for n in (10, 99))]
 )
-def test_start_and_end_of_a_file_can_be_read_alone(store, limit, found):
+def test_start_and_end_of_a_file_can_be_read_alone(store, root, count, start, end):
     store.create("a/x", b"0123456789")
+    store.create("a/empty", b"")
 
-    assert store.read("a/x", limit) == found
-    assert store.size("a/x") == 10
+    assert store.read("a/x", count) == start
+    assert list(read_many(root, ["a/x", "a/empty"], count)) == [("a/x", end), ("a/empty", b"")]
+    assert (store.read("a/x"), store.size("a/x")) == (b"0123456789", 10)
 
 
 def test_what_is_not_there_is_missing_everywhere(store):
-    for ask in (store.read, store.size, lambda name: store.read(name, -5)):
+    for ask in (store.read, store.size, store.open):
         with pytest.raises(FileNotFoundError):
             ask("a/none")
     store.remove("a/none")
@@ -274,7 +274,7 @@ def test_many_files_are_read_in_order_and_those_gone_are_left_out(store, root):
         store.replace(name, name.encode())
     store.remove(names[700])
 
-    assert list(read_many(root, names, -2)) == [(name, name[-2:].encode()) for name in names if name != names[700]]
+    assert list(read_many(root, names, 2)) == [(name, name[-2:].encode()) for name in names if name != names[700]]
 
 
 def test_single_files_are_found_by_their_location(store, root):

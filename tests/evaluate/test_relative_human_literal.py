@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dto_pipeline.data.sources.relative_human import Annotation, evaluated_joints
-from dto_pipeline.evaluate.relative_human import GROUPS, EvaluatedImage, evaluate_relative_human
+from dto_pipeline.evaluate.rh_evaluation import GROUPS, EvaluatedImage, evaluate_relative_human
 
 
 def box(points):
@@ -91,7 +91,7 @@ def draw_image(seed):
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=6))
 @settings(max_examples=150, deadline=None)
-def test_reference_mode_is_the_description_word_for_word(seeds):
+def test_reference_mode_equals_plain_loops_over_the_published_description(seeds):
     images = [draw_image(seed) for seed in seeds]
     result = evaluate_relative_human(images, "reference")
     literally = [match_literally(image) for image in images]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from dto_pipeline.config import load_config
+from dto_pipeline.data import receipts
 from dto_pipeline.data.manifest import ManifestError
 from dto_pipeline.data.receipts import Receipt
 from dto_pipeline.run.driver import run_pipeline
@@ -89,6 +91,43 @@ def test_a_file_that_a_launch_at_work_replaces_meanwhile_is_not_called_broken(
     verdict = verify_run(copy)
     assert verdict.passed, verdict.as_table()
     assert verdict.unchecked == ["shard-00001.parquet: a launch at work has replaced it meanwhile"]
+
+
+def do_again(directory: RunDirectory, shard: int) -> None:
+    """What a launch with --retry-failed does to a shard's files."""
+    receipt = json.loads(directory.receipt_file(shard).read_text())
+    shutil.copy(directory.label_file(shard), directory.label_file(shard, 1))
+    directory.receipt_file(shard, 1).write_text(json.dumps({**receipt, "generation": 1}))
+    directory.label_file(shard).unlink()
+
+
+def test_a_shard_done_again_while_receipts_are_read_is_not_called_broken(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, directory = receipts.read_many, RunDirectory(copy)
+
+    def read_and_replace(*arguments: Any) -> Any:
+        yield from read(*arguments)
+        if directory.label_file(1).exists():
+            do_again(directory, 1)
+
+    monkeypatch.setattr(receipts, "read_many", read_and_replace)
+    verdict = verify_run(copy)
+    assert verdict.passed, verdict.as_table()
+
+
+def test_a_launch_that_ends_after_the_receipts_were_read_leaves_no_broken_folder(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = RunDirectory(copy)
+    shutil.copy(directory.label_file(1), directory.label_file(1, 1))  # its receipt comes next
+
+    def end_launch(root: Path) -> None:
+        do_again(directory, 1)
+
+    monkeypatch.setattr(verify, "read_holder", end_launch)
+    verdict = verify_run(copy)
+    assert verdict.passed, verdict.as_table()
 
 
 def test_a_damaged_file_is_broken_also_where_a_repair_of_its_shard_died_before_its_receipt(copy: Path) -> None:
