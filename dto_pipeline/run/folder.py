@@ -25,7 +25,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -166,15 +165,10 @@ class Failure:
 class RunScan(CountedLabels):
     """State of a run's shards, as its files show it."""
 
-    records: dict[int, Failure] = field(default_factory=dict)  # shard -> its failure record; in order
-    unreadable: dict[int, str] = field(default_factory=dict)  # shard -> why its failure record counts as none
+    failures: dict[int, Failure] = field(default_factory=dict)  # shard that is not done -> its failure record; in order
+    unreadable: dict[int, str] = field(default_factory=dict)  # such a shard -> why its record cannot be read
+    settled: list[int] = field(default_factory=list)  # shards that are done and have a failure record
     damaged: dict[int, int] = field(default_factory=dict)  # shard -> generation whose label file is of no use
-
-    @cached_property
-    def failures(self) -> dict[int, Failure]:
-        """Failure records of shards that were never done; in order."""
-        settled = self.done.keys() | self.damaged.keys()
-        return {shard: failure for shard, failure in self.records.items() if shard not in settled}
 
     @property
     def given_up(self) -> dict[int, Failure]:
@@ -266,21 +260,20 @@ def read_identity(directory: RunDirectory) -> RunIdentity:
 
 
 def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = False) -> RunScan:
-    """Read every receipt and failure record, and the sizes of the label files.
+    """Read every receipt, the failure records of other shards, and the sizes of the label files.
 
-    A failure record that cannot be read counts as no attempts. `footers`: check the end of every label file too.
+    `footers`: check the end of every label file too.
     """
     labels = count_labels(directory.root, identity.config_hash, identity.manifest_fingerprint)
     matches = filter(None, map(_FAILURE.fullmatch, directory.store.entries(FAILURES)))
-    shards = {failure_name(shard): shard for shard in sorted(int(match[1]) for match in matches)}
-    scan = RunScan(**vars(labels))
-    for name, data in read_many(directory.root, list(shards)):
-        shard = shards[name]
+    recorded = sorted(int(match[1]) for match in matches)
+    names = {failure_name(shard): shard for shard in recorded if shard not in labels.done}
+    scan = RunScan(**vars(labels), settled=[shard for shard in recorded if shard in labels.done])
+    for name, data in read_many(directory.root, list(names)):
         try:
-            scan.records[shard] = parse_failure(data, directory.at(name))
+            scan.failures[names[name]] = parse_failure(data, directory.at(name))
         except RecordInvalid as error:
-            scan.unreadable[shard] = str(error)
-            scan.records[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
+            scan.unreadable[names[name]] = str(error)
     return scan.without(_check_footers(scan)) if footers else scan
 
 
@@ -426,7 +419,7 @@ def _check_footers(scan: RunScan) -> dict[int, str]:
     """
     void = dict.fromkeys(scan.done, "its label file is gone")
     shards = {label_name(shard, receipt.generation): shard for shard, receipt in scan.done.items()}
-    for name, tail in read_many(scan.root, list(shards), -_FOOTER_TAIL):
+    for name, tail in read_many(scan.root, list(shards), _FOOTER_TAIL):
         shard = shards[name]
         if not tail.endswith(b"PAR1"):
             void[shard] = "its label file does not end as Parquet does: it is damaged"
