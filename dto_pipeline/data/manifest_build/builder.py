@@ -110,6 +110,8 @@ def build_manifest(
             index, images = placement.index, placement.images
         else:
             index, images = index.with_prefixes(dataset.image_prefixes), ImageStore(dataset.images_root)
+        if dataset.depth_root is not None:
+            index = index.with_own_depth_maps()
         report.note_shared_images(index, [as_location(other) for other in against])
         for finding in source.findings:
             report.add(SOURCE, finding.image, finding.reason)
