@@ -102,6 +102,13 @@ def _sidecar(**columns: np.ndarray) -> Callable[[Path], None]:
         (relabel(_numbers("trans_cam", 2, 1e6)), "transl z beyond 0.05 .. 500 m: 20 of 20 label rows"),
         (relabel(_numbers("shape", 0, 50)), "betas beyond -30 .. 30 sigma: 20 of 20 label rows"),
         (relabel(_numbers("pose_cam", 5, np.nan)), "pose is not finite: 20 of 20 label rows"),
+        (relabel(lambda a: {"scale": -a["scale"]}), "bbox_xyxy that ends before it begins, taken as unknown: 20 of 20"),
+        (
+            relabel(lambda a: {"trans_cam": a["trans_cam"] * np.array([-1, 1, 1], np.float32)}),
+            "20 of 20 people with a box stand",
+        ),
+        (relabel(lambda a: {"trans_cam": a["trans_cam"] * np.float32(10)}), "20 of 20 people with a box stand"),
+        (relabel(lambda a: {"center": a["center"] * np.float32(20 / WIDTH)}), "people with a box stand elsewhere"),
         (lambda root: shutil.rmtree(root / "depth"), "there is no depth folder"),
         (_rename_depth, "depth map 000.npy does not exist below"),
         (_cut_tar, "1 tars are damaged"),

@@ -9,6 +9,7 @@ manifest lie a report and the outcome of every prediction. Metres in the camera 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter
 from contextlib import ExitStack
@@ -42,7 +43,9 @@ from dto_pipeline.data.sources.rows import (
     LabelRows,
     LabelSource,
     SourceOptions,
+    count_misplaced,
     find_row_problems,
+    judge_boxes,
 )
 from dto_pipeline.data.storage import Location, as_location, base_name, beside, fetch, write_bytes, written
 from dto_pipeline.data.tars import carry_tar_index
@@ -219,6 +222,9 @@ class _Merge:
                     owners.append(np.full(parts[-1].size, shard_row))
         row, image_row = np.concatenate(parts), np.concatenate([parts[0], *owners])
         labels = self._people.rows(row)
+        boxes, strange = judge_boxes(labels.bbox_xyxy)
+        self.report.notes.update(strange)
+        labels = dataclasses.replace(labels, bbox_xyxy=boxes)
         keypoints = labels.keypoints
         if keypoints is None:
             keypoints = np.zeros((row.size, NUM_KEYPOINTS, 3), np.float32)
@@ -233,6 +239,7 @@ class _Merge:
         own[unknown] = shard.cameras[image[unknown]]
         own, fault, _ = judge_cameras(own, np.ones(len(own), np.int64), size)
         problem = judge_people(labels, size)
+        self.report.note_boxes(*count_misplaced(labels, own, (problem == 0) & (fault == 0)))
         found = {_invalid(reason): problem == code for code, reason in enumerate(PERSON_PROBLEMS) if reason}
         checks = {
             str(Status.IMAGE_UNUSABLE): table["problem_status"].is_valid().to_numpy()[image],
@@ -270,6 +277,10 @@ class _Merge:
         points = torch.from_numpy(shard.keypoints[chosen]).double()
         visible = points[..., 2] >= MIN_CONFIDENCE
         queries = matching.Queries(views, points[..., :2], visible)
+        itself, given = torch.arange(len(points)), visible.any(dim=1)
+        fit = matching.compare_people(queries, views, (itself, itself))[0] > MIN_SHARE
+        self.report.keypoints_compared += int(given.sum())
+        self.report.keypoints_apart += int((given & ~fit).sum())
         references, source_row, released = self._view_released(shard, np.unique(image))
         here = torch.from_numpy(np.bincount(image, minlength=shard.table.num_rows))
         share, distance = matching.compare_people(queries, references, matching.pair_people(here, released))
