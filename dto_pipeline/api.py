@@ -19,7 +19,7 @@ from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.collate import collate_scenes, keep_labels, map_size, split_batch
 from dto_pipeline.config import AttributeConfig, DepthConfig, MaskConfig, PipelineConfig, load_config
 from dto_pipeline.data.duplicates import LabelledPeople, find_duplicates
-from dto_pipeline.data.images import ImageFolder
+from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.label_files import Limits, find_label_files, flatten_table
 from dto_pipeline.data.labels import read_labels, read_placed
 from dto_pipeline.data.scenes import mark_repeats
@@ -97,13 +97,13 @@ def torch_dataset(
 
     Args:
         source: as in `read_scenes`.
-        images: False = no photographs; True = those in the run's manifest (`source` must be a run); a folder = read
-            them there, by the manifest's names for a run, else by their ``image_path``.
+        images: False = no photographs; True = those of the run's manifest (`source` must be a run); a folder = those
+            in it, by the manifest's names for a run, else by their ``image_path``.
         select: "accepted", "optimized" or "all" images.
         manifest: the run's manifest, where it was moved.
         max_error: images whose expected error of z is at most this [m]; None = all. Images without one (solver.mode
             paper) are left out; ``left_out`` of the dataset counts by reason.
-        max_z_sigma: the same of people and their sigma of z [m]; others stay in the item and are not ``usable``.
+        max_z_sigma: people whose sigma of z is at most this [m] are ``usable``; others stay in the item and are not.
 
     Raises:
         LabelsError: no labels there, a limit that is not above 0, or one on errors that no label holds.
@@ -117,7 +117,7 @@ def torch_dataset(
     if images is True:
         raise SceneInputError(f"images=True needs a run's folder, found {source}; give the folder of the photographs")
     columns = flatten_table(read_table(source, LABEL_IMAGES, LABEL_PEOPLE))
-    return LabelDataset(columns, ImageFolder(folder) if folder else None, select, limits)
+    return LabelDataset(columns, ImageStore(folder) if folder else None, select, limits)
 
 
 def optimize_scene(

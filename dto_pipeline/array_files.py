@@ -1,4 +1,4 @@
-"""Arrays of npy and npz files, whose contents are read only if shape and type in the header are right; no pickles."""
+"""Arrays of npy and npz files. Contents are read only if shape and type in the header are right; no pickles."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ BROKEN = (
 
 
 def read_npy(source: BinaryIO, check: Check) -> np.ndarray:
-    """The array of an npy file (key ""), read, not mapped: some mounts refuse it (GlusterFS, other FUSE).
+    """The array of an npy file, in memory: some mounts refuse to map files (GlusterFS, other FUSE).
+
+    Args:
+        check: called with key "", shape and type before the contents are read.
 
     Raises:
         ValueError: a damaged file, or the error of `check`. OSError: it cannot be read.
@@ -70,7 +73,7 @@ def _read_array(stream: IO[bytes], size: int, key: str, check: Check) -> np.ndar
 
 
 def read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran's order, and type of an npy, whose contents follow. Raises: ValueError, `BROKEN`."""
+    """Shape, whether stored in Fortran's order, and type from the header of an npy. Raises: ValueError, `BROKEN`."""
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0), (3, 0)):
         raise ValueError(f"it is a npy of format {version}; expected 1.0, 2.0 or 3.0")
@@ -82,7 +85,7 @@ def read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 class _Header(NamedTuple):
-    """A stream of which no header longer than numpy parses is read; its length may say 4 GiB."""
+    """A stream that refuses to read a header longer than numpy parses: a file may claim one of 4 GiB."""
 
     stream: Any
 
@@ -93,7 +96,7 @@ class _Header(NamedTuple):
 
 
 def read_flat(stream: Any, size: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """The numbers that follow a header, in their order in the file of `size` bytes; a claim beyond it costs nothing.
+    """The numbers that follow a header, in the file's order; no memory is taken for more than its `size` bytes.
 
     Raises:
         ValueError: there are fewer than the header says.

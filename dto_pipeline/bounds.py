@@ -46,8 +46,8 @@ CAMERA_BEYOND = f"{FOCAL}, or {CENTRE}"
 
 
 def implausible_cameras(intrinsics: np.ndarray, width: np.ndarray | int, height: np.ndarray | int) -> np.ndarray:
-    """(...) bool: cameras (..., 3, 3) that cannot belong to images of `width`, `height` (...) [px]; False where a size
-    is unknown (0)."""
+    """(...) bool: cameras (..., 3, 3) that cannot belong to images of `width`, `height` (...) [px]; False where one of
+    these is unknown (0)."""
     sides = np.stack([width, height], axis=-1).astype(np.float64)
     known = np.all(sides > 0, axis=-1)
     sides = np.where(known[..., None], sides, 1)
@@ -58,17 +58,17 @@ def implausible_cameras(intrinsics: np.ndarray, width: np.ndarray | int, height:
 
 
 def name_beyond(pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> str:
-    """The bound that the unusable label of a person (72,), (11,), (3,) is beyond; its height if no other."""
+    """The bound that an unusable label (72,), (11,), (3,) is beyond; if it is none of these, that of the height."""
     numbers = ((POSE, pose), (BETAS, betas), (DISTANCE, transl[2:]), (ASIDE, transl[:2]))
     return next((str(bound) for bound, values in numbers if not bound.holds(values).all()), str(LABEL_HEIGHT))
 
 
 @dataclass(frozen=True)
 class Acceptance:
-    """The rule for accepted images, where people are placed and where labels are verified; None = no such bound.
+    """The rule for accepted images, applied when people are placed and when labels are verified; None = no such bound.
 
-    `paper` has the published one, a bound on the mean height deviation. `joint` also uses its posterior: an image with
-    uncertain distances, or with an adult no taller than a child, is not accepted.
+    `solver.mode` paper has the published rule, a bound on the mean height deviation. joint also uses its posterior: an
+    image with uncertain distances, or with an adult as short as a child, is not accepted.
     """
 
     max_deviation: float  # mean height deviation [sigma], `refine.accept_below`
@@ -86,7 +86,7 @@ class Acceptance:
         height: np.ndarray,
         is_child: np.ndarray,
     ) -> np.ndarray:
-        """(N,) bool for N images with n people, from each image's own numbers alone.
+        """(N,) bool: which of N images with n people are accepted; each is judged by its own numbers alone.
 
         Args:
             is_optimized (N,) bool, deviation (N,) float32 [sigma], expected_error (N,) float32 [m], NaN = unknown.
@@ -106,7 +106,7 @@ class Acceptance:
 
 
 def read_acceptance(config: Mapping[str, Mapping[str, Any]]) -> Acceptance:
-    """The rule of a config in plain values; the published one where its version had no other."""
+    """The rule of a config as a plain dict; the published one for configs of versions that had no other."""
     published = Acceptance(float(config["refine"]["accept_below"]))
     joint = config["joint"] if config["solver"]["mode"] == "joint" else {}
     if "accept_error_below" not in joint:

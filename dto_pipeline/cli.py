@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_streams() -> None:
-    """Replace standard streams that the caller closed (``>&-``): the next file opened would take their place."""
+    """Replace standard streams that the caller closed (``>&-``), or the next file opened would take their place."""
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives
@@ -99,14 +99,14 @@ def _complain(verb: str, text: str) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Its messages quote arguments, which may be untrusted names of files."""
+    """Escapes its messages, because they quote arguments, which may be untrusted names of files."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         super()._print_message(printable(message), file)
 
 
 def _check_limits(verb: str) -> None:
-    """Refuse a memory limit below what the libraries need to load: they would end the process without a message."""
+    """Refuse a memory limit that is too low to load the libraries: they would end the process without a message."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if verb not in _LIGHT and limit != resource.RLIM_INFINITY and limit < _LEAST_MEMORY:
         raise DtoError(

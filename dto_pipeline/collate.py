@@ -91,7 +91,7 @@ class _Results(Tensors):
 def split_batch(scenes: Sequence[Scene], optimized: OptimizedScenes, config: PipelineConfig) -> list[PlacedScene]:
     """Undo `collate_scenes` on the results: one `PlacedScene` per scene, everything on the CPU."""
     seen = optimized.maps.visible_vertices
-    # from a GPU at once: every copy is started before any is waited for; maps and images stay there
+    # from a GPU: all copies are started before the first is waited for; maps and images stay there
     results = _Results(optimized.evidence, optimized.prior, optimized.people, seen).to("cpu", non_blocking=True)
     if seen.is_cuda:
         torch.cuda.current_stream(seen.device).synchronize()
@@ -129,7 +129,7 @@ def _upload(values: np.ndarray, device: torch.device | str) -> torch.Tensor:
 
 
 def _pad_on_device(scenes: Sequence[Scene], shape: tuple[int, int], device: torch.device | str) -> torch.Tensor:
-    """Maps that a network left on the device, padded there without a copy to the host."""
+    """Disparity maps that a network left on the device, padded there without a copy to the host."""
     batch = torch.zeros(len(scenes), *shape, device=device)
     for row, scene in zip(batch, scenes, strict=True):
         assert scene.disparity_there is not None
@@ -140,7 +140,7 @@ def _pad_on_device(scenes: Sequence[Scene], shape: tuple[int, int], device: torc
 
 
 def _place(scene: Scene, results: _Results, config: PipelineConfig) -> PlacedScene:
-    """The scene with its own `results`, (P, ...) each and padded."""
+    """A scene after the optimiser, from its `results` (P, ...), which are still padded."""
     people, fits, prior, evidence = results.people, results.people.fits, results.prior, results.evidence
     count, is_optimized = scene.num_people, bool(fits.is_optimized)
     outcomes = [OUTCOMES[code] for code in fits.outcome[:count].tolist()]
@@ -198,9 +198,10 @@ def _place(scene: Scene, results: _Results, config: PipelineConfig) -> PlacedSce
 
 
 def _move_repeats(placed: PlacedScene, same_as: np.ndarray) -> None:
-    """Move each person that repeats another, `same_as` (P,) or -1, with that person.
+    """Move each person that repeats another (`Scene.same_as`) together with that person.
 
-    The same factor on the distance and the same step of the same shape coefficient; nothing else of them is known.
+    Its distance is multiplied by the same factor, and the same shape coefficient changes by the same step. Its other
+    results stay unknown.
     """
     copies = np.flatnonzero(same_as >= 0)
     own, scene = same_as[copies], placed.scene
@@ -238,7 +239,7 @@ def _image_status(usable: np.ndarray, is_optimized: bool, by_prior: bool) -> Ima
 
 
 def _explain(scene: Scene, person: int, outcome: PersonStatus, results: _Results, config: PipelineConfig) -> str | None:
-    """Why the optimiser left out a person that the reader of labels accepted, or could not measure its depth."""
+    """Why the optimiser could not use a person that the reader of labels accepted, or could not measure its depth."""
     cut = int(results.evidence.cut[person])
     if outcome is PersonStatus.INVALID_LABEL:
         if implausible_cameras(scene.intrinsics, scene.width, scene.height):

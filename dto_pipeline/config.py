@@ -18,8 +18,8 @@ from dto_pipeline.config_tree import ABOVE_ZERO, Sections, build_sections, expec
 DEPTH_UNITS = ("measured", "published")  # or a number; explained in `maths.depth_evidence`
 METRES_PER_DEPTH = 500.0  # [m] of one unit of relative depth in the published network's unit: far_depth is 10 m
 DEPTH_PRECISIONS = ("auto", "float32", "tf32", "float16", "bfloat16")  # maps and the last layer are always float32
-# Values used where the config says 0: (on a CPU, on a GPU). A GPU needs 32 images to hide its 1,300 launches a batch,
-# and up to 8 threads to decode them (by arithmetic, not measured)
+# Values that 0 in the config stands for: (on a CPU, on a GPU). A GPU needs 32 images to hide the 1,300 kernel launches
+# of a batch, and up to 8 threads to decode them (calculated, not measured)
 BY_DEVICE = {"run.batch_images": (8, 32), "depth.batch": (8, 32), "run.decode_threads": (2, 8)}
 _CHOICES = {
     "solver.mode": ("paper", "joint"),
@@ -39,7 +39,7 @@ _RANGES: dict[str, tuple[float, float]] = {  # of numbers; others are 0 or more,
     **dict.fromkeys(("prior.sigma", "depth.scale", "run.shard_timeout_s", "run.warm_up_timeout_s"), ABOVE_ZERO),
     **{"run.heartbeat_s": ABOVE_ZERO, "joint.size_error": (0, 0.999), "evidence.ground_percentile": (0, 100)},
     **dict.fromkeys(("run.max_failed_images", "masks.min_score", "masks.min_match"), (0, 1)),
-    # what is divided by, or has a logarithm
+    # divisors, and arguments of logarithms
     **dict.fromkeys(("evidence.min_pixels_grid", "joint.min_pixels_grid", "evidence.render_max_side"), (1, inf)),
     "solver.max_rounds": (1, inf),
     **dict.fromkeys(("prior.mean", "prior.adult_sigma_without_gender"), ABOVE_ZERO),
@@ -109,8 +109,8 @@ class CrowdConfig:
     # depth noise, relative to z
     depth_sigma: float = 0.02  # error of one person's depth as a whole: what good monocular networks reach
     noise_levels: tuple[float, ...] = (0.4, 1.0, 2.5, 6.0)  # factors on it that an image may have ...
-    # ... and their probabilities where the map shows bodies (mean correlation inside them at least the second of
-    # `blurred_corr`) and where it is too blurred (at most the first); mixed between
+    # ... and their probabilities where the map shows the shape of bodies (mean correlation inside them at least the
+    # second of `blurred_corr`) and where it is too blurred to (at most the first); in between the two are mixed
     noise_level_weights: tuple[float, ...] = (0.27, 0.39, 0.31, 0.03)  # (tuned)
     blurred_level_weights: tuple[float, ...] = (0.02, 0.13, 0.45, 0.40)  # (tuned)
     blurred_corr: tuple[float, float] = (0.2, 0.45)  # blurred by 6 px: 0.0 to 0.35, by 1 px: 0.4 to 0.7
@@ -118,11 +118,11 @@ class CrowdConfig:
     # Student's t of about 4 degrees of freedom and rare gross errors, as normal laws of these widths and weights
     tail_widths: tuple[float, ...] = (0.9, 2.0, 8.0)
     tail_weights: tuple[float, ...] = (0.70, 0.27, 0.03)
-    # a network may place small people too far: depth is (1.7 m / height)^k times the truth
-    size_error: float = 0.35  # k of such an image (tuned with k = 0.3; one k stands for smaller and larger ones)
+    # in some images a network places small people too far: depth is (1.7 m / height)^k times the truth
+    size_error: float = 0.35  # k of such an image (tuned with k = 0.3; this one k stands for smaller and larger ones)
     size_error_probability: float = 0.04  # of such an image (tuned)
     metric_sigma: float = 0.1  # of a metric map's scale, per image, relative: its networks report 5 to 15 %
-    share_sigma: float = 0.15  # of the line's share about 1: an offset of 15 % of the typical disparity is 1 sigma
+    share_sigma: float = 0.15  # of the line's share, whose mean is 1: an offset of 15 % of typical disparity is 1 sigma
     # slopes inside bodies, as measurements of the line's elasticity
     slope_gain: float = 1.6  # the slope falls short of the truth by corr to this power (tuned; 2 = noise in depth only)
     slope_sigma: float = 0.25  # of the elasticity, over the correlation (tuned)
@@ -132,25 +132,25 @@ class CrowdConfig:
     label_height_sigma: float = 0.25  # of an adult's label height: networks label children as adults
     age_sigma: float = 0.2  # of the logarithm of an estimated age
     # the odds of a male probability are raised to this power, because estimates avoid 0 and 1 and the published method
-    # takes 0.67 for certain; then this share of the distance from 0.5 is kept (tuned)
+    # takes 0.67 as certain; of the distance from 0.5 this share is kept then (tuned)
     gender_power: float = 2.5
     gender_trust: float = 0.96
     # a child's height follows its age: log-linear through the published class means at these ages [years], then grown
     growth_ages: tuple[float, float, float, float] = (1.5, 5.5, 11.5, 17.0)
     growth_weight: float = 0.25  # probability that a child follows its age rather than only its class (tuned)
     growth_sigma: float = 0.05  # of the logarithm of the height among children of one age (growth charts: 4-5 %)
-    # without an age: probability of a baby, kid or younger, teen or younger; else an adult. Lower ones make children
-    # adults, higher ones make adults children where depth is weak (tuned on crowds of both)
+    # without an age: probability of a baby, of a kid or younger, of a teen or younger; else an adult. With lower values
+    # children are taken for adults, with higher ones adults for children where depth is weak (tuned on crowds of both)
     unknown_age_below: tuple[float, float, float] = (0.015, 0.045, 0.09)
     anybody_weight: float = 0.045  # probability that age and gender are another person's ...
     wrong_ages_weight: float = 0.3  # ... the same in an image whose ages are wrong more often ...
     wrong_ages_probability: float = 0.1  # ... and the probability of such an image (tuned)
     anybody_mean: float = 1.5  # [m]
     anybody_sigma: float = 0.25  # of the logarithm of the height
-    # places in the picture are kept
+    # people keep their place in the picture
     joint_sigma: float = 0.02  # of joints in the picture when proportions change, relative to the body
     hold_z_sigma: float = 0.01  # of the change of z that this may cause, relative
-    # added to the posterior
+    # added to the posterior:
     # a common relative error of the heights of one image's people, which no image shows (calibrated on our own crowds
     # and on foreign bodies together)
     population_sigma: float = 0.015
@@ -158,15 +158,15 @@ class CrowdConfig:
     unknown_ages_sigma: float = 0.025
     focal_sigma: float = 0.0  # of the labels' focal length, relative; 0: sigmas are given the camera
     # factor on the posterior sigmas of the fit itself: people vary less than the priors and label errors allow
-    # (calibrated with these two so that 50, 80 and 95 % intervals hold, on synthetic crowds, seeds 1, 2, 31, 32)
+    # (calibrated with the two above so that 50, 80 and 95 % intervals hold, on synthetic crowds, seeds 1, 2, 31, 32)
     temperature: float = 0.86
-    # then variances are scaled by the mean height deviation of an image's people from their priors: by 1 at this
-    # deviation [sigma], which counts as so many people of the image (calibrated with these)
+    # then variances are scaled by how far an image's people are from their height priors on average: by 1 at this mean
+    # deviation [sigma], which is averaged in as if it came from so many people (calibrated with these)
     usual_deviation: float = 0.56
     deviation_people: float = 6.0
     # acceptance, in addition to `refine.accept_below`
     accept_error_below: float = 0.05  # largest expected error of z over the mean distance (tuned)
-    grown_above: float = 1.45  # least height of people who are no children by age [m]
+    grown_above: float = 1.45  # least height of people who are not children by their age [m]
     rerender_pixels: int = 20  # of the person map that change owner before a scene is measured again
 
 
@@ -203,25 +203,22 @@ class DepthConfig:
     root: str = ""  # files: folder with one map per image; "" = the `depth` folder named by the manifest
     kind: str = "disparity"  # files: disparity, depth or metric_depth, see `models.depth`; a network has its own kind
     scale: float = 1.0  # files: stored numbers times this are in the kind's unit (0.001: millimetres)
-    # of relative maps, whose disparity is this many times the published network's: see `DEPTH_UNITS`, or a number
+    # relative maps: their disparity is this many times the published network's; a number, or see `DEPTH_UNITS`
     unit: float | str = "measured"
     model: str = ""  # model: hub name or folder; "demo" = the package's small network, for the demo's pictures only
     revision: str = ""  # model: commit a hub name is pinned to
     offline: bool = False  # model: never ask the hub, only its cache on this machine
     short_side: int = 518  # model: shorter side of Depth Anything's input [px], as published
-    # model: images at once on a GPU; part of the labels' hash, because it can change their last bits; 0 = `BY_DEVICE`
+    # model: images at once on a GPU; part of the run's identity, because it can change last bits; 0 = see `BY_DEVICE`
     batch: int = 0
     precision: str = "auto"  # model: see `DEPTH_PRECISIONS`; auto = float32 on a CPU, bfloat16 on a GPU
 
     @property
     def given_unit(self) -> float | None:
-        """`unit` as a number; None = measured in each image, NaN = neither a number nor a word of `DEPTH_UNITS`."""
-        if self.unit in DEPTH_UNITS:
+        """`unit` as a number; None = measured in each image."""
+        if isinstance(self.unit, str):
             return None if self.unit == "measured" else 1.0
-        try:
-            return float(self.unit)
-        except ValueError:
-            return float("nan")
+        return self.unit
 
 
 @dataclass(frozen=True)
@@ -255,16 +252,16 @@ class AttributeConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Execution. No option is hashed, because only `device` can change a bit of a label, see docs/promise.md."""
+    """Execution. Not part of a run's identity: only `device` can change a bit of a label, see docs/promise.md."""
 
     workers: int = 2  # Ray actors; 0 runs in this process without Ray
     batch_images: int = 0  # scenes optimised together; 0 = see `BY_DEVICE`
     decode_threads: int = 0  # threads per worker that decode images and masks; 0 = see `BY_DEVICE`
-    # memory for decoding in a worker [MiB]: 100 Mpx of JPEG, PNG or WebP fit, alone. Images wait for each other; one
-    # that needs more by its header is image_corrupt and not decoded
+    # memory for decoding in a worker [MiB]: one JPEG, PNG or WebP of 100 Mpx fits. Images wait for each other; one that
+    # needs more, by its header, is not decoded (image_corrupt)
     decode_memory_mb: int = 1792
     device: str = "auto"  # cpu, cuda, cuda:1 ...; auto = cuda where there is one
-    torch_threads: int = 1  # threads per worker on a CPU: of the optimiser, or images that networks compute at once
+    torch_threads: int = 1  # threads per worker on a CPU, of the optimiser; networks compute as many images at once
     cpus_per_worker: float = 1.0  # of a Ray actor
     gpus_per_worker: float = -1.0  # of a Ray actor; fractions allowed; -1 = one where there are any
     max_attempts: int = 3  # attempts a shard gets before it is given up
@@ -298,7 +295,7 @@ class PipelineConfig(Sections):
 
     def __post_init__(self) -> None:
         self.check(_CHOICES, _RANGES)
-        joint, unit = self.joint, self.depth.given_unit
+        joint, unit = self.joint, self.depth.unit
         for widths, weights in _MIXTURES:
             sizes = len(getattr(joint, widths)), len(getattr(joint, weights))
             expect(sizes[0] == sizes[1] > 0, f"joint.{widths} and joint.{weights} hold {sizes} numbers; want as many")
@@ -310,8 +307,8 @@ class PipelineConfig(Sections):
             f"joint.wrong_ages_probability and joint.size_error_probability are {unusual}; expected a sum below 1",
         )
         expect(
-            unit is None or 1e-37 < unit < 1e37,  # of float32
-            f"depth.unit is {self.depth.unit!r}; choose from {DEPTH_UNITS} or give a positive number",
+            unit in DEPTH_UNITS if isinstance(unit, str) else 1e-37 < unit < 1e37,  # of float32
+            f"depth.unit is {unit!r}; choose from {DEPTH_UNITS} or give a positive number",
         )
         expect(
             self.depth.source != "model" or bool(self.depth.model),

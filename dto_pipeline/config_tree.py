@@ -20,7 +20,7 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import parse_yaml, read_regular
 
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-ABOVE_ZERO = (1e-37, math.inf)  # a range; the least is that of float32
+ABOVE_ZERO = (1e-37, math.inf)  # the range of numbers above 0, in float32
 
 
 class ConfigError(DtoError, ValueError):

@@ -8,8 +8,8 @@ NO_ROOM = {
     errno.ENOSPC: "make room and start again",
     errno.EDQUOT: "make room in your share of the disk and start again",
     errno.EFBIG: "files may not grow so large here (ulimit -f); raise the limit and start again",
-}  # advice by OSError
-# messages of Python, its loader and PyTorch that mean a lack of memory without a MemoryError
+}  # advice by the errno of an OSError
+# parts of messages of Python, its loader and PyTorch that mean a lack of memory without being a MemoryError
 _NO_MEMORY = (
     "can't start new thread",
     "can't allocate memory",
@@ -36,7 +36,7 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 class DeviceLost(RuntimeError):
-    """The process's accelerator is in a state it does not recover from; the process must be replaced."""
+    """The process's accelerator is in a state from which it does not recover; the process must be replaced."""
 
 
 def one_line(error: BaseException) -> str:

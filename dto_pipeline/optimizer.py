@@ -18,7 +18,6 @@ from dto_pipeline.models.rasterizer import count_visible_vertices, rasterize
 from dto_pipeline.scene import (
     DepthEvidence,
     GroupFits,
-    HeightMixture,
     HeightPrior,
     OptimizedScenes,
     PersonMaps,
@@ -49,11 +48,11 @@ class SceneOptimizer:
         with self.clock("evidence"):
             evidence = self.measure(maps, batch)
         with self.clock("solver"):
-            prior, mixture = self.expect_heights(batch)
-            fits = self.fit(evidence, prior, mixture, batch)
+            prior = self.expect_heights(batch)
+            fits = self.fit(evidence, prior, batch)
         if self.joint:
             with self.clock("rerender"):
-                maps, evidence, fits = self._measure_again(vertices, batch, maps, evidence, fits, (prior, mixture))
+                maps, evidence, fits = self._measure_again(vertices, batch, maps, evidence, fits, prior)
         with self.clock("solver"):
             crowd_options = config.joint if self.joint else None
             body = self.body.rest_height, self.body.joints, self.body.has_kid_axis
@@ -67,7 +66,7 @@ class SceneOptimizer:
         return self.config.solver.mode == "joint"
 
     def measure(self, maps: PersonMaps, batch: SceneBatch) -> DepthEvidence:
-        """Depth evidence of a batch; the joint solver also uses small people, with more noise."""
+        """Depth evidence of a batch; the joint solver also takes small people, whose depth is noisier."""
         options = self.config.evidence
         if self.joint:
             options = dataclasses.replace(
@@ -77,35 +76,23 @@ class SceneOptimizer:
             )
         return measure_depth_evidence(maps, batch, options, self.config.depth.given_unit)
 
-    def expect_heights(self, batch: SceneBatch) -> tuple[HeightPrior, HeightMixture | None]:
-        """Height priors, and for the joint solver the mixture they summarise."""
+    def expect_heights(self, batch: SceneBatch) -> HeightPrior:
+        """Height priors, for the joint solver with the mixture that they summarise."""
         config = self.config
         height = self.body.rest_height(batch.betas.to(torch.float64))
         height_class = classify_heights(batch.age_years, batch.male_prob, config.prior)
         prior = build_height_prior(height, height_class, config.prior)
         if not self.joint:
-            return prior, None
+            return prior
         mixture = build_height_mixture(height, batch.age_years, batch.male_prob, config.prior, config.joint)
-        return summarise_mixture(mixture, prior), mixture
+        return summarise_mixture(mixture, prior)
 
-    def fit(
-        self, evidence: DepthEvidence, prior: HeightPrior, mixture: HeightMixture | None, batch: SceneBatch
-    ) -> GroupFits:
-        """Fit with the published solver, or with the joint one where there is a mixture."""
-        if mixture is None:
-            return fit_groups(evidence, prior, self.config.solver, self.config.refine)
+    def fit(self, evidence: DepthEvidence, prior: HeightPrior, batch: SceneBatch) -> GroupFits:
+        """Fit with the joint solver or the published one."""
         config = self.config
-        return fit_crowds(
-            evidence,
-            prior,
-            mixture,
-            batch.transl[..., 2],
-            batch.present,
-            batch.age_years.isnan(),
-            config.joint,
-            config.solver.max_height,
-            batch.metric,
-        )
+        if self.joint:
+            return fit_crowds(evidence, prior, batch, config.joint, config.solver.max_height)
+        return fit_groups(evidence, prior, config.solver, config.refine)
 
     def _measure_again(
         self,
@@ -114,9 +101,10 @@ class SceneOptimizer:
         maps: PersonMaps,
         evidence: DepthEvidence,
         fits: GroupFits,
-        heights: tuple[HeightPrior, HeightMixture | None],
+        prior: HeightPrior,
     ) -> tuple[PersonMaps, DepthEvidence, GroupFits]:
-        """Decide overlaps of masks by the distances just found, once, where that changes more than a few pixels.
+        """Decide once more who is in front where masks overlap, by the distances just found, and measure and fit again
+        the scenes in which more than a few pixels change owner.
 
         A body and its distance scaled by one factor look the same, so the label's mesh is drawn at its new distance.
         """
@@ -136,9 +124,8 @@ class SceneOptimizer:
         if len(kept) == 0:
             return maps, evidence, fits
         rows, some, drawn = rows[kept], some.take(kept), drawn.take(kept)
-        prior, mixture = heights
         again = self.measure(drawn, some)
-        refit = self.fit(again, prior.take(rows), None if mixture is None else mixture.take(rows), some)
+        refit = self.fit(again, prior.take(rows), some)
         return maps.put(rows, drawn), evidence.put(rows, again), fits.put(rows, refit)
 
     def render(self, vertices: torch.Tensor, batch: SceneBatch) -> PersonMaps:

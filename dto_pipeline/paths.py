@@ -1,7 +1,7 @@
 """Names that come from files, turned into paths that stay inside a root folder.
 
 Label files, manifests and sidecars are foreign: a name in them may be absolute or climb out with ``..``.
-The check is on the name alone and never touches the disk; symbolic links inside a root are the root owner's choice.
+The name alone is checked, not the disk: symbolic links inside a root are the choice of whoever owns the root.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from dto_pipeline.terminal import UNPRINTABLE
 
 _UNFIT = re.compile(rf"[{UNPRINTABLE}\\]")  # control characters, direction marks, halves of a character, backslash
-SUBSET_NAME = re.compile(r"\w[\w.-]*")  # it names folders and files, and stands in pages
+SUBSET_NAME = re.compile(r"\w[\w.-]*")  # names folders and files, and appears in pages
 _DRIVE = re.compile("[A-Za-z]:")
 
 
@@ -35,11 +35,11 @@ def check_relative(name: str) -> str:
     if name.startswith("/") or ".." in parts or _DRIVE.match(name):
         raise UnsafePath(f"file name {name!r} leaves its folder; expected a relative path without '..'")
     tidy = "/".join(parts)
-    return name if tidy == name else tidy  # the same object: half a million of them are kept
+    return name if tidy == name else tidy  # the same object saves memory: half a million names are kept
 
 
 def name_subset(folder: str) -> str:
-    """A subset's name for a folder's: what may not stand in one becomes a dash."""
+    """A name of a subset made from a folder's: characters that it may not have become dashes."""
     return re.sub(r"[^\w.-]+", "-", folder).lstrip(".-") or "images"
 
 

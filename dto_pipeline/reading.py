@@ -1,4 +1,4 @@
-"""Read files that somebody else wrote: regular ones only, with a bound on their size, and JSON or YAML of any depth.
+"""Read files that somebody else wrote: regular files only, with a bound on their size; JSON and YAML with named errors.
 
 Opening a named pipe would hang, and /dev/zero would fill the memory, so the kind of a file (links are followed) is
 checked before and after it is opened. Sizes in bytes.
@@ -34,7 +34,7 @@ def open_regular(path: str | Path) -> BufferedReader:
         OSError: it cannot be opened.
     """
     check_regular(path)
-    # Not blocking: if it has just become a pipe, opening would wait for a writer. Regular files ignore the flag.
+    # O_NONBLOCK: if the file has just become a pipe, opening it would wait for a writer. Regular files ignore it.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         _check_mode(os.fstat(handle).st_mode, path)
@@ -45,7 +45,7 @@ def open_regular(path: str | Path) -> BufferedReader:
 
 
 def check_regular(path: str | Path) -> None:
-    """Raise as `open_regular` where a path is no regular file: for libraries that open files by name."""
+    """Raise as `open_regular` where a path is no regular file, before a library opens it by name."""
     _check_mode(os.stat(path).st_mode, path)
 
 
@@ -61,7 +61,7 @@ def read_start(path: str | Path, limit: int) -> bytes:
     """The first `limit` bytes of a file, or all where it has fewer; raises as `open_regular`."""
     with open_regular(path) as stream:
         if size := os.fstat(stream.fileno()).st_size:
-            return stream.read(min(limit, size))  # Python allocates what is asked for
+            return stream.read(min(limit, size))  # Python allocates as much as is asked for
         pieces: list[bytes] = []  # on some mounts every file has size 0
         while limit and (piece := stream.read(min(limit, _PIECE))):
             pieces.append(piece)
@@ -70,7 +70,7 @@ def read_start(path: str | Path, limit: int) -> bytes:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """The value of JSON; raises ValueError for everything that is wrong: bytes that are not UTF-8, nesting, numbers."""
+    """The value of JSON; raises ValueError for everything that is wrong, also bytes that are not UTF-8, and nesting."""
     try:
         return json.loads(data)
     except RecursionError as error:
@@ -78,7 +78,7 @@ def parse_json(data: bytes | str) -> Any:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Of two equal keys PyYAML keeps the last without a word; here that is an error."""
+    """Refuses equal keys, of which PyYAML silently keeps the last."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # before `<<` merges others into it
         node = super().compose_mapping_node(anchor)

@@ -23,7 +23,7 @@ OUTCOMES = tuple(PersonStatus)  # by the code of `GroupFits.outcome`
 
 @dataclass(frozen=True)
 class Tensors:
-    """A frozen dataclass whose tensor fields move together."""
+    """A frozen dataclass whose tensors are moved, indexed and changed together."""
 
     def each(self: _T, change: Callable[..., torch.Tensor], *others: _T) -> _T:
         """A copy with every tensor, also of containers in it, changed by a function of it and those of `others`."""
@@ -55,7 +55,7 @@ class Tensors:
 
 @dataclass
 class Scene:
-    """One image and its P people, on the CPU, in source order. `problem` set: the image cannot be optimised."""
+    """One image and its P people, on the CPU, in source order. An image with a `problem` cannot be optimised."""
 
     image_id: str  # "<subset>/<image_path>", the key of the label row
     subset: str
@@ -77,7 +77,7 @@ class Scene:
     has_mask: np.ndarray | None = None  # (P,) bool: the mask comes from the image, not from the labelled body
     mask_score: np.ndarray | None = None  # (P,) float32 of the network that made the mask, NaN = from elsewhere
     disparity: np.ndarray | None = None  # (H, W) float32, larger is nearer
-    disparity_there: torch.Tensor | None = None  # the same on a GPU, where a network made it
+    disparity_there: torch.Tensor | None = None  # instead of it: on the GPU, if a network made it there
     image: np.ndarray | None = None  # (H, W, 3) uint8 RGB
     image_sha256: str = ""
     problem: tuple[ImageStatus, str] | None = None
@@ -139,6 +139,15 @@ class DepthEvidence(Tensors):
 
 
 @dataclass(frozen=True)
+class HeightMixture(Tensors):
+    """Height of each person as K normal laws of the logarithm of the height [log m]; the last is anybody's."""
+
+    weight: torch.Tensor  # (B, P, K) float64, sums to 1 but for rounding
+    mean: torch.Tensor  # (B, P, K) float64
+    variance: torch.Tensor  # (B, P, K) float64
+
+
+@dataclass(frozen=True)
 class HeightPrior(Tensors):
     """Height of each person in the label, and of people of its class."""
 
@@ -146,15 +155,7 @@ class HeightPrior(Tensors):
     height_class: torch.Tensor  # (B, P) int64, see HEIGHT_CLASSES
     mean: torch.Tensor  # (B, P) float64 [m]
     sigma: torch.Tensor  # (B, P) float64 [m]
-
-
-@dataclass(frozen=True)
-class HeightMixture(Tensors):
-    """Height of each person as K normal laws of the logarithm of the height [log m]; the last is anybody's."""
-
-    weight: torch.Tensor  # (B, P, K) float64, sums to 1 but for rounding
-    mean: torch.Tensor  # (B, P, K) float64
-    variance: torch.Tensor  # (B, P, K) float64
+    mixture: HeightMixture | None = None  # solver.mode joint only; mean and sigma are those of its first K - 1 laws
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ class MapProblem(Tensors):
 
 @dataclass(frozen=True)
 class MapSolution(Tensors):
-    """The N fits. alpha and beta are NaN where the group is empty or the fit undetermined (see `status`)."""
+    """The N fits. alpha or beta is not finite where the group is empty, or its depths are equal without spread."""
 
     alpha: torch.Tensor  # (N,) float64 [m per depth unit]
     beta: torch.Tensor  # (N,) float64 [m]
@@ -185,7 +186,7 @@ class MapSolution(Tensors):
     alpha_min: torch.Tensor  # (N,) float64: the lower bound in force
     plane: torch.Tensor  # (N,) bool: the group faced the camera as one plane in the last round
     rounds: torch.Tensor  # (N,) int64: rounds used
-    status: torch.Tensor  # (N,) int64, see FitStatus
+    goes_on: torch.Tensor  # (N,) bool: somebody was set aside in the last round, so the rest is to be fitted again
 
 
 @dataclass(frozen=True)
@@ -204,9 +205,8 @@ class GroupFits(Tensors):
 
     alpha: torch.Tensor  # (B, 2) float64 as finally used; NaN where a group has fewer than two people
     beta: torch.Tensor  # (B, 2) float64 [m]
-    status: torch.Tensor  # (B, 2) int64, see FitStatus
     used_ground: torch.Tensor  # (B,) bool: the near group was placed by ground evidence
-    z: torch.Tensor  # (B, P) float64 [m] of the label, from the evidence used
+    z: torch.Tensor  # (B, P) float64 [m] of the label, by the evidence that was used
     new_z: torch.Tensor  # (B, P) float64 [m] on the line of the person's group
     outcome: torch.Tensor  # (B, P) int64, index into OUTCOMES
     num_optimized: torch.Tensor  # (B, 2) int64 people that count as optimised

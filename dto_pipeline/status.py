@@ -1,11 +1,11 @@
-"""Outcomes of images, people, fits and shards: closed lists of words, most with a sentence of advice.
+"""Outcomes of images, people, predictions and shards: closed lists of words, each with a sentence of advice.
 
 The words are columns of the labels, so a value is never renamed or reused; new ones may be added.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 
 
 class _Advised(StrEnum):
@@ -24,7 +24,10 @@ class ImageStatus(_Advised):
     """Outcome of one input image; every image of the manifest leaves with exactly one."""
 
     OPTIMIZED = "optimized", "At least one group of two or more people was placed; see mean_height_deviation."
-    NOT_OPTIMIZED = "not_optimized", "People were seen, but no group had two people to fit; labels are as given."
+    NOT_OPTIMIZED = (
+        "not_optimized",
+        "People were seen, but no group of two was fitted; a pair placed by heights alone moves, but does not count.",
+    )
     PLACED_BY_PRIOR = "placed_by_prior", "Fewer than two depths could be compared; people stand by height priors alone."
     TOO_FEW_PEOPLE = "too_few_people", "Fewer than two people can be compared; labels are passed through unchanged."
     PREDICTED = "predicted", "People as a network predicted them; `dto run` on the manifest beside them places them."
@@ -134,19 +137,6 @@ class PredictionStatus(_Advised):
     INVALID_SCORE = "invalid_score", "It has no finite score to rank it by; refused."
     BELOW_MIN_SCORE = "below_min_score", "Its score is lower than asked for (--min-score); refused."
     CROWD_TOO_LARGE = "crowd_too_large", "Its image has more predictions than are compared; only the best are."
-
-
-class FitStatus(IntEnum):
-    """Outcome of one fit depth -> metres; one per scene, group and kind of evidence."""
-
-    EMPTY = 0  #: an empty group; alpha and beta mean nothing
-    SOLVED = 1  #: both numbers determined by the people
-    AT_BOUND = 2  #: alpha held at its lower bound (flatter than the bodies, or a plane facing the camera)
-    TWO_PEOPLE = 3  #: exactly two active: applied, but not counted as optimised
-    ALL_REJECTED = 4  #: everybody set aside; labels kept
-    ROUNDS_EXHAUSTED = 5  #: rejections outlasted the rounds; the last fit stands
-    PRIOR_ONLY = 7  #: joint mode: fewer than two people measured, so height priors decide
-    DEGENERATE = 6  #: equal depths without spread: alpha and beta are undetermined; labels kept
 
 
 class ShardStatus(_Advised):

@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from dto_pipeline.errors import DtoError
 
-# control characters (C0, DEL, C1), direction marks, line and paragraph separators, byte order mark, half characters
+# control characters (C0, DEL, C1), direction marks, line and paragraph separators, byte order mark, surrogates
 UNPRINTABLE = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff"
 _UNPRINTABLE = re.compile(f"[{UNPRINTABLE}]")
 
@@ -63,7 +63,7 @@ def printable_stdout(stream: TextIO) -> Iterator[None]:
 
 
 class _PrintableStream:
-    """A text stream with printable writes; a carriage return at the start of one stays, for progress lines."""
+    """A text stream that escapes what is written to it, but for a carriage return at the start (progress lines)."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -99,8 +99,8 @@ class JsonLines(logging.Formatter):
 def configure_logs(level: str = "warning", json_file: str | None = None, replace: bool = True) -> None:
     """Set up the process's log on stderr, from `level` on; `replace` an earlier setup, or keep it.
 
-    `json_file`: a file that JSON lines are also appended to, from ``info`` on; "-" = JSON lines on stderr instead.
-    Raises: DtoError: it cannot be opened.
+    `json_file`: a file to which JSON lines are appended too, from ``info`` on; "-" = JSON lines on stderr instead of
+    text. Raises: DtoError: it cannot be opened.
     """
     shown: logging.Handler = logging.StreamHandler(sys.stderr)
     people = PrintableFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")

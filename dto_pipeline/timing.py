@@ -12,7 +12,8 @@ import torch
 
 
 class StageClock:
-    """Adds up wall seconds per stage; `synchronize`: wait for the GPU at each border (exact, without overlap)."""
+    """Adds up wall seconds per stage. `synchronize`: wait for the GPU before and after each, so that its work
+    counts."""
 
     def __init__(self, synchronize: bool = False) -> None:
         self.seconds: dict[str, float] = defaultdict(float)

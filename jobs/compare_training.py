@@ -1,4 +1,4 @@
-"""Compare a training with the relative metric loss and one without, by distances between people.
+"""Compare two trainings, with and without the relative metric loss, by the distances between people they predict.
 
     python jobs/compare_training.py --out out/train
 
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def draw_crowds(out: Path, seed: int, images: int, body: BodyModel) -> Path:
-    """The folder of a set of crowds, drawn unless it is there."""
+    """The folder of a set of crowds; they are drawn unless they are there."""
     folder = out / f"crowds-{seed}"
 
     def show(done: int, count: int) -> None:
@@ -93,7 +93,7 @@ def draw_crowds(out: Path, seed: int, images: int, body: BodyModel) -> Path:
 
 
 def label_crowds(folder: Path) -> Path:
-    """The run that labels a set, done unless it is."""
+    """The run that labels a set of crowds; done unless it is there."""
     manifest, run = folder / "manifest.parquet", folder / "run"
     if not manifest.exists():
         dataset = str(files("dto_pipeline.assets") / "demo.yaml")
@@ -107,7 +107,7 @@ def label_crowds(folder: Path) -> Path:
 
 
 def take_encoder(out: Path) -> Path:
-    """The folder of the encoder, written unless it is there."""
+    """The folder of the encoder; written unless it is there."""
     folder = out / f"encoder-{ENCODER_LAYERS}"
     if not (folder / "model.safetensors").exists():
         save_backbone(str(files("dto_pipeline.assets") / "depth_tiny"), folder, ENCODER_LAYERS)
@@ -115,7 +115,7 @@ def take_encoder(out: Path) -> Path:
 
 
 def train_both(out: Path, labels: Path, seed: int, overrides: Sequence[str]) -> dict[str, Path]:
-    """`dto train` with and without the relative metric loss, side by side; the folders of the trainings."""
+    """Run `dto train` with and without the relative metric loss, side by side. Returns the folders of the trainings."""
     folders = {kind: out / f"{kind}-{seed}" for kind in KINDS}
     seeds = [f"loop.seed={seed}", f"data.seed={seed}"]
     started: list[subprocess.Popen[bytes]] = []
@@ -142,7 +142,7 @@ def networks_of(folders: dict[str, Path]) -> Iterator[tuple[str, MeshNetwork, Tr
 
 
 def measure(network: MeshNetwork, config: TrainConfig, crowds: Path, body: BodyModel) -> dict[str, float]:
-    """`evaluation.MEASURES` of a network against the truth of a set."""
+    """`train.learner.MEASURES` of a network against the truth of a set of crowds."""
 
     @torch.no_grad()
     def predict(batch: TrainBatch) -> Predictions:
@@ -152,7 +152,7 @@ def measure(network: MeshNetwork, config: TrainConfig, crowds: Path, body: BodyM
 
 
 def truth_batches(crowds: Path, side: int, body: BodyModel) -> Iterator[TrainBatch]:
-    """The pictures of a set, whole, with the truth as labels."""
+    """The whole pictures of a set of crowds, with the truth as labels."""
     settings = json.loads((crowds / "demo.json").read_text())
     truth = read_truth(crowds)
     rules, samples = Rules(body, DataConfig(input_size=side), AugmentConfig()), list[Sample]()

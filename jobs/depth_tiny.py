@@ -1,6 +1,6 @@
-"""The demo's small network of Depth Anything's architecture: built from scratch, saved as transformers saves it.
+"""Networks of Depth Anything's architecture, built from scratch: the demo's small one, and one as large as V2 Large.
 
-Its output is disparity, larger is nearer, zero or more.
+Their output is disparity, larger is nearer, zero or more.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, D
 
 HIDDEN = 192  # width of the backbone
 LAYERS = 6
-_FIRST_OUTPUT = 0.5  # output of the untrained head everywhere, so that its last ReLU starts open
+_FIRST_OUTPUT = 0.5  # bias of the last layer, so that an untrained network's output is above zero
 
 
 def build_tiny_network(hidden: int = HIDDEN, layers: int = LAYERS) -> DepthAnythingForDepthEstimation:
@@ -23,22 +23,37 @@ def build_tiny_network(hidden: int = HIDDEN, layers: int = LAYERS) -> DepthAnyth
         hidden: width of the backbone, a multiple of 64 (one attention head each) or less than that (one head).
         layers: depth of the backbone, at least 4; features are taken after four of them.
     """
-    backbone: dict[str, Any] = {
-        "image_size": 224,
+    neck = [hidden // 8, hidden // 4, hidden // 2, hidden // 2]
+    outputs = [layers * quarter // 4 for quarter in range(1, 5)]
+    return _build((224, hidden, layers, outputs), neck, fusion=32, head=16)
+
+
+def build_large_network() -> DepthAnythingForDepthEstimation:
+    """Depth Anything V2 Large, untrained."""
+    return _build((518, 1024, 24, [5, 12, 18, 24]), [256, 512, 1024, 1024], fusion=256, head=32)
+
+
+def _build(
+    backbone: tuple[int, int, int, list[int]], neck: list[int], fusion: int, head: int
+) -> DepthAnythingForDepthEstimation:
+    """`backbone`: picture side [px], width, depth, and the layers after which features are taken."""
+    side, hidden, layers, outputs = backbone
+    dino: dict[str, Any] = {
+        "image_size": side,
         "patch_size": 14,
         "hidden_size": hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": max(1, hidden // 64),
-        "out_indices": [layers * quarter // 4 for quarter in range(1, 5)],
+        "out_indices": outputs,
         "reshape_hidden_states": False,
         "use_mask_token": False,
     }
     config = DepthAnythingConfig(
-        backbone_config=Dinov2Config(**backbone),
+        backbone_config=Dinov2Config(**dino),
         reassemble_hidden_size=hidden,
-        neck_hidden_sizes=[hidden // 8, hidden // 4, hidden // 2, hidden // 2],
-        fusion_hidden_size=32,
-        head_hidden_size=16,
+        neck_hidden_sizes=neck,
+        fusion_hidden_size=fusion,
+        head_hidden_size=head,
     )
     network = DepthAnythingForDepthEstimation(config)
     with torch.no_grad():

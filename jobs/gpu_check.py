@@ -1,4 +1,4 @@
-"""Correctness and speed of this program on this machine's GPU; see `jobs/gpu_check.sh`.
+"""Check that this program is correct and fast on this machine's GPU; see `jobs/gpu_check.sh`.
 
 Runs the steps of `gpu_steps` one after the other, each in a process of its own with a time limit of its own, forked
 from this one, so that libraries are imported once. This process never touches the GPU: a step that hangs is killed and
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "jobs")]  # the marked tests and recorded cases lie with the source
 
 TOTAL_S = 480.0  # of the whole check
-SMALL_FACTOR = 5.0  # --small is for machines of any speed: so many times all limits
+SMALL_FACTOR = 5.0  # --small is for machines of any speed: all limits are longer by this factor
 GRACE_S = 3.0  # between asking a step to end and killing it
 
 
@@ -39,7 +39,7 @@ class Step:
 
 
 STEPS = (
-    Step("machine", 60, "device, versions, reachable arithmetic and memory rates"),
+    Step("machine", 60, "device, versions, rates of arithmetic and of memory"),
     Step("pictures", 60, "crowds, manifest and a depth network with random weights, for the steps below"),
     Step("tests", 90, "the tests marked gpu"),
     Step(
@@ -69,9 +69,8 @@ def main() -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith(("dto_pipeline", "gpu_")):
             raise
-        print(
-            f"{sys.executable} lacks {error.name}: install it, or bring it as a wheel (--wheels DIR)", file=sys.stderr
-        )
+        what = f"lacks {error.name}" if error.name else f"cannot import what the check needs ({error})"
+        print(f"{sys.executable} {what}: install it, or bring it as a wheel (--wheels DIR)", file=sys.stderr)
         return 2
     arguments.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))
@@ -109,7 +108,7 @@ def _names(text: str) -> set[str]:
 
 
 def _run(step: Step, place: Any, limit: float) -> dict[str, Any]:
-    """State, seconds, figures and table of one step, done in a process of its own within `limit` seconds."""
+    """Do one step in a process of its own within `limit` seconds. Returns state, seconds, figures and table."""
     if limit < 1:
         return {"state": "left out: the time is over", "seconds": 0.0, "figures": {}, "table": ""}
     answer = place.out / f"{step.name}.json"
@@ -135,7 +134,7 @@ def _run(step: Step, place: Any, limit: float) -> dict[str, Any]:
 
 
 def _work(name: str, place: Any) -> None:
-    """In the step's own process group: do it, write figures, table and state; what it prints goes to a log."""
+    """Do a step in a process group of its own and write figures, table and state; what it prints goes to a log."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with (place.out / f"{name}.log").open("w", buffering=1) as log:

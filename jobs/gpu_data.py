@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from depth_tiny import build_tiny_network
-from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
+from depth_tiny import build_large_network, build_tiny_network
+from transformers import DepthAnythingForDepthEstimation
 
 from dto_pipeline.collate import collate_scenes
 from dto_pipeline.config import PipelineConfig, load_config
-from dto_pipeline.data.images import ImageFolder, read_image
+from dto_pipeline.data.images import ImageStore, read_image
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.scenes import SceneLoader
 from dto_pipeline.lab.crowd_files import (
@@ -77,33 +77,15 @@ class Place:
 
 
 def build_network(place: Place) -> DepthAnythingForDepthEstimation:
-    """Depth Anything V2 Large with random weights, its last bias raised so that the output is above zero."""
+    """Depth Anything V2 Large with random weights (small: a tiny network)."""
     if place.small:
         return build_tiny_network(64, 4)
-    with place.device:  # drawn there: a third of a billion numbers
-        network = build_large_network()
-    with torch.no_grad():
-        for bias in network.head.conv3.parameters():
-            if bias.ndim == 1:
-                bias.fill_(0.5)
-    return network
-
-
-def build_large_network() -> DepthAnythingForDepthEstimation:
-    """Depth Anything V2 Large, untrained."""
-    backbone: dict[str, Any] = {
-        "image_size": 518, "patch_size": 14, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16,
-        "out_indices": [5, 12, 18, 24], "reshape_hidden_states": False, "use_mask_token": False,
-    }  # fmt: skip
-    config = DepthAnythingConfig(
-        backbone_config=Dinov2Config(**backbone), reassemble_hidden_size=1024,
-        neck_hidden_sizes=[256, 512, 1024, 1024], fusion_hidden_size=256, head_hidden_size=32,
-    )  # fmt: skip
-    return DepthAnythingForDepthEstimation(config)
+    with place.device:  # weights are drawn there: a third of a billion numbers
+        return build_large_network()
 
 
 def draw_pictures(place: Place) -> tuple[int, int, int]:
-    """Write crowds, manifest, full HD pictures and the network; how many images, distinct ones, full HD ones."""
+    """Write crowds, manifest, full HD pictures and network. Returns how many images, distinct, full HD ones."""
     distinct, repeats, large = place.pick((64, 16, 24), (2, 2, 1))
     numbers = bench_numbers(distinct)
     root, rows = place.scratch / "vga", []
@@ -144,7 +126,7 @@ def _draw_tall(job: tuple[Path, int, bool]) -> None:
 
 
 def read_pictures(place: Place, count: int, kind: str = "vga") -> list[np.ndarray]:
-    """So many decoded pictures, repeated where there are fewer."""
+    """`count` decoded pictures; they are repeated where there are fewer files."""
     folder = place.scratch / kind / ("images" if kind == "vga" else "")
     paths = sorted(folder.rglob("*.jpg"))[: min(count, 64)]
     decoded = [read_image(path).rgb for path in paths]
@@ -157,7 +139,7 @@ def make_batch(place: Place, images: int, groups: int, mode: str) -> tuple[Scene
     rows = manifest.read_shard(0)
     needed = [k % rows.num_rows for k in range(images * groups)]
     depth = DepthFiles(Path(str(manifest.depth_root)))
-    loader = SceneLoader(ImageFolder(manifest.images_root), depth, config.evidence.render_max_side)
+    loader = SceneLoader(ImageStore(manifest.images_root), depth, config.evidence.render_max_side)
     scenes = loader.load(rows.take(needed))
     if bad := [scene.problem for scene in scenes if scene.problem]:
         raise RuntimeError(f"a picture of the check cannot be used: {bad[0]}")

@@ -29,14 +29,14 @@ PARTS = (
 # Relative, of numbers from the same inputs on two devices. A pixel on a body's edge may fall to either side, because a
 # GPU multiplies and adds in one rounding; decisions (groups, outcomes) have to be the same.
 TOLERANCE = {"evidence": 5e-3, "people": 1e-3}
-COUNTS = {"pixels"}  # whole numbers that are no decisions
+COUNTS = {"pixels"}  # whole numbers, but not decisions
 
 
 def count_waits(work: Callable[[], Any], device: torch.device) -> Counter[str]:
-    """Lines of this program at which a GPU is waited for; on a CPU places where it would be, see `tests.waits`."""
+    """Lines of this program that wait for the GPU; on a CPU, lines that would wait, see `tests.waits`."""
     if device.type != "cuda":
         return Counter({f"{place}: {what}": count for (place, what), count in waits_of(work).items()})
-    work()  # what is carried to a device once is there by now
+    work()  # so that what is copied to the device only once is there
     found: Counter[str] = Counter()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -76,7 +76,7 @@ def time_parts(optimizer: SceneOptimizer, batch: SceneBatch, device: torch.devic
 
 
 def least_ms(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """The least of some repeats, after one that warms up."""
+    """The least time of some repeats, after one to warm up."""
     found = []
     for _ in range(repeats + 1):
         meter = Meter(device.type)
@@ -100,7 +100,7 @@ def wait_for(device: torch.device) -> None:
 
 @contextmanager
 def busy_stream(device: torch.device) -> Iterator[None]:
-    """Another stream of the device multiplies matrices meanwhile (on a CPU: nothing)."""
+    """Meanwhile another stream of the device multiplies matrices (on a CPU: nothing)."""
     if device.type != "cuda":
         yield
         return
@@ -114,9 +114,9 @@ def busy_stream(device: torch.device) -> Iterator[None]:
 
 
 def compare_devices(optimizer: SceneOptimizer, batch: SceneBatch) -> tuple[float, dict[str, str]]:
-    """A batch on its device and on the CPU: the worst relative difference, and what differs beyond the tolerance."""
+    """Compute a batch on its device and on the CPU. Returns the worst relative difference, and what differs."""
     there = optimizer(batch)
-    optimizer.body.cpu()
+    optimizer.body.to("cpu")
     here = optimizer(batch.to("cpu"))
     worst, differing = 0.0, {}
     for part in ("evidence", "people"):
@@ -144,7 +144,7 @@ def _pairs(mine: Any, other: Any) -> Iterator[tuple[str, torch.Tensor, torch.Ten
 
 
 def digest_of(result: OptimizedScenes) -> str:
-    """Over every bit of a result."""
+    """Hash of every bit of a result."""
     whole = hashlib.sha256()
     for part in ("maps", "evidence", "prior", "people"):
         for _, values, _ in _pairs(getattr(result, part), getattr(result, part)):

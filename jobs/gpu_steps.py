@@ -88,7 +88,7 @@ def machine(place: Place) -> Report:
 
 
 def pictures(place: Place) -> Report:
-    """Crowds of five drawn once and repeated under further names, a manifest over all, full HD pictures, a network."""
+    """Draw crowds of five, repeat them under other names, and write a manifest, full HD pictures and a network."""
     images, distinct, large = draw_pictures(place)
     figures = {"images": images, "distinct": distinct, "full_hd": large, "people_an_image": BENCH_PEOPLE}
     return Report(
@@ -120,7 +120,7 @@ class _Outcomes:
 
 
 def equal(place: Place) -> Report:
-    """Recorded images on the device; evidence there and on the CPU; equal bits again and again."""
+    """Recorded images on the device; evidence there and on the CPU; equal bits in every repetition."""
     device, lines = place.device, []
     cases = check_image_cases(ROOT / "tests" / "golden", device)
     failed = [f"{case.name}: {text}" for case in cases if not case.passed for text in case.failures]
@@ -207,7 +207,7 @@ def network(place: Place) -> Report:
 
 
 def compiled(place: Place) -> Report:
-    """The network compiled by torch, which takes its time; at one size and batch."""
+    """The network compiled by torch, which takes long; at one size and batch."""
     if place.device.type == "cpu":
         return Report({}, "  left out on a CPU")
     base = build_network(place).eval()
@@ -217,7 +217,7 @@ def compiled(place: Place) -> Report:
 
 
 def _ways_to_compute(place: Place) -> Iterator[tuple[str, Callable[[Any], Any], str]]:
-    """Name, what becomes of the float32 network, and the precision around it."""
+    """Name, function that changes the float32 network, and precision of the computation."""
 
     def halved(half: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> Callable[[Any], Any]:
         def make(model: Any) -> Any:
@@ -364,7 +364,7 @@ def _dto(arguments: list[str]) -> None:
 
 
 def train(place: Place) -> Report:
-    """Ten steps on one batch that lies in memory, in bfloat16: what the network takes, without its feed."""
+    """Ten steps on one batch that is in memory, in bfloat16: the time of the network, without reading images."""
     images, steps, device = place.pick(8, 2), 10, place.device
     learner, batch = make_learner(place, images)
     losses = [learner.step(batch, 0)["loss"]]
@@ -403,7 +403,7 @@ def _array(found: Any) -> np.ndarray:
 def _estimate_in_parts(
     network: DepthNetwork, images: list[np.ndarray], device: torch.device
 ) -> list[tuple[str, float]]:
-    """What `estimate` does with images of one size, part by part, waiting after each."""
+    """The parts of `estimate` on images of one size, with a wait after each."""
     size, found = network.recipe.size(*images[0].shape[:2]), []
 
     def step(name: str, work: Callable[[], Any]) -> Any:
@@ -426,7 +426,7 @@ def _estimate_in_parts(
 
 
 def _segment_sums(place: Place) -> dict[str, float]:
-    """Milliseconds of one weighted sum over sorted owners, as `bincount` does it and otherwise."""
+    """Milliseconds of a weighted sum over sorted owners, by `bincount` and in other ways."""
     device, pixels, people = place.device, place.pick(3_000_000, 3_000), place.pick(160, 10)
     owner = torch.randint(people, (pixels,), device=device).sort().values
     values = torch.rand(pixels, device=device, dtype=torch.float64)

@@ -45,7 +45,7 @@ from dto_pipeline.run.report import format_duration
 from dto_pipeline.terminal import align
 
 NEAR_BEST = 0.02  # efficiency that a recommended shard size may cost against the best one
-GOOD_LUCK = 0.01  # sound shards given up by chance, on average, that a recommended size may bring
+GOOD_LUCK = 0.01  # with a recommended size, chance gives up fewer sound shards on average
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = "50,200,1000,5000"
 
@@ -66,8 +66,8 @@ class Scenario:
     queue_s: float = 0.0  # from asking for a worker to its place on a machine [s]
     start_s: float = 60.0  # from there to its first shard [s]
     spread: float = 0.1  # a shard takes between 1 - spread and 1 + spread of its usual time
-    preempted: float = 0.0  # share of deaths known to be the node's doing: no shard is charged
-    hanging: float = 0.0  # share of workers that never come to the end of their start
+    preempted: float = 0.0  # share of deaths known to be caused by the node: they count against no shard
+    hanging: float = 0.0  # share of workers that hang while they start
     poison: int = 0  # shards that kill every worker that gets them, half way through
     seed: int = 0
 
@@ -131,12 +131,12 @@ class Tally:
     lost_s: float = 0.0  # worker time thrown away with a dying or ended worker
     deaths: int = 0
     preemptions: int = 0  # of these
-    retries: int = 0  # attempts that shards were charged
+    retries: int = 0  # attempts that counted against a shard
     events: int = 0  # that the driver received
 
 
 class VirtualPool(WorkerPool):
-    """A pool whose clock jumps from event to event, and the `Ledger` of its run, which counts only."""
+    """A pool whose clock jumps from event to event; also the `Ledger` of its run, which only counts."""
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
@@ -323,13 +323,13 @@ def simulate(scenario: Scenario, config: RunConfig | None = None) -> Simulated:
 
 
 def expected_unlucky(scenario: Scenario, max_attempts: int) -> float:
-    """Shards that chance alone gives up, on average: every attempt must meet a death that is charged."""
+    """Shards given up by chance, on average: in every attempt a worker dies, and it counts against the shard."""
     charged_deaths = scenario.shard_s * (1 - scenario.preempted) / scenario.mtbf_s
     return scenario.shards * (1 - math.exp(-charged_deaths)) ** max_attempts
 
 
 def attempts_against_chance(scenario: Scenario) -> int:
-    """Least `run.max_attempts` with which chance gives no sound shard up (fewer than GOOD_LUCK on average)."""
+    """Least `run.max_attempts` with which fewer than GOOD_LUCK sound shards are given up by chance, on average."""
     attempts = 1
     while expected_unlucky(scenario, attempts) > GOOD_LUCK:
         attempts += 1

@@ -47,7 +47,7 @@ TRAINING_SEED, HELD_OUT_SEED = 1000, 2000  # of the data sets; the demo's own is
 TYPICAL_FOCAL = 1.4  # of the demo's cameras, in units of the shorter side
 TRAINED_UNIT = 3.0  # while training, disparity is this * f / z [m]: 0.2 .. 1 on people
 DEMO_SHORT_SIDE = 224  # what the network is run at [px]
-_PERSON_WEIGHT = 4.0  # of a person's pixel against one of the place
+_PERSON_WEIGHT = 4.0  # of a pixel of a person against one of the background
 _LOG_FLOOR = 0.02  # added to disparity before its logarithm
 
 
@@ -83,7 +83,7 @@ class TrainingScene:
 
 
 def load_training_scenes(cache: Path, seed: int, numbers: range) -> list[TrainingScene]:
-    """The scenes of a data set, rendered where the cache folder does not hold them yet (0.35 s each on one core)."""
+    """The scenes of a data set; those that the cache folder lacks are rendered (0.35 s each on one core)."""
     body = load_body(STAND_IN_BODY)
     scenes = []
     for number in numbers:
@@ -182,7 +182,7 @@ def _train_step(
 def _batches(
     scenes: list[TrainingScene], stage: Stage, settings: TrainingSettings, rng: np.random.Generator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """`stage.steps` batches of scenes of one shape each: (B, 3, h, w) images, (B, h, w) disparity and people."""
+    """`stage.steps` batches, each of scenes of one shape: (B, 3, h, w) images, (B, h, w) disparity and people."""
     shapes: dict[tuple[int, int], list[int]] = {}
     for index, scene in enumerate(scenes):
         shapes.setdefault(scene.inverse.shape, []).append(index)
@@ -199,7 +199,7 @@ def _batches(
 def _example(
     scene: TrainingScene, short_side: int, cut_share: float, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A cut of one scene, mirrored or not, lighter or darker."""
+    """A cut of one scene, randomly mirrored, lighter or darker."""
     height, width = scene.inverse.shape
     size = network_size(height, width, short_side)
     window, zoom = _cut_window((height, width), cut_share, rng)

@@ -1,4 +1,4 @@
-"""What lies behind ``memory://``, for tests to look at and put there behind the project's back."""
+"""The objects behind ``memory://``, which tests read and write without the project's code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Disks that are full or cannot be written, for real."""
+"""Real disks that are full or cannot be written."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def test_a_file_larger_than_any_of_its_kind_is_not_read(tmp_path):
     assert read_start(tmp_path / "x", 3) == bytes(3)
 
 
-def test_a_file_that_its_mount_calls_empty_is_read_up_to_the_bound():
+def test_a_file_whose_mount_reports_size_0_is_read_up_to_the_bound():
     assert os.stat("/proc/self/status").st_size == 0
     assert read_regular("/proc/self/status").startswith(b"Name:")
     assert read_start("/proc/self/status", 5) == b"Name:"
@@ -177,7 +177,7 @@ def test_pipes_and_devices_in_the_place_of_inputs_are_named_and_nothing_hangs(cr
         assert place.name in said
 
 
-def test_an_empty_file_and_one_whose_size_nobody_tells_cost_what_they_hold(tmp_path):
+def test_an_empty_file_and_one_of_unknown_size_take_the_memory_of_what_they_hold(tmp_path):
     (tmp_path / "empty").touch()
     told = run_limited(
         "import sys\nfrom dto_pipeline.reading import read_start\nbefore = peak()\n"

@@ -28,7 +28,7 @@ PLACES: dict[str, tuple[int, str]] = {
     "models/rasterizer.py:rasterize": (2, "who is drawn: padding is not set up"),
     "models/rasterizer.py:_set_up": (2, "how many triangles face the camera and hold a pixel: half of them or less"),
     "models/rasterizer.py:_chunks": (2, "where lists of candidate pixels are cut: bounds memory"),
-    "maths/depth_evidence.py:_pixels_of_rows": (2, "how many pixels show anybody: a twentieth to a half of the image"),
+    "maths/depth_evidence.py:list_pixels": (2, "how many pixels show anybody: a twentieth to a half of the image"),
     "maths/refine.py:refine_people": (1, "who moved, or changes along the kid axis: only they are posed again"),
     "optimizer.py:_measure_again": (2, "joint: which images are drawn again, and which of them change"),
 }

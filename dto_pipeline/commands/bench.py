@@ -12,15 +12,15 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "bench",
         help="milliseconds per image for each stage, on generated scenes",
-        description="Writes scenes to a temporary folder and times every stage on one thread, and a plain "
-        "loop over people for comparison, in one run.",
+        description="Writes scenes to a temporary folder and times every stage on one thread; for comparison also a "
+        "plain loop over people.",
     )
     parser.add_argument("--images", type=positive, default=16, metavar="N", help="images (16)")
     parser.add_argument("--repeats", type=positive, default=5, metavar="N", help="runs whose median is taken (5)")
     parser.add_argument(
         "--depth",
         action="store_true",
-        help="with a depth network (--set depth.model=...): images/s alone and end to end, share of peak",
+        help="time a depth network (--set depth.model=...): images/s alone and end to end, share of the peak",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_config_options(parser)

@@ -13,8 +13,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "demo",
         help="see it work: synthetic crowds with known truth, in a few minutes",
         description="Writes a small data set in the public formats (some of it broken on purpose), runs the pipeline "
-        "on it with two Ray workers, and compares labels as given, after solver.mode paper and after joint with the "
-        "truth. Run again, it does nothing new.",
+        "on it with two Ray workers, and compares three kinds of labels with the truth: as given, placed by `paper`, "
+        "and by `joint`. If all is done already, it only prints the results.",
     )
     parser.add_argument("-o", "--out", default="out/demo", metavar="DIR", help="folder to write to (out/demo)")
     parser.add_argument("--images", type=positive, default=24, metavar="N", help="images to make (24)")

@@ -22,13 +22,13 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="compare two sets of labels image by image and person by person; exit code 1 if they differ",
         description="Each side may be a run's folder, a folder of label files, one file, or a file of other people's "
         "labels: released DTO-Humans, CameraHMR's, predictions. Images are matched by name, people by pose and shape, "
-        "else by their position in the image; equal means equal bits. `dto view` draws the scenes. Several runs: `dto "
-        "diff runs/* --against others/*` compares runs of the same subset, or all with one file, and prints a table.",
+        "or by their place in the image. Equal means equal bits. `dto view` draws the scenes. Several runs: `dto diff "
+        "runs/* --against others/*` compares runs of the same subset, or all with one file, and prints a table.",
     )
-    parser.add_argument("sides", metavar="RUN", nargs="+", help="the two sides, or with --against all of the first")
+    parser.add_argument("sides", metavar="RUN", nargs="+", help="the two sides; with --against, all first sides")
     parser.add_argument("--against", metavar="RUN", nargs="+", default=[], help="the other sides")
     parser.add_argument(
-        "--worst", type=not_negative, default=10, metavar="N", help="persons named, those that moved most (10)"
+        "--worst", type=not_negative, default=10, metavar="N", help="how many people to name, those who moved most (10)"
     )
     parser.add_argument("--body", metavar="NPZ", help="body model that heights are measured on (that of the run)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -79,7 +79,7 @@ def compare(before: str, after: str, body_path: str | None = None, worst: int = 
 
     Args:
         body_path: body model that heights are measured on; None = that of a run, if one is compared and has it.
-        worst: persons that are named.
+        worst: how many people are named.
 
     Raises:
         LabelsError: a side holds no labels, a file that cannot be read, or labels of different body models.
@@ -89,21 +89,20 @@ def compare(before: str, after: str, body_path: str | None = None, worst: int = 
     from dto_pipeline.data.label_files import check_one_body, find_label_files
     from dto_pipeline.data.labels import read_labels
     from dto_pipeline.data.people import FileKind, read_people, recognise
-    from dto_pipeline.evaluate.people_diff import Side, diff_people
+    from dto_pipeline.evaluate.people_diff import diff_people
 
     places = (before, after)
     files = {place: find_label_files(place) for place in places if recognise(place) is FileKind.DTO_LABELS}
     check_one_body([file for found in files.values() for file in found])
-    sides = []
+    sides, statuses = [], []
     for place in places:
-        people, status = read_people(files.get(place, place)), None
-        if place in files:
+        people = read_people(files.get(place, place))
+        if len(files) == len({*places}):  # both are labels of this project
             table = read_labels(*files[place], columns=["image_id", "status"], people=())
-            status = np.array(table.column("status").to_pylist(), np.str_)
-            if len(files) == len({*places}):
-                people = replace(people, images=np.array(table.column("image_id").to_pylist(), dtype=object))
-        sides.append(Side(place, people, status))
-    return diff_people(sides[0], sides[1], _find_body([*files], body_path), worst)
+            statuses.append(np.array(table.column("status").to_pylist(), np.str_))
+            people = replace(people, images=np.array(table.column("image_id").to_pylist(), dtype=object))
+        sides.append(replace(people, source=place))
+    return diff_people(sides[0], sides[1], statuses, _find_body([*files], body_path), worst)
 
 
 def _find_body(ours: Sequence[str], path: str | None) -> BodyModel | None:

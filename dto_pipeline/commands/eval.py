@@ -1,9 +1,10 @@
-"""`dto eval`: how right labels, predictions and solvers are, with intervals and counts of all images and people."""
+"""`dto eval`: how accurate labels, predictions and solvers are, with intervals and counts of images and people."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 
 Option = tuple[str, dict[str, Any]]  # name and arguments of argparse
 _PUBLISHED = (
-    "Matching as published: by ascending spectral norm, with its budget of predictions; `dto golden` proves it equal "
-    "to the recorded numbers, `dto eval meshes` has the field's own."
+    "People are matched as in the published script, and `dto golden` shows that the numbers equal recorded ones; `dto "
+    "eval meshes` measures by the field's own definitions."
 )
 _JOINTS = (
-    "Joints of FOUND are regressed from its meshes; images that FOUND does not have are left out and counted. "
-    "docs/evaluation.md has files and definitions."
+    "Joints of FOUND are regressed from its meshes. Images that FOUND does not have are left out, and their number is "
+    "printed. docs/evaluation.md lists files and definitions."
 )
 _WHAT = (
     "what is measured: a run, an export or its files (Parquet), CameraHMR's or MA-HMR's npz, or a prediction file (npz "
@@ -50,15 +51,15 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser("eval", help="measure labels, predictions and solvers against the truth")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     corrected = (
-        "reference: equal to the published metric, faults included; corrected (default): without six faults (index, "
-        "pckh, box, rank, budget, detection), which docs/evaluation.md explains"
+        "reference: the published metric with its faults; corrected (default): without six of them (index, pckh, box, "
+        "rank, budget, detection), which docs/evaluation.md explains"
     )
     _add_action(
         actions,
         "rh",
         _evaluate_rh,
         "RelativeHuman: PCDR at 0.2 m, mPCKh at 0.6, precision, recall, F1",
-        "Order in depth and joints of predicted bodies against RelativeHuman's annotations.",
+        "Compares the depth order and the joints of predicted bodies with RelativeHuman's annotations.",
         ("predictions", {"metavar": "PREDICTIONS", "help": _WHAT}),
         ("--annotations", {"required": True, "metavar": "PLACE", "help": "*_annots.npz, or their folder"}),
         ("--split", {"default": "test", "choices": ("train", "val", "test"), "help": "file of the folder (test)"}),
@@ -70,31 +71,35 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "synthetic",
         _evaluate_synthetic,
         "labels against the truth of a data set made by `dto synth`",
-        "Distances, order in depth and heights of the same people (by label row), before and after the run, over all "
-        "people and over people of accepted images.",
+        "Compares distances, depth order and heights of the same people (by label row) before and after a run with the "
+        "truth: of all people, and of people of accepted images.",
         ("labels", {"metavar": "LABELS", "help": _WHAT}),
         ("--truth", {"required": True, "metavar": "DIR", "help": "folder written by `dto synth`, or its truth.npz"}),
     )
-    rows = "by joints and boxes in the image (default), or by the label row both sides name"
-    values = {"default": "after", "choices": ("after", "before"), "help": "FOUND after the run or before"}
+    rows = "match people by joints and boxes in the image (default), or by the label row that both sides name"
+    values = {
+        "default": "after",
+        "choices": ("after", "before"),
+        "help": "FOUND after (default) or before its run",
+    }
     _add_action(
         actions,
         "meshes",
         _evaluate_meshes,
         "MPJPE, PA-MPJPE, MVE, absolute and pairwise depth, F1, NMJE, NMVE, field of view",
-        "Bodies against true bodies of the same images. People are matched by their joints and boxes in the image (IoU "
+        "Compares bodies with true bodies of the same images. People are matched by joints and boxes in the image (IoU "
         "of at least 0.1), or by label row.",
         _FOUND,
         _TRUTH,
         ("--match", {"default": "boxes", "choices": ("boxes", "rows"), "help": rows}),
         ("--values", values),
     )
-    other = {"metavar": "NPZ", "help": "the truth's body model where it is another one (gendered)"}
+    other = {"metavar": "NPZ", "help": "body model of the truth, where it is another one (gendered)"}
     title = "3DPW, Hi4D as MA-HMR measures them: MPJPE and PA-MPJPE of 14 regressed joints, MVE, recall"
     sides = (_FOUND, _TRUTH, ("--truth-body", other))
     _add_action(actions, "3dpw", _evaluate_meshes, title, _PUBLISHED, *sides, _H36M)
     title = "AGORA, BEDLAM as MA-HMR measures them: F1, MPJPE, MVE, NMJE, NMVE"
-    counted = {"metavar": "NPY", "help": "body_verts_smpl.npy: the vertices that count (all)"}
+    counted = {"metavar": "NPY", "help": "body_verts_smpl.npy: numbers of the vertices that are compared (all)"}
     _add_action(actions, "agora", _evaluate_meshes, title, _PUBLISHED, *sides, ("--vertices", counted))
     title = "MuPoTS-3D: 3DPCK and AUC of all and of matched people"
     root = {"metavar": "ROOT", "help": "its folder, with TS1 .. TS20"}
@@ -122,10 +127,10 @@ def _add_action(
         parser.add_argument(option, **details)
     add_body_option(parser)
     parser.add_argument("--json", metavar="FILE", help="write measures, intervals and counts as JSON")
-    parser.add_argument("--csv", metavar="FILE", help="write one row per image: its measures and the sums behind them")
-    draws = "draws of images behind the intervals (1000); 0 = none"
+    parser.add_argument("--csv", metavar="FILE", help="write one row per image: its measures and their sums")
+    draws = "bootstrap samples of images for the intervals (1000); 0 = no intervals"
     parser.add_argument("--resamples", type=not_negative, default=1000, metavar="N", help=draws)
-    parser.add_argument("--seed", type=not_negative, default=0, help="of those draws (0)")
+    parser.add_argument("--seed", type=not_negative, default=0, help="random seed of the samples (0)")
     parser.set_defaults(run=_run, evaluate=evaluate)
 
 
@@ -134,6 +139,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.models.body import load_body
 
     evaluation = arguments.evaluate(arguments, load_body(arguments.body))
+    evaluation = replace(evaluation, resamples=arguments.resamples, seed=arguments.seed)
     print(evaluation.as_table())
     if arguments.json:
         write_json_atomic(Path(arguments.json), evaluation.to_json())
@@ -145,7 +151,6 @@ def _run(arguments: argparse.Namespace) -> int:
 def _evaluate_rh(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
     from importlib.resources import files
 
-    from dto_pipeline.data.inert_pickle import PickleRefused
     from dto_pipeline.data.people import read_people
     from dto_pipeline.data.sources.relative_human import read_annotations
     from dto_pipeline.evaluate.relative_human import evaluate_rh
@@ -153,20 +158,14 @@ def _evaluate_rh(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
 
     path = Path(arguments.annotations)
     path = path / f"{arguments.split}_annots.npz" if path.is_dir() else path
-    try:
-        annotations = read_annotations(path)
-    except FileNotFoundError as error:
-        raise DtoError(f"{path} does not exist; name RelativeHuman's *_annots.npz or its folder") from error
-    except PickleRefused as error:
-        raise DtoError(f"{path} cannot be read: {error}") from error
+    annotations = read_annotations(path)
     if arguments.body != STAND_IN_BODY and not arguments.regressor:
         raise DtoError("--body needs --regressor: neck and head top are regressed from that model's vertices")
     shipped = files("dto_pipeline.assets") / "J_regressor_extra.npy"
     regressor = read_regressor(arguments.regressor or str(shipped), body, "--regressor")
     for problem in annotations.problems:
         print(f"{path}, {problem.image}, {problem.reason}; taken as unknown")
-    people, draws = read_people(arguments.predictions), (arguments.resamples, arguments.seed)
-    return evaluate_rh(people, annotations.images, body, regressor, arguments.mode, *draws)
+    return evaluate_rh(read_people(arguments.predictions), annotations.images, body, regressor, arguments.mode)
 
 
 def _evaluate_synthetic(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
@@ -177,7 +176,7 @@ def _evaluate_synthetic(arguments: argparse.Namespace, body: BodyModel) -> Evalu
     placed = {"labels": after}
     if (after.status != "").any():
         placed = {"before": read_people(arguments.labels, "before"), "after": after}
-    return evaluate_synthetic(placed, read_people(arguments.truth), body, arguments.resamples, arguments.seed)
+    return evaluate_synthetic(placed, read_people(arguments.truth), body)
 
 
 def _evaluate_meshes(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
@@ -200,8 +199,8 @@ def _evaluate_meshes(arguments: argparse.Namespace, body: BodyModel) -> Evaluati
             raise DtoError(f"{path} holds no numbers of vertices 0 .. {body.num_vertices - 1} ({error})") from error
     truth_body = load_body(arguments.truth_body) if given.get("truth_body") else body
     found, truth = read_people(arguments.found, given.get("values", "after")), read_people(arguments.truth)
-    asked = (arguments.action, given.get("match") == "rows", arguments.resamples, arguments.seed)
-    return evaluate_meshes(found, truth, Bodies(body, truth_body, regressor, vertices), *asked)
+    bodies, by_row = Bodies(body, truth_body, regressor, vertices), given.get("match") == "rows"
+    return evaluate_meshes(found, truth, bodies, arguments.action, by_row)
 
 
 def _evaluate_joints(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
@@ -213,25 +212,27 @@ def _evaluate_joints(arguments: argparse.Namespace, body: BodyModel) -> Evaluati
     regressor = read_regressor(arguments.regressor, body, "--regressor", "J_regressor_h36m.npy", joints=17)
     found, is_mupots = read_people(arguments.found), arguments.action == "mupots"
     truth = read_mupots(arguments.root) if is_mupots else read_panoptic(arguments.root, arguments.cameras)
-    return evaluate_joints(found, truth, body, regressor, arguments.action, arguments.resamples, arguments.seed)
+    return evaluate_joints(found, truth, body, regressor, arguments.action)
 
 
 def _add_benchmark(actions: argparse._SubParsersAction) -> None:
     parser = actions.add_parser(
         "benchmark",
-        help="labels, height prior and both solvers on every difficulty of `dto synth`; parts switched off",
-        description="Writes a page and a JSON (docs/benchmark.md is one): crowds as `dto synth` writes them, evaluated "
-        "in memory, with 95 % intervals over images; then the optimiser with parts switched off one at a time. Seeds "
-        "on which the joint solver was tuned are refused. Three difficulties are people of Anny (extra anny).",
+        help="labels, height prior and both solvers on every difficulty of `dto synth`; parts of them switched off",
+        description="Writes a page and a JSON file (docs/benchmark.md is such a page). The crowds are those of `dto "
+        "synth`, evaluated in memory, with 95 % intervals; then parts of the optimiser are switched off one at a time. "
+        "Seeds on which the joint solver was tuned are refused. Three difficulties need the extra anny.",
     )
     parser.add_argument("-o", "--out", default="out/benchmark", metavar="DIR", help="folder to write (out/benchmark)")
     parser.add_argument("--images", type=positive, default=48, metavar="N", help="per difficulty (48)")
-    parser.add_argument("--seed", type=not_negative, default=201, help="of the crowds (201)")
+    parser.add_argument("--seed", type=not_negative, default=201, help="random seed of the crowds (201)")
     parser.add_argument(
-        "--difficulty", action="append", metavar="NAME", help="only this one; may be given several times (all)"
+        "--difficulty", action="append", metavar="NAME", help="only this difficulty; may be given several times (all)"
     )
-    parser.add_argument("--no-ablation", action="store_true", help="leave out what switches parts off")
-    parser.add_argument("--golden", type=Path, metavar="DIR", help="folder of recorded cases to add, as tests/golden")
+    parser.add_argument("--no-ablation", action="store_true", help="do not switch parts off")
+    parser.add_argument(
+        "--golden", type=Path, metavar="DIR", help="add the recorded images of a folder as tests/golden"
+    )
     add_heights_option(parser)
     add_config_options(parser)
     parser.set_defaults(run=_run_benchmark)
@@ -240,7 +241,8 @@ def _add_benchmark(actions: argparse._SubParsersAction) -> None:
 def _run_benchmark(arguments: argparse.Namespace) -> int:
     import torch
 
-    from dto_pipeline.lab.benchmark import BenchmarkSettings, errors_section, run_benchmark
+    from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
+    from dto_pipeline.lab.benchmark import BenchmarkSettings, as_page, errors_section, measure
 
     torch.set_num_threads(1)  # small tensors: more threads are slower
     settings = BenchmarkSettings(
@@ -251,6 +253,8 @@ def _run_benchmark(arguments: argparse.Namespace) -> int:
         ablation=not arguments.no_ablation,
         recorded=arguments.golden,
     )
-    report = run_benchmark(local_place(arguments.out), settings, read_config(arguments))
+    out, report = local_place(arguments.out), measure(settings, read_config(arguments))
+    write_bytes_atomic(out / "benchmark.md", as_page(report).encode())
+    write_json_atomic(out / "benchmark.json", report.to_json())
     print("\n".join([*errors_section(report), "", f"{arguments.out}/benchmark.md and .json written"]))
     return 0

@@ -35,8 +35,8 @@ _MERGE = (
     "in dto_pipeline/data/sources/predictions.py), drops predictions that are a released person already, adds the "
     "others with source_row -1, and writes a new manifest with the same shards. Released people keep their order and "
     "content. Bodies are compared through the body model of the config (body.model_path). A report and the outcome of "
-    "every prediction are written next to it. Exit code 1: written, but none of the predictions could be used, or "
-    "their columns contradict each other."
+    "every prediction are written next to it. Exit code 1: written, but none of the predictions could be used (those "
+    "below --min-score do not count), or their columns contradict each other."
 )
 
 

@@ -13,7 +13,7 @@ N = TypeVar("N", int, float)
 
 
 def _number(name: str, kind: Callable[[str], N], holds: Callable[[N], bool], expected: str) -> Callable[[str], N]:
-    """Type of an option that takes a number; argparse shows its name where the text is no number at all."""
+    """Type of an option that takes a number; argparse shows the type's name if the text is not a number at all."""
 
     def read(text: str) -> N:
         number = kind(text)

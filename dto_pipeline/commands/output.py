@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from dto_pipeline.errors import DtoError
 
 _Found = TypeVar("_Found")
-_GRAVITY = (0, 3, 1, 2)  # exit codes from harmless to bad: done, pending as asked, something failed, could not begin
+_GRAVITY = (0, 3, 1, 2)  # exit codes from good to bad: done, pending as asked, something failed, could not begin
 
 
 def print_report(report: Any, as_json: bool) -> None:
@@ -34,9 +34,9 @@ def show_several(
     """Print one table (or JSON list) of several reports; return the worst exit code.
 
     Args:
-        names: what the rows are called.
-        read: number of a row -> its report; a `DtoError` costs this row only.
-        facts: report -> column -> cell.
+        names: of the rows.
+        read: number of a row -> its report; a `DtoError` fails this row only.
+        facts: report -> its cells by column.
         exit_code: of a report.
         as_json: print a list of ``to_json()`` instead, each with its name.
     """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "predict",
-        help="people of photographs by a trained network, as a run",
+        help="find the people of photographs with a trained network; writes a run",
         description="Runs a trained network over photographs and writes a folder that is a finished run: labels of "
         "schema dto-labels/1 (one row per image, those that cannot be read too), receipts, and manifest.parquet. dto "
         "view, verify, report and export read it; dto manifest merge LABELS_MANIFEST DIR adds its people where labels "
@@ -69,7 +69,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--batch", type=positive, default=4, metavar="N", help="images the network sees at once: memory (4)"
     )
-    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1 ...; auto = a GPU if there is")
+    parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1 ...; auto = a GPU, if any")
     parser.add_argument(
         "--max-failed-images",
         type=share,

@@ -13,7 +13,8 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "synth",
         help="write a synthetic crowd benchmark with exact truth",
-        description="Equal settings give identical bytes. Then: dto manifest build DIR/dataset.yaml --data-root DIR -o "
+        description="Writes pictures of crowds, depth maps, labels, sidecar and the exact truth; equal settings give "
+        "identical bytes. Then: dto manifest build DIR/dataset.yaml --data-root DIR -o "
         "DIR/manifest.parquet; dto run DIR/manifest.parquet -o RUN; dto eval synthetic RUN --truth DIR.",
         epilog="--list names the difficulties and the options of --set.",
     )
@@ -23,14 +24,16 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "--seed",
         type=not_negative,
         default=201,
-        help="of everything random (201); the joint solver was tuned on 1 and 2",
+        help="random seed (201); the joint solver was tuned on 1, 2, 11, 12, 31 and 32",
     )
-    parser.add_argument("--difficulty", default="standard", metavar="NAME", help="what is hard, see --list (standard)")
+    parser.add_argument(
+        "--difficulty", default="standard", metavar="NAME", help="what makes the crowds hard, see --list (standard)"
+    )
     parser.add_argument(
         "--bodies",
         choices=("stand-in", "anny"),
-        help="same as --set bodies=...: who is in the pictures; anny: people of another body model, of all ages, with "
-        "labels of the stand-in fitted to what is seen (needs the extra anny)",
+        help="who is in the pictures, as --set bodies=...; anny: people of another body model, of all ages; their "
+        "labels are the stand-in body fitted to what is seen (needs the extra anny)",
     )
     parser.add_argument(
         "--set",

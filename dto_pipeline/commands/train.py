@@ -1,4 +1,4 @@
-"""`dto train`: a metric multi-person mesh network from label shards."""
+"""`dto train`: train a metric multi-person mesh network on labels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dto_pipeline.commands.output import local_place
 def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser = verbs.add_parser(
         "train",
-        help="train a multi-person mesh network on label shards; resumes by itself",
+        help="train a multi-person mesh network on labels; resumes by itself",
         description="Trains a network on labels and writes checkpoints/ (the newest two), metrics.csv, evaluation.csv "
         "and train.json. Started again, it goes on from the newest checkpoint that can be read. CONFIG.yaml names the "
         "labels (data.labels: folders of runs or exports) and options: see jobs/train.yaml and docs/training.md. "

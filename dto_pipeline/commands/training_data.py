@@ -1,5 +1,5 @@
-"""The labels that a training config names, opened: runs by their receipts; exports, released DTO-Humans and
-RelativeHuman's annotations by the content of their files."""
+"""Opens the labels that a training config names. Runs are recognised by their receipts; exports, released DTO-Humans
+and RelativeHuman's annotations by the content of their files."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         description="Reads every label file of a run and checks it against its receipt, against the manifest (every "
         "image once, the input restored exactly by undoing the change) and against what a fit may do to a label. "
         "Broken: a finished shard fails a check; dto run --recheck makes damaged files again. "
-        "Doubtful: a person in a sound row whom the same run would give again, listed with the next step. "
+        "Doubtful: a person who looks wrong in a sound row; the same run would give it again, so a next step is named. "
         "Exit codes: 0 every shard is done and sound; 1 something is broken, or shards were given up; 2 it cannot be "
         "read; 3 what is done is sound, the rest is pending.",
     )
@@ -55,7 +55,7 @@ def _facts(verdict: Verdict) -> dict[str, str]:
     return {
         "images": f"{verdict.images}",
         "persons": f"{verdict.persons}",
-        "shards": f"{verdict.done} done, {len(verdict.given_up)} given up, {len(verdict.pending)} pending",
+        "shards": f"{verdict.done} done, {verdict.given_up} given up, {verdict.pending} pending",
         "broken": "; ".join(f"{name} ({verdict.rules[name].broken})" for name in broken) or "nothing",
         "not checked": f"{len(verdict.unchecked)}",
     }

@@ -25,9 +25,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--key", action="append", default=[], metavar="K", help="image key, or its end; repeatable")
     parser.add_argument(
-        "--worst", type=not_negative, default=0, metavar="N", help="optimised scenes of largest deviation"
+        "--worst", type=not_negative, default=0, metavar="N", help="this many optimised scenes of largest deviation"
     )
-    parser.add_argument("--random", type=not_negative, default=0, metavar="N", help="scenes chosen at random")
+    parser.add_argument("--random", type=not_negative, default=0, metavar="N", help="this many scenes chosen at random")
     parser.add_argument("--seed", type=not_negative, default=0, metavar="S", help="seed of --random (0)")
     parser.add_argument("--status", action="append", default=[], metavar="S", help="only images of this status")
     parser.add_argument("--glb", action="store_true", help="also write a binary glTF of each scene (y up, metres)")
@@ -72,7 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _view_file(arguments: argparse.Namespace) -> int:
     """Draw scenes of a file of people: released DTO-Humans, CameraHMR's, predictions, exports."""
-    from dto_pipeline.data.images import ImageFolder
+    from dto_pipeline.data.images import ImageStore
     from dto_pipeline.data.people import read_people
     from dto_pipeline.data.storage import as_location
     from dto_pipeline.models.body import load_body
@@ -85,7 +85,7 @@ def _view_file(arguments: argparse.Namespace) -> int:
         raise DtoError(f"{arguments.run_dir} does not name its body model; name it with --body (demo = the stand-in)")
     people = read_people(arguments.run_dir)
     number = arguments.random or (0 if arguments.key else _DEFAULT_WORST)
-    images = None if arguments.images is None else ImageFolder(as_location(arguments.images))
+    images = None if arguments.images is None else ImageStore(as_location(arguments.images))
     body = load_body(arguments.body)
     for image in choose_images(people, arguments.key, number, arguments.seed):
         path = local_place(arguments.out) / f"{file_name(str(people.images[image]))}.png"

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dto_pipeline.maths.person_matching import box_iou, suppress_duplicates
+
 MAX_COMPARED = 1000  # people of one image; the rows of larger images are not compared
 _PAIRS_AT_ONCE = 1 << 20  # bounds memory: their positions ...
 _POSES_AT_ONCE = 1 << 14  # ... and two poses of each
@@ -59,16 +61,13 @@ def find_duplicates(people: LabelledPeople, rule: SamePerson = SamePerson()) -> 
     score, then the first. A row repeats the best kept one that is like it.
     """
     image = np.repeat(np.arange(people.counts.size), people.counts)
-    rank, original = np.empty(image.size, np.int64), np.full(image.size, -1)
+    rank = np.empty(image.size, np.int64)
     score = np.where(np.isnan(people.det_score), np.inf, people.det_score)
     rank[np.lexsort((-score, ~people.has_mask, image))] = np.arange(image.size)
     same = [_same_pairs(people, pairs, rule) for pairs in _pairs(people.counts)]
     first, second = np.concatenate([np.zeros((2, 0), np.int64), *same], axis=1)
     better, worse = (np.where(rank[first] < rank[second], *sides) for sides in ((first, second), (second, first)))
-    for pair in np.lexsort((rank[better], rank[worse])):  # by rank, so that it is known whether the better row is kept
-        if original[worse[pair]] < 0 and original[better[pair]] < 0:
-            original[worse[pair]] = better[pair]
-    return original
+    return suppress_duplicates(better, worse, rank)
 
 
 def _pairs(counts: np.ndarray) -> Iterator[np.ndarray]:
@@ -96,7 +95,7 @@ def _same_pairs(people: LabelledPeople, pairs: np.ndarray, rule: SamePerson) -> 
         dot = np.abs((_quaternions(people.pose[first]) * _quaternions(people.pose[second])).sum(axis=-1))
         angle = 2 * np.arccos(dot.clip(max=1))  # (k, 24) between the rotations
         alike &= (angle.mean(axis=1) <= rule.mean_angle) & (angle[:, 0] <= rule.root_angle)
-        alike &= ~(box_overlap(people.bbox_xyxy[first], people.bbox_xyxy[second]) < rule.box_overlap)
+        alike &= ~(box_iou(people.bbox_xyxy[first], people.bbox_xyxy[second]) < rule.box_overlap)
         numbers = (people.pose, people.betas, people.transl)
         copies = [np.abs(values[first] - values[second]).max(axis=1) <= _EQUAL for values in numbers]
     return pairs[:, alike | np.logical_and.reduce(copies)]
@@ -106,13 +105,3 @@ def _quaternions(pose: np.ndarray) -> np.ndarray:
     vector = pose.reshape(-1, _JOINTS, 3).astype(np.float64)
     half = np.linalg.norm(vector, axis=-1, keepdims=True) / 2
     return np.concatenate([np.cos(half), vector / 2 * np.sinc(half / np.pi)], axis=-1)
-
-
-def box_overlap(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(...) intersection over union of boxes (..., 4); NaN where one is unknown or has no area."""
-    one, other = one.astype(np.float64), other.astype(np.float64)
-    sides = np.minimum(one[..., 2:], other[..., 2:]) - np.maximum(one[..., :2], other[..., :2])
-    shared = np.maximum(sides, 0).prod(axis=-1)
-    area, other_area = (np.maximum(box[..., 2:] - box[..., :2], 0).prod(axis=-1) for box in (one, other))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where((area > 0) & (other_area > 0), shared / (area + other_area - shared), np.nan)

@@ -2,7 +2,7 @@
 
 `write_new` names a file only if the name is free (for everything that means "done"), `replaced` replaces (for
 reports). A killed writer leaves a ``.<name>.tmp-<hex>``; the name identifies its process, so that `sweep_abandoned`
-can remove it. Mounts that lack a step get another one of the same meaning, or an error that names them.
+can remove it. Where a mount lacks a step, another with the same effect is taken, or an error says what is missing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _LOG = logging.getLogger(__name__)
 
 @contextmanager
 def naming_full_disk(place: str | Path) -> Iterator[None]:
-    """Name the place in errors of a full disk, which writing to an open file does not."""
+    """Add the place to errors of a full disk, which lack it when an open file is written."""
     try:
         yield
     except OSError as error:
@@ -57,8 +57,8 @@ def naming_full_disk(place: str | Path) -> Iterator[None]:
 
 @contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """A temporary name in the folder of `path` (made if missing); a file left under that name is removed."""
-    if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/null would become a file
+    """A temporary name in the folder of `path`, which is made if missing; what still has that name is removed."""
+    if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/null would be replaced by a file
         raise IrregularFile(errno.EINVAL, "it is a pipe, socket or device; name a regular file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(temporary_name(path.name))
@@ -72,7 +72,7 @@ def staged(path: Path) -> Iterator[Path]:
 def write_new(path: Path, data: bytes) -> bool:
     """Write a file only if the name is free.
 
-    Link, or rename where there are no links: both create the name in one step and never replace.
+    By a link, or by a rename where there are no links: both create the name in one step and never replace a file.
 
     Returns:
         True if this call created `path`; False if it existed, which then stays untouched.
@@ -103,7 +103,7 @@ def write_new(path: Path, data: bytes) -> bool:
 
 
 def _rename_new(temporary: Path, path: Path) -> int:
-    """Linux's renameat2 with RENAME_NOREPLACE, which Python does not offer; returns its errno, 0 = done."""
+    """Linux's renameat2 with RENAME_NOREPLACE, which Python lacks; returns its errno, 0 = done."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return errno.ENOSYS
@@ -133,17 +133,17 @@ def write_bytes_atomic(path: Path, data: bytes) -> None:
 
 
 def temporary_name(name: str) -> str:
-    """A new name for what is to become `name`; it says which process writes it."""
+    """A new temporary name for what will be called `name`; it holds the process that writes it."""
     return f".{name}.tmp-{_own_mark()}{uuid.uuid4().hex[:_MARK_DIGITS]}"
 
 
 def is_temporary(name: str) -> bool:
-    """True for a temporary name: of a writer at work, or left by a killed one."""
+    """True for a temporary name, of a living writer or a killed one."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def is_abandoned(name: str) -> bool:
-    """True for a temporary name of a process of this machine that is gone; False where that cannot be known."""
+    """True for a temporary name of a process of this machine that has ended; False where that cannot be known."""
     return is_temporary(name) and _is_dead(name[-2 * _MARK_DIGITS : -_MARK_DIGITS])
 
 
@@ -162,7 +162,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def sync(path: Path) -> None:
-    """Make a file's bytes, or a folder's names, survive a power cut; folders as far as their file system can."""
+    """Make a file's bytes, or a folder's names, survive a power cut; folders where their file system can do it."""
     handle = None
     try:
         handle = os.open(path, os.O_RDONLY)
@@ -184,7 +184,7 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
     """A folder for temporary files that `sweep_abandoned` knows; `prefix` is like ``dto-word-``. Raises: DtoError."""
     try:
         folder = tempfile.TemporaryDirectory(prefix=f"{prefix}{_own_mark()}-")
-    except OSError as error:  # a FileNotFoundError without a name where no usual place can be written
+    except OSError as error:  # a FileNotFoundError without a path: no usual place can be written
         raise DtoError(f"no temporary folder can be made ({error.strerror}); set TMPDIR to one with room") from error
     with folder as name, naming_full_disk(name):
         yield Path(name)
@@ -192,15 +192,15 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 
 @lru_cache(maxsize=256)  # once a folder
 def _log_unsynced(folder: Path, reason: str | None) -> None:
-    after = "after a power cut the newest names in it may be gone; a run does their shards again"
+    after = "after a power cut the newest names in it may be gone; a run would do their shards again"
     _LOG.info("%s: this file system syncs no folders (%s): %s", folder, reason, after)
 
 
 def sweep_abandoned(stem: Path | None = None) -> int:
-    """Remove temporary folders that processes of this machine left when they were killed, and count them.
+    """Remove temporary folders of killed processes of this machine, and count them.
 
-    With `stem` also half-written files and folders next to it whose names begin with its own, without suffix. What
-    belongs to a living process, or to one of another machine or container, stays.
+    With `stem` also half-written files and folders next to it whose names begin with its own (without the suffix).
+    What belongs to a living process, or to one of another machine or container, stays.
     """
     folders = _entries(Path(tempfile.gettempdir()))
     dead = [entry for entry in folders if (match := _FOLDER.fullmatch(entry.name)) and _is_dead(match[1])]
@@ -222,7 +222,7 @@ def _remove(path: Path) -> None:
 def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
-    except OSError:  # not there, or not to be listed: nothing to sweep
+    except OSError:  # there is none, or it cannot be listed
         return []
 
 
@@ -232,7 +232,7 @@ def _own_mark() -> str:
 
 @lru_cache(maxsize=1)
 def _machine() -> str:
-    """Identify where this process's id is valid: one boot of one machine, one space of process ids (containers)."""
+    """Where this process's id is valid, as a hash: one boot of one machine, and one PID namespace (containers)."""
     facts = [socket.gethostname()]
     for place in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         try:
@@ -243,7 +243,7 @@ def _machine() -> str:
 
 
 def _is_dead(mark: str) -> bool:
-    """Whether the process of a mark was one of this machine and is gone."""
+    """Whether the process of a mark was one of this machine and has ended."""
     with suppress(OverflowError, OSError):
         try:
             os.kill(int(mark[: _MARK_DIGITS // 2], 16), 0)
@@ -253,11 +253,11 @@ def _is_dead(mark: str) -> bool:
 
 
 def take_lock(stream: TextIO) -> bool:
-    """Lock an open file without waiting; closing it, or the death of this process, gives it back.
+    """Lock an open file without waiting; closing the file, or the end of this process, releases the lock.
 
-    Processes forked from this one close their copy of the file: else the lock would outlive it with them. Some network
-    and FUSE file systems keep the lock to each machine. False where the file system has no such locks. Raises:
-    BlockingIOError: another process holds it.
+    Processes forked from this one close their copy of the file, or the lock would outlive this process. On some network
+    and FUSE file systems each machine has a lock of its own. False: the file system has no such locks. Raises:
+    BlockingIOError: another process holds the lock.
     """
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
 """Group label rows by image, and give every image its key.
 
-Images are ordered by the first row that names them; people keep their source order inside an image, whether or not
-their rows are adjacent. A name that cannot be used is a problem of its image only. No image is opened.
+Images are ordered by the first row that names them. The people of an image keep the order of their rows, which need not
+be adjacent. A name that cannot be used is a problem of its image only. No image is opened.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ImageIndex:
         return len(self.image_name)
 
     def with_prefixes(self, prefixes: Mapping[str, str]) -> ImageIndex:
-        """The index with the start of each file replaced: the longest key of `prefixes` a name begins with."""
+        """The index with other places: of each name the longest start among the keys of `prefixes` is replaced."""
         if not prefixes:
             return self
         known = {"": "", **prefixes}
@@ -82,7 +82,7 @@ def _name_runs(source: LabelSource) -> tuple[np.ndarray, list[str]]:
 
 
 def _keys(files: list[str], key_parts: int, problem: dict[int, str]) -> list[str]:
-    """Last parts of each name; where two images would share a key, the later one is a problem and gets a number."""
+    """The last parts of each name. Where two images have the same, the later is a problem and its key gets a number."""
     owner: dict[str, int] = {}
     keys = []
     for image, file in enumerate(files):

@@ -1,8 +1,8 @@
-"""Image files: their pixels, size and sha256, with bounds before anything is decoded.
+"""Image files: their pixels, size and sha256. Memory and work are bounded before anything is decoded.
 
-Opens JPEG (MPO too, what phones store as .jpg), PNG, WebP and BMP. Others are refused before they reach a decoder:
-Pillow would start Ghostscript for an EPS and read whole films for a GIF. Of several frames (MPO, animated PNG, WebP)
-the first is the image. Pixels stay as stored: labels refer to un-rotated ones. Sizes in pixels.
+Opens JPEG (also MPO, which phones store as .jpg), PNG, WebP and BMP. Other formats never reach a decoder: Pillow would
+start Ghostscript for an EPS and read whole films for a GIF. Of several frames (MPO, animated PNG, WebP) the first is
+the image. Pixels stay as they are stored: labels refer to images that no EXIF tag has rotated. Sizes in pixels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import io
 import re
 import threading
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -23,28 +22,28 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from dto_pipeline.config import RunConfig
-from dto_pipeline.data.storage import STORAGE_ERRORS, Location, error_text, read_head
-from dto_pipeline.paths import UnsafePath
+from dto_pipeline.data.storage import STORAGE_ERRORS, Location, error_text, open_store
+from dto_pipeline.paths import UnsafePath, check_relative
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 MAX_FILE_BYTES = 1 << 29  # of one image: 100 Mpx of RGBA without compression; nothing longer is read to its end
-_HEADER_BYTES = 1 << 16  # nearly every image has its size in its first bytes; of others more is read
+_HEADER_BYTES = 1 << 16  # hold the size of nearly every image; where they do not, the whole file is read
 _USUAL_BYTES = 1 << 25  # files up to this are read by several threads at once, larger ones one after the other
 _LARGE_FILE = threading.Lock()
-TAR_MARK = ".tar!"  # in the address of an image in a tar, ``<tar>!<member>``, the end of the tar's part
-MAX_PIXELS = 1 << 27  # of one image; a hostile header stops here
+TAR_MARK = ".tar!"  # ends the tar's part in the address of an image in a tar, ``<tar>!<member>``
+MAX_PIXELS = 1 << 27  # of one image
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names; its JPEG opens MPO too
 # Memory of decoding besides the file, measured with Pillow 13 [bytes a pixel]: for JPEG the coefficients of four
 # components (progressive) and an RGB copy; for WebP two canvases, decoded bytes and an RGBA image; else the image.
 # All but the first also hold the (H, W, 3) result.
 _BYTES_PER_PIXEL = {"JPEG": 13, "PNG": 7, "WEBP": 16, "BMP": 7}
-_COPIES = 3  # of the file's bytes, among them Pillow's and libwebp's own
+_COPIES = 3  # of the file's bytes in memory, with those of Pillow and libwebp
 _BAND_PIXELS = 1 << 20  # converted to RGB at once
-_MOST_PIECES = 1 << 20  # chunks of a PNG, which Pillow walks one by one: some seconds of work
+_MOST_PIECES = 1 << 20  # chunks of a PNG, which Pillow reads one by one: some seconds of work
 _MOST_SCANS = 128  # of a JPEG, each a pass over all pixels; encoders write about ten
 _PNG, _JPEG, _JPEG_SCAN, _JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xda", b"\xff\xd9"
-_JPEG_FAULTS = (ValueError, KeyError)  # of simplejpeg: no JPEG; one whose subsampling has no name
-_EXIF_ORIENTATION = 0x0112  # tag of a viewer's rotation
+_JPEG_FAULTS = (ValueError, KeyError)  # of simplejpeg: no JPEG; one with a subsampling it does not know
+_EXIF_ORIENTATION = 0x0112  # tag: how a viewer shall turn the picture
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # what ends a scan
 # MAX_PIXELS replaces Pillow's bound, which warns on the terminal for every photograph above 89 Mpx.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -68,15 +67,32 @@ class ImageFile:
 
     rgb: np.ndarray  # (H, W, 3) uint8
     sha256: str  # of the file's bytes, hex
-    size: tuple[int, int] = (0, 0)  # width and height of the photograph, which `rgb` may be smaller than [px]
+    size: tuple[int, int] = (0, 0)  # width and height of the image in the file; `rgb` may be smaller [px]
 
 
-class ImageStore(ABC):
-    """Where images are kept under the names a manifest gives them; called from several threads."""
+class ImageStore:
+    """Images in a folder or below a URI, read by the names a manifest gives them, from several threads.
 
-    @abstractmethod
+    A name that leaves the folder counts as corrupt and is never opened.
+    """
+
+    def __init__(self, root: Location) -> None:
+        self.root = root
+
     def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
         """The file as it is, or its first `limit` bytes; raises `ImageMissing` or `ImageCorrupt`."""
+        try:
+            name = check_relative(image_file)
+            return open_store(self.root).read(name, MAX_FILE_BYTES + 1 if limit is None else limit)
+        except FileNotFoundError as error:
+            advice = "; it is in a tar, and the index (*.tars.parquet) is missing next to the manifest: copy it there"
+            raise ImageMissing(
+                f"image {image_file} does not exist{advice if TAR_MARK in image_file else ''}"
+            ) from error
+        except UnsafePath as error:
+            raise ImageCorrupt(str(error)) from error
+        except STORAGE_ERRORS as error:
+            raise ImageCorrupt(f"image {image_file} cannot be read: {error_text(error)}") from error
 
     def read(
         self, image_file: str, decode_memory_mb: int = RunConfig.decode_memory_mb, least_side: int = 0
@@ -85,7 +101,7 @@ class ImageStore(ABC):
 
         Args:
             decode_memory_mb: see `RunConfig.decode_memory_mb`.
-            least_side: a JPEG may come smaller, its longer side not below this [px]; 0 = as it is.
+            least_side: a JPEG may be decoded smaller, its longer side at least this [px]; 0 = never.
         """
         data = self.read_bytes(image_file, _USUAL_BYTES + 1)
         if len(data) <= _USUAL_BYTES:
@@ -100,7 +116,7 @@ class ImageStore(ABC):
         return header.width, header.height
 
     def header(self, image_file: str) -> ImageHeader:
-        """Its header, without decoding pixels; raises `ImageMissing` or `ImageCorrupt`."""
+        """The header of an image; no pixel is decoded. Raises `ImageMissing` or `ImageCorrupt`."""
         head = self.read_bytes(image_file, _HEADER_BYTES)
         try:
             with suppress(Undecodable) if len(head) == _HEADER_BYTES else nullcontext():
@@ -111,32 +127,11 @@ class ImageStore(ABC):
             raise ImageCorrupt(f"image {image_file} {error}") from error
 
 
-@dataclass(frozen=True)
-class ImageFolder(ImageStore):
-    """Images as files of a folder or below a URI. A name that leaves it is never opened: it counts as corrupt."""
-
-    root: Location
-
-    def read_bytes(self, image_file: str, limit: int | None = None) -> bytes:
-        """See `ImageStore`."""
-        try:
-            return read_head(self.root, image_file, MAX_FILE_BYTES + 1 if limit is None else limit)
-        except FileNotFoundError as error:
-            advice = "; it is in a tar, and the index (*.tars.parquet) is missing next to the manifest: copy it there"
-            raise ImageMissing(
-                f"image {image_file} does not exist{advice if TAR_MARK in image_file else ''}"
-            ) from error
-        except UnsafePath as error:
-            raise ImageCorrupt(str(error)) from error
-        except STORAGE_ERRORS as error:
-            raise ImageCorrupt(f"image {image_file} cannot be read: {error_text(error)}") from error
-
-
 def read_image(path: str | Path) -> ImageFile:
     """Decode an image file of this machine; raises `ImageMissing` or `ImageCorrupt`."""
     path = Path(path)
     try:
-        return ImageFolder(path.parent).read(path.name)
+        return ImageStore(path.parent).read(path.name)
     except UnusableImage as error:
         raise type(error)(f"{path.parent}: {error}") from error
 
@@ -146,10 +141,10 @@ def decode_image(
 ) -> ImageFile:
     """Decode the bytes of an image file to (H, W, 3) uint8 RGB; errors call it `name`.
 
-    Grey of 16 bits keeps its high byte, as Pillow does with colours of 16 bits. A JPEG that lacks its end marker and
-    nothing else is whole; one may be decoded at half its size or less, see `ImageStore.read`. All decoders of this
-    process share the memory. Raises: ImageCorrupt: the bytes are not a whole image of a format that is opened, or
-    decoding them takes more memory than `decode_memory_mb` [MiB].
+    Grey of 16 bits keeps its high byte, as colours of 16 bits do in Pillow. A JPEG that lacks nothing but its end
+    marker is whole. With `least_side` a JPEG may be decoded at half its size or less, see `ImageStore.read`. All
+    decoders of this process share `decode_memory_mb` [MiB]. Raises: ImageCorrupt: the bytes are not a whole image of a
+    format that is opened, or decoding them takes more memory than that.
     """
     if len(data) > MAX_FILE_BYTES:
         raise ImageCorrupt(f"image {name} has more than {MAX_FILE_BYTES} bytes; no larger file is read")
@@ -172,12 +167,12 @@ def decode_image(
 
 
 class Undecodable(ValueError):
-    """Bytes that are not decoded; the text follows the image's name and holds no paths or addresses."""
+    """Bytes that are not decoded; the text follows the image's name and holds no path or memory address."""
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image file holds before its pixels."""
+    """What an image file says before its pixels."""
 
     width: int  # [px] of the pixels as they are stored
     height: int  # [px]
@@ -185,7 +180,7 @@ class ImageHeader:
     format: str = ""  # of FORMATS
 
     def explain(self, width: float, height: float) -> str:
-        """Why the picture may be of another size than expected, as the end of a sentence; "" = no idea."""
+        """Why the image may be of another size than expected, as the end of a sentence; "" = unknown."""
         swapped = abs(self.width - height) <= 1 and abs(self.height - width) <= 1
         if self.orientation < 5 or not swapped:
             return ""
@@ -196,14 +191,14 @@ class ImageHeader:
 
 
 class _Budget:
-    """Memory that the decoders of this process share: each waits until enough is free."""
+    """Memory that the decoders of this process share; each waits until enough is free."""
 
     def __init__(self) -> None:
         self._used, self._freed = 0, threading.Condition()
 
     @contextmanager
     def take(self, wanted: int, most: int) -> Iterator[None]:
-        """`wanted` of `most` bytes, for as long as the block lasts."""
+        """Use `wanted` of `most` bytes for as long as the block lasts."""
         with self._freed:
             self._freed.wait_for(lambda: self._used == 0 or self._used + wanted <= most)
             self._used += wanted
@@ -219,7 +214,7 @@ _BUDGET = _Budget()
 
 
 def read_header(data: bytes) -> ImageHeader:
-    """Size and format from the first bytes of a file. Raises: Undecodable: not found there, or not opened."""
+    """Size and format from the first bytes of a file. Raises: Undecodable: not found, or of another format."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         found = ImageHeader(*_webp_size(data), format="WEBP")  # Pillow would make the decoder, canvases and all
     else:
@@ -232,7 +227,7 @@ def read_header(data: bytes) -> ImageHeader:
 def _decode(data: bytes, header: ImageHeader, least_side: int) -> np.ndarray:
     if header.format == "JPEG":
         high, wide = header.height, header.width
-        with suppress(*_JPEG_FAULTS):  # Pillow read the header, libjpeg allocates: both must find the same size
+        with suppress(*_JPEG_FAULTS):  # memory was counted by Pillow's size, libjpeg allocates by its own
             high, wide, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
         if (high, wide) != (header.height, header.width):
             sizes = f"{wide} x {high} and {header.width} x {header.height}"
@@ -251,9 +246,9 @@ def _decode(data: bytes, header: ImageHeader, least_side: int) -> np.ndarray:
 
 
 def _strict_jpeg(data: bytes, colours: str, least: Mapping[str, int] | None = None) -> np.ndarray | None:
-    """(H, W, channels), scaled down to no less than `least`.
+    """(H, W, channels), scaled down to no less than `least`; None where libjpeg has any complaint.
 
-    None where libjpeg complains: Pillow decides whether it is a quirk (CMYK, stray bytes).
+    Pillow then tells damage from what is only unusual (CMYK, stray bytes).
     """
     try:
         return simplejpeg.decode_jpeg(data, colorspace=colours, fastdct=False, fastupsample=False, **(least or {}))
@@ -269,7 +264,7 @@ def _decode_with_pillow(data: bytes) -> np.ndarray:
             image.load()
             image.fp = None  # a WebP keeps its decoded bytes there
             return _bands_to_rgb(image)
-    except (Undecodable, MemoryError):  # memory that the limit allows is missing: not the image's fault
+    except (Undecodable, MemoryError):  # the machine lacks memory that the limit allows: not the image's fault
         raise
     except Exception as error:  # Pillow's plugins raise any type on damaged files
         raise Undecodable(f"cannot be decoded: {_reason(error)}") from error
@@ -300,12 +295,12 @@ def _pillow_header(data: bytes) -> ImageHeader:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation stored before the pixels, 1 where there is none or it cannot be read."""
+    """The EXIF orientation stored before the pixels; 1 where there is none or it cannot be read."""
     if "exif" not in image.info:  # `getexif` would decode a PNG
         return 1
     try:
         found = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # damaged: the image is still read
+    except Exception:  # of damaged EXIF data; the image can still be read
         return 1
     return found if found in range(1, 9) else 1
 
@@ -326,7 +321,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _check_work(data: bytes) -> None:
-    """Refuse files that cost minutes: millions of empty pieces, or thousands of scans over the same pixels."""
+    """Refuse files that take minutes to decode: millions of empty chunks, or thousands of scans of the same pixels."""
     if data.startswith(_PNG):
         at = len(_PNG)
         for _ in range(_MOST_PIECES):
@@ -339,7 +334,7 @@ def _check_work(data: bytes) -> None:
 
 
 def _count_scans(data: bytes) -> int:
-    """Scans of a JPEG up to its end marker, those of pictures inside its segments not counted; stops at too many."""
+    """Scans of a JPEG up to its end marker, without those of thumbnails in its segments; stops at too many."""
     at, scans = 2, 0
     while scans <= _MOST_SCANS and (found := _JPEG_MARKER.search(data, at)):
         at = found.start()
@@ -351,5 +346,5 @@ def _count_scans(data: bytes) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """Text of an error without paths and addresses: it ends up in labels, which are equal on every machine."""
+    """Text of an error without its path: it ends up in labels, which are equal on every machine."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

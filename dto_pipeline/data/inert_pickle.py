@@ -1,11 +1,12 @@
-"""Read a pickle without the power to run anything: Python's own unpickler, its dangerous parts replaced.
+"""Read a pickle without running anything in it: Python's own unpickler with its dangerous instructions replaced.
 
-A global becomes a `Name` from an allowlist, whose Python object is never looked up. A call runs the function of this
-project that the allowlist gives for the name (`safe_pickle` has numpy's), and only that. A state (BUILD) is passed
-to the function registered for its object.
+A global becomes a `Name` from an allowlist; the Python object of that name is never looked up. A call runs the function
+of this project that the allowlist gives for the name (`safe_pickle` has numpy's), and nothing else. A state (BUILD) is
+passed to the function registered for its object.
 
-Not the unpickler in C, which calls whatever REDUCE, OBJ, INST and BUILD find on its stack, takes extension codes from a
-cache of live objects, allocates what a length claims, grows its memo to any index, and hashes tuples without end.
+The unpickler written in C cannot be used: it calls whatever REDUCE, OBJ, INST and BUILD find on its stack, takes
+extension codes from a cache of live objects, allocates what a length claims, grows its memo to any index, and hashes
+nested tuples, which may never end.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dto_pipeline.errors import DtoError
 
 _SHOWN = 120  # characters of hostile text or of a Python error that may reach a message
 _MAX_INT_BITS = 64
-_READ_COST = 64  # bytes that an instruction or argument counts besides its own: about what a small object takes
+_READ_COST = 64  # bytes added for each instruction or argument: about what a small object takes
 _PLAIN = frozenset({str, float, complex, bytes, bool, type(None)})
 
 
@@ -30,7 +31,7 @@ class PickleRefused(DtoError, ValueError):
 
 
 class UnsafePickle(PickleRefused):
-    """The pickle asks for something that is not on the allowlist; the message names it."""
+    """The pickle needs something that is not on the allowlist; the message names it."""
 
 
 class BrokenPickle(PickleRefused):
@@ -41,9 +42,9 @@ class BrokenPickle(PickleRefused):
 class Limits:
     """How much one pickle may cost. A stream beyond any of them is a `BrokenPickle`."""
 
-    max_bytes: int = 2**30  # of the stream, and 64 for each instruction and argument: bounds time and small objects
+    max_bytes: int = 2**30  # of the stream, plus 64 for each instruction and argument: bounds time and small objects
     max_depth: int = 64  # containers inside containers
-    max_items: int = 50_000_000  # items of the result, shared ones counted each time they are met
+    max_items: int = 50_000_000  # of all containers; shared ones count as often as they occur
     max_array_bytes: int = 2**31  # all arrays together [bytes]
 
 
@@ -57,12 +58,12 @@ PERSISTENT_ID = ("", "persistent id")  # the key under which an allowlist takes 
 
 
 class StandIn:
-    """Something that a stream refers to and that is no value by itself, such as a name or a dtype."""
+    """Something a stream refers to that is not a value itself, such as a name or a dtype."""
 
 
 @dataclass(frozen=True)
 class Name(StandIn):
-    """A global of the stream. What it stands for in Python is never looked up."""
+    """A global of the stream. The Python object of that name is never looked up."""
 
     module: str
     name: str
@@ -73,7 +74,7 @@ class Name(StandIn):
 
 
 def shown(value: object) -> str:
-    """Printable form of something hostile, for messages: text shortened, containers (which may share) not followed."""
+    """Printable form of anything in a hostile pickle, for messages: short, and without walking through containers."""
     if type(value) is str or isinstance(value, Name):
         return ascii(str(value)[:_SHOWN])
     if type(value) in (int, float, bool, type(None)):
@@ -83,7 +84,7 @@ def shown(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
-# What the unpickler raises on a malformed stream: missing stack items, bad numbers, bad text, too much memory.
+# What the unpickler raises on a malformed stream: items missing on the stack, bad numbers or text, too much memory.
 _MALFORMED = (
     *(pickle.UnpicklingError, AttributeError, LookupError, TypeError, ValueError, ArithmeticError, EOFError),
     *(struct.error, MemoryError, RecursionError),
@@ -91,7 +92,7 @@ _MALFORMED = (
 
 
 class Stream:
-    """A pickle of `size` bytes in a file, read in order; what is read between two resets of `left` is bounded."""
+    """A pickle of `size` bytes in a file, read in order. At most `max_bytes` are read before `left` is reset."""
 
     def __init__(self, source: IO[bytes], size: int, max_bytes: int) -> None:
         self._source, self.size, self.at = source, size, 0
@@ -132,7 +133,7 @@ class Stream:
                 raise BrokenPickle(f"{self.size - self.at} bytes follow the end of the pickle")
         except PickleRefused as error:
             raise type(error)(f"{where}: byte {self.at}: {error}") from error
-        except DtoError:  # of who is given the values
+        except DtoError:  # of the function that takes the values
             raise
         except _MALFORMED as error:
             found = f"{type(error).__name__}: {ascii(str(error))[1:-1]}"[:_SHOWN]
@@ -140,7 +141,7 @@ class Stream:
 
 
 class InertUnpickler(pickle._Unpickler):
-    """The standard unpickler without the opcodes that act or hash.
+    """The standard unpickler with checked versions of the instructions that call, set a state or hash.
 
     Args:
         object_arrays: whether numpy arrays of Python objects are allowed.
@@ -170,12 +171,12 @@ class InertUnpickler(pickle._Unpickler):
         return value
 
     def fill_later(self, value: Any, fill: Callable[[InertUnpickler, Any, Any], None]) -> Any:
-        """`value`, which is incomplete until the stream gives the state for `fill(unpickler, value, state)`."""
+        """`value`, which `fill(unpickler, value, state)` completes when the stream sets its state."""
         self.unfilled[id(value)] = value, fill
         return value
 
     def count_bytes(self, count: int) -> None:
-        """Account for the memory of an array before it is made."""
+        """Count the memory of an array before it is made. Raises: BrokenPickle: it is too much."""
         self.array_bytes += count
         if self.array_bytes > self.limits.max_array_bytes:
             raise BrokenPickle(f"more than {self.limits.max_array_bytes} bytes of arrays")
@@ -232,7 +233,7 @@ class InertUnpickler(pickle._Unpickler):
             raise BrokenPickle(f"members added to {shown(target)}, which is not a set")
         target.update(map(checked_key, items))
 
-    def frame(self) -> None:
+    def frame(self) -> None:  # the standard one would read ahead, past the count of bytes
         (length,) = struct.unpack("<Q", self.read(8))
         if length > self._stream.size - self._stream.at:
             raise BrokenPickle(f"a frame of {length} bytes, longer than the file: truncated")
@@ -263,17 +264,17 @@ InertUnpickler.dispatch = OPCODES
 
 
 def checked_key(key: Any) -> Any:
-    """A key or a member of a set: plain, as hash attacks need tuples or huge integers."""
+    """A key, or a member of a set, which must be a plain value: hashing tuples or huge integers may never end."""
     if type(key) in _PLAIN or (type(key) is int and key.bit_length() <= _MAX_INT_BITS):
         return key
     raise BrokenPickle(f"{shown(key)} used as a key")
 
 
 def check_values(value: Any, limits: Limits) -> None:
-    """Check what was read before anybody walks through it: shared parts count each time they are met.
+    """Check what was read before anybody walks through it; shared parts count as often as they occur.
 
-    Raises: BrokenPickle: nested too deep (as what contains itself is), too many items, an integer of more than 64 bits,
-        or a name in place of a value.
+    Raises: BrokenPickle: nested too deep (also: containing itself), too many items, an integer of more than 64 bits, or
+        a name in place of a value.
     """
     known: dict[int, int] = {}  # id of a container -> its items
 

@@ -1,7 +1,4 @@
-"""Rules that every label row must obey, checked over whole columns.
-
-A rule has rows that it applies to, and may be broken by some of them. Metres, pixels of the image.
-"""
+"""Rules for label rows, checked over whole columns. Metres, pixels of the image."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from dto_pipeline.status import PLACED, ImageStatus, PersonStatus
 
 MANIFEST_PEOPLE = ("pose", "betas", "transl", "source_row")  # columns of the manifest that `check_undo` compares
 SHIFT_PX, SHIFT_OF_HEIGHT = 4.0, 0.06  # joints may move this far, or this part of the person's height in the image
-HEIGHT_SLACK = 0.03  # a height is reached by one secant step: this far beyond the limit still counts as reached [m]
+HEIGHT_SLACK = 0.03  # one secant step finds the betas of a height: it may end this far beyond the limit [m]
 HOLD_SIGMAS = 6.0  # of `joint.hold_z_sigma`: how far z may move to keep the joints in place
 Z_SLACK = 1e-5  # relative difference allowed between z and scale times the input's z
 HEIGHT_AGREES = 2e-3  # of the column and the body of the betas [m]
@@ -39,7 +36,6 @@ POSSIBLE: dict[str, tuple[float, float]] = {
     "beta_index": (-1, NUM_BETAS - 1),
 }  # smallest and largest value of each measured column of people; NaN = not measured
 _KEPT = 200  # offences remembered per rule; all are counted
-_PEOPLE_AT_ONCE = 4096  # bounds the memory of a projection
 
 
 @dataclass
@@ -50,7 +46,7 @@ class Rule:
     checked: int = 0
     broken: int = 0
     offences: list[str] = field(default_factory=list)  # the first ones: where, found, expected
-    next_step: str = ""  # set: a judgement about undamaged rows, and what to do; else what breaks the rule is damaged
+    next_step: str = ""  # what to do about people who break the rule in undamaged rows; "" = these rows are damaged
 
     def offend(self, text: str) -> None:
         self.broken += 1
@@ -105,10 +101,8 @@ class RowChecks:
         """People keep their place in the image: on average the 24 joints of a moved person hardly shift."""
         moved = self.moved & self.finite
         shift, allowed = np.zeros(len(moved)), np.full(len(moved), np.inf)
-        for start in range(0, len(moved), _PEOPLE_AT_ONCE):
-            part = start + np.flatnonzero(moved[start : start + _PEOPLE_AT_ONCE])
-            if part.size:
-                shift[part], allowed[part] = _joint_shift(self.columns, part, body)
+        if moved.any():
+            shift[moved], allowed[moved] = _joint_shift(self.columns, np.flatnonzero(moved), body)
         expected = f"joints move less than {SHIFT_PX:g} px or {SHIFT_OF_HEIGHT:.0%} of the person's height"
         self._people("joints keep their pixels", expected, ~(shift <= allowed), shift, moved, _LOOK)
 

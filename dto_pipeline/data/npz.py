@@ -2,10 +2,10 @@
 
 `NpzFile` reads arrays into memory and compares their checksums; object arrays (pickles) go through the inert unpickler.
 
-`read_items` reads a huge pickled dictionary, as `np.savez(file, annots=dictionary)` leaves it, without holding it: each
-item is given to a function when it is set, a thousand at a time. Two passes: the first only counts how often each entry
-of the pickle's memo is fetched, because a pickle remembers every object it ever made and almost none is asked for; the
-second keeps those alone, until their last use.
+`read_items` reads a huge pickled dictionary, as `np.savez(file, annots=dictionary)` writes it, without holding it in
+memory: items are passed to a function as they are read, a thousand at a time. It makes two passes, because a pickle
+puts every object into its memo and fetches almost none again. The first pass counts how often each entry of the memo is
+fetched; the second keeps only those entries, until they are fetched last.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _BUFFER = 1 << 20  # bytes read at once
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold: equal arrays give equal bytes
 _MOST_SHARED = 10_000_000  # memo entries fetched again, about 0.1 kB each; an image has one or two
 _FETCH = ("GET", "BINGET", "LONG_BINGET")
-_OBJECTS = "is an object array, a pickle in disguise, which is not opened; convert it"
+_OBJECTS = "is an object array (a pickle), which is not opened; convert it to numbers or text"
 _STATE = (5, 6)  # an array's state up to its dictionary: (version,) shape, dtype, order, [, {
 
 
@@ -98,7 +98,7 @@ class NpzFile:
                 raise UnsafePickle(f"{path}: refuses the member {shown(name)}: expected plain names")
             if member.header_offset < 0 or member.compress_type not in _COMPRESSIONS or member.flag_bits & 1:
                 raise BrokenPickle(
-                    f"{path}: member {shown(name)} is encrypted, or as numpy writes none; fetch it again"
+                    f"{path}: member {shown(name)} is encrypted, or packed as numpy never does; fetch it again"
                 )
         self.members = {member.filename.removesuffix(".npy"): member for member in found}
         self.keys = list(self.members)  # names of the arrays, in file order
@@ -106,7 +106,7 @@ class NpzFile:
             raise BrokenPickle(f"{path}: two members of one name; one of them would be lost")
 
     def header(self, key: str) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and type of an array, of which nothing else is read. Raises: PickleRefused; also of objects."""
+        """Shape and type of an array, from its header alone. Raises: PickleRefused, also for an object array."""
         with self._open(key) as stream:
             shape, _, dtype = read_header(stream)
             if dtype.kind == "O":
@@ -121,14 +121,14 @@ class NpzFile:
             limits: of an object array.
 
         Raises:
-            UnsafePickle, BrokenPickle: the member is missing, damaged, of another type or length than its header says
-                or `safe_loads` reads, or longer than 8 GiB.
+            UnsafePickle, BrokenPickle: the member is missing, damaged, of another length than its header says, longer
+                than 8 GiB, or of a type that `safe_loads` does not read.
         """
         with self._contents(key) as (stream, size, shape, fortran, dtype):
             if dtype.kind == "O" and allow is not None:
                 found = safe_loads(stream.read(limits.max_bytes), allow, limits, "its pickle", object_arrays=True)
                 if not isinstance(found, np.ndarray) or found.dtype != object or found.shape != shape:
-                    raise BrokenPickle(f"the header announces an object array {shape}, the contents are another")
+                    raise BrokenPickle(f"the header says an object array {shape}, the contents are something else")
                 return found
             if dtype.kind == "O":
                 raise BrokenPickle(_OBJECTS)
@@ -150,7 +150,7 @@ class NpzFile:
 
     @contextmanager
     def _contents(self, key: str) -> Iterator[tuple[IO[bytes], int, tuple[int, ...], bool, np.dtype]]:
-        """A member behind its header, its length, and the header; zipfile compares the checksum at the end."""
+        """A member's contents, their length, and its header; zipfile compares the checksum at the end."""
         with self._open(key) as stream:
             header = read_header(stream)
             yield stream, self.members[key].file_size - stream.tell(), *header
@@ -159,7 +159,7 @@ class NpzFile:
 
     @contextmanager
     def _open(self, key: str) -> Iterator[IO[bytes]]:
-        """A member from its beginning; errors inside the block are named."""
+        """A member from its beginning; errors inside the block name file and array."""
         if key not in self.members:
             raise BrokenPickle(f"{self.path} has no array {key!r}; it holds {self.keys}")
         try:
@@ -170,7 +170,9 @@ class NpzFile:
             ):
                 yield stream
         except (OSError, ValueError, *BROKEN) as error:
-            if isinstance(error, DtoError) and not isinstance(error, PickleRefused):  # of who is given the items
+            if isinstance(error, DtoError) and not isinstance(
+                error, PickleRefused
+            ):  # of the function that takes the items
                 raise
             kind = UnsafePickle if isinstance(error, UnsafePickle) else BrokenPickle
             raise kind(f"{self.path}, array {key!r}: {error}") from error
@@ -197,7 +199,7 @@ def open_member(
 
 
 class _Enough(Exception):
-    """The reader of the items needs no more."""
+    """The function that takes the items needs no more."""
 
 
 def read_items(path: str | Path, key: str, take: Callable[[Any, Any], object], look: bool = False) -> None:
@@ -206,8 +208,8 @@ def read_items(path: str | Path, key: str, take: Callable[[Any, Any], object], l
     Args:
         path: the npz.
         take: called with each key and value; run `inert_pickle.check_values` before walking through a value.
-        look: read only the beginning, until `take` returns something true: bytes are not compared with the archive's
-            checksum, there is no first pass and every object stays in memory.
+        look: read only the beginning, until `take` returns something true: in one pass that keeps every object, and
+            without comparing the archive's checksum.
 
     Raises:
         UnsafePickle, BrokenPickle, FileNotFoundError: as `safe_load_npz`; also an array of another kind.
@@ -223,7 +225,7 @@ def read_items(path: str | Path, key: str, take: Callable[[Any, Any], object], l
 
 
 def _count_fetches(stream: Stream) -> Counter[int]:
-    """How often each memo entry is fetched; the stream is walked, not run."""
+    """How often each entry of the memo is fetched; no instruction is carried out."""
     fetches = Counter[int]()
     for code, argument, _ in pickletools.genops(cast(IO[bytes], stream)):
         stream.left = stream.max_bytes
@@ -235,7 +237,7 @@ def _count_fetches(stream: Stream) -> Counter[int]:
 
 
 class _Memo(dict[int, Any]):
-    """The memo of a stream; entries that are never fetched are not kept, the others until they were fetched last."""
+    """The memo of a pickle. An entry is kept until it is fetched for the last time, and not at all if it never is."""
 
     def __init__(self, fetches: Counter[int]) -> None:
         self._left = fetches  # entry -> fetches to come
@@ -255,7 +257,7 @@ class _Memo(dict[int, Any]):
 
 
 class _Items(InertUnpickler):
-    """Gives away the items of the one dictionary, and forgets them."""
+    """Passes the items of the one dictionary on, and forgets them."""
 
     def __init__(self, stream: Stream, take: Callable[[Any, Any], object]) -> None:
         super().__init__(stream, NUMPY_ONLY, ITEM_LIMITS, object_arrays=True)

@@ -1,8 +1,8 @@
 """Files behind URIs, through obstore: S3, Google, Azure, http(s) and this process's own memory; see `data.storage`.
 
-An object appears when its PUT is complete: no temporary names, no renames, and an upload that is cut off leaves
-nothing. Create-if-absent is a conditional PUT (``If-None-Match: *``). A PUT whose answer was lost is sent again and
-then finds its own object: `create` returns False although this call made it, so callers compare contents.
+An object appears when its PUT is complete, so there are no temporary names and no renames, and an upload that is cut
+off leaves nothing. Create-if-absent is a conditional PUT (``If-None-Match: *``). A PUT whose answer was lost is sent
+again and then finds its own object: `create` returns False although this call made it. Callers compare contents.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import pyarrow as pa
 from dto_pipeline.data.files import temporary_name
 from dto_pipeline.errors import DtoError
 
-_ATTEMPTS = 6  # tries of one request
+_ATTEMPTS = 6  # of one request
 _PAUSE_S = 0.2  # first pause between them; doubled each time [s]
 _TIMEOUTS = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "1h"}
-_GIVEN_UP = timedelta(minutes=5)  # after which nothing is tried again
-_ATOMIC_SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "memory")  # that create an object only if it is absent
+_GIVEN_UP = timedelta(minutes=5)  # after which a request is not sent again
+_ATOMIC_SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "memory")  # that know create-if-absent
 _SCHEMES = (*_ATOMIC_SCHEMES, "http", "https")
-_KEYS = (  # any of these stands for credentials besides a profile
+_KEYS = (  # variables that give credentials without a profile
     *("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
     "AWS_SKIP_SIGNATURE",
 )
@@ -39,7 +39,7 @@ _NO_CREDENTIALS = (
     "no credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, for those of a profile by "
     'eval "$(aws configure export-credentials --profile NAME --format env)"'
 )
-_ADVICE = {  # pattern in the text of an error -> what to do; the first that fits
+_ADVICE = {  # pattern in the text of an error -> what to do; the first that matches counts
     "NoSuchBucket": "the bucket does not exist; make it, or check its name and endpoint",
     "InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken": "the credentials are wrong or expired; set new ones",
     "PermanentRedirect|AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_REGION",
@@ -47,9 +47,10 @@ _ADVICE = {  # pattern in the text of an error -> what to do; the first that fit
     "NotImplemented": "this server knows no conditional PUT; use one that does (AWS S3, MinIO since 2024), or a mount",
     r"169\.254|code: 401": _NO_CREDENTIALS,
     "code: 403": "access is denied; the credentials need GetObject, PutObject, DeleteObject and ListBucket there",
+    "response body error": "the server's answers break off; check network and proxy",
     "HTTP error": "the server does not answer; check endpoint_override, network and proxy",
 }
-_runtime: list[int] = []  # the process in which obstore first worked: its threads do not survive a fork
+_runtime: list[int] = []  # the process in which obstore started its threads, which a fork does not copy
 
 
 class StorageError(DtoError, OSError):
@@ -57,25 +58,27 @@ class StorageError(DtoError, OSError):
 
 
 class StoreError(StorageError):
-    """A folder that cannot be used as a store, or a request that failed for good; names place, key and next step."""
+    """A folder that cannot be used as a store, or a request that failed; names place, key and next step."""
+
+    reason = "the store failed"  # what went wrong and the next step, without the place
 
 
 class RemoteStore:
     """A folder behind a URI. The query of an s3:// one may hold endpoint_override, scheme and region."""
 
     def __init__(self, root: str) -> None:
-        """Raises: StoreError where the URI names no bucket, or nothing opens it."""
+        """Raises: StoreError: the URI names no bucket, or cannot be opened."""
         parts = urlsplit(root)
         if not parts.netloc and parts.scheme != "memory":
             raise StoreError(f"{root} names no bucket; expected for example s3://BUCKET/FOLDER")
         self.root, self._bucket, self._scheme = root, parts.netloc, parts.scheme
-        inside = parts.scheme == "memory"  # where all buckets are one
+        inside = parts.scheme == "memory"  # one store holds all buckets
         self._base = unquote(f"{parts.netloc}/{parts.path}" if inside else parts.path).replace("//", "/").strip("/")
         self._client = _open_client(parts.scheme, "" if inside else parts.netloc, parts.query)
 
     def prepare(self, folders: Iterable[str]) -> None:
-        """Folders need not be made; conditional PUT is tried out, because some servers take it and ignore it."""
-        name = temporary_name("probe")  # so that a killed driver's is swept, a living one's is not
+        """Try out conditional PUT, which some servers accept and ignore; folders need not be made."""
+        name = temporary_name("probe")  # a killed driver's is removed later, that of a living one is not
         self.create(name, b"")
         try:
             if self.create(name, b""):
@@ -87,7 +90,7 @@ class RemoteStore:
             self.remove(name)
 
     def read(self, name: str, limit: int | None = None) -> bytes:
-        """An object's bytes, the first `limit` of them, or the last ``-limit``; raises FileNotFoundError."""
+        """An object's bytes: all, the first `limit`, or the last ``-limit``; raises FileNotFoundError."""
         if limit is None:
             return self._ask(name, lambda key: bytes(self._client.get(key).bytes()))
         if limit < 0:
@@ -95,7 +98,7 @@ class RemoteStore:
             return self.read_part(name, max(0, size + limit), min(-limit, size))
         try:
             return self.read_part(name, 0, limit)
-        except StoreError:  # of an empty object no part can be had
+        except StoreError:  # an empty object has no part to send
             if self.size(name):
                 raise
             return b""
@@ -130,14 +133,22 @@ class RemoteStore:
         Raises: FileNotFoundError: there is none, whatever its name.
         """
         self._check_scheme()
-        pages = self._ask("", lambda key: iter(self._client.list(key or None)))
-        page = self._ask("", lambda _: next(pages, None))
-        if not page:
-            raise FileNotFoundError(f"nothing lies below {self.root}")
-        while page:
+        pages: Iterator[Any] | None = None
+        last: str | None = None
+
+        def next_page(key: str) -> Any:
+            nonlocal pages
+            going, pages = pages or iter(self._client.list(key or None, offset=last)), None
+            page = next(going, None)
+            pages = going  # not after an error: then the listing begins anew behind the last page
+            return page
+
+        while page := self._ask("", next_page):
+            last = page[-1]["path"]
             names = (item["path"].removeprefix(self._base).lstrip("/") for item in page)
             yield from (name for name in names if name.lower().endswith(endings))
-            page = self._ask("", lambda _: next(pages, None))
+        if last is None:
+            raise FileNotFoundError(f"nothing lies below {self.root}")
 
     def create(self, name: str, data: bytes) -> bool:
         """One conditional PUT of at most 5 GiB; raises StoreError where the server knows none."""
@@ -155,11 +166,11 @@ class RemoteStore:
         raise self._error(name, f"{_ATTEMPTS} conditional requests met others, and there is no such object; try again")
 
     def replace(self, name: str, data: bytes | Path) -> None:
-        """Write bytes, or a file from here, in parts where they are many; the object appears when it is complete."""
+        """Write bytes or a local file, large ones in parts; the object appears when it is complete."""
         self._ask(name, lambda key: self._client.put(key, data))
 
     def download(self, name: str, target: Path) -> None:
-        """An object to a file, piece by piece: label files have GBs. Raises: FileNotFoundError, and writes nothing."""
+        """Save an object to a file, piece by piece: it may have GBs. Raises: FileNotFoundError, and makes no file."""
 
         def save(key: str) -> None:
             pieces = self._client.get(key).stream()
@@ -185,8 +196,11 @@ class RemoteStore:
             known = ", ".join(f"{scheme}://" for scheme in _ATOMIC_SCHEMES)
             raise StoreError(f"{self.root}: files there can be read, not listed or created; use {known} or a mount")
 
-    def _ask(self, name: str, request: Callable[[str], Any]) -> Any:
-        """Do a request for the object `name`; errors become FileNotFoundError or a sentence."""
+    def _ask(self, name: str, request: Callable[[str], Any], attempt: int = 0) -> Any:
+        """Do a request for the object `name`; errors become FileNotFoundError or a sentence.
+
+        obstore tries again by itself, except where the answer to a listing breaks off.
+        """
         from obstore.exceptions import AlreadyExistsError, BaseError
 
         _check_process(self._scheme)
@@ -200,14 +214,19 @@ class RemoteStore:
         except AlreadyExistsError:
             raise
         except (BaseError, ValueError) as error:  # ValueError: a name that no store takes
-            raise self._error(key, _advice(str(error))) from error
+            if "getting list response body" not in str(error) or attempt == _ATTEMPTS - 1:
+                raise self._error(key, _advice(str(error))) from error
+        time.sleep(_PAUSE_S * 2**attempt * (0.5 + random.random()))
+        return self._ask(name, request, attempt + 1)
 
     def _error(self, key: str, what: str) -> StoreError:
-        return StoreError(f"bucket {self._bucket}, key {key or '(top)'}: {what}")
+        error = StoreError(f"bucket {self._bucket}, key {key or '(top)'}: {what}")
+        error.reason = what
+        return error
 
 
 class _RemoteFile(io.RawIOBase):
-    """An object as a file; every read is a request."""
+    """An object as a file for reading; every read is a request."""
 
     def __init__(self, store: RemoteStore, name: str, size: int) -> None:
         self._store, self._name, self._size, self._at = store, name, size, 0
@@ -232,7 +251,7 @@ class _RemoteFile(io.RawIOBase):
         return data
 
 
-@lru_cache(maxsize=64)  # one client a folder and process, not one a request
+@lru_cache(maxsize=64)  # one a folder, not one a request
 def open_remote(root: str) -> RemoteStore:
     """The store at a URI; raises StoreError as `RemoteStore`."""
     return RemoteStore(root)
@@ -240,7 +259,7 @@ def open_remote(root: str) -> RemoteStore:
 
 @lru_cache(maxsize=64)
 def _open_client(scheme: str, bucket: str, query: str) -> Any:
-    """A client of obstore, which reads keys and endpoint from the environment, else asks for the role of the node."""
+    """A client of obstore. It reads keys and endpoint from the environment, else it asks for the role of the node."""
     from obstore import store as stores
     from obstore.exceptions import BaseError
 
@@ -272,7 +291,7 @@ def _open_client(scheme: str, bucket: str, query: str) -> Any:
         raise StoreError(f"{scheme}://{bucket} cannot be opened: {what}; check the URI and the environment") from error
 
 
-@cache  # one for the life of the process: a second one would hold other objects
+@cache  # one a process: a second one would hold other objects
 def _open_memory() -> Any:
     from obstore.store import MemoryStore
 
@@ -280,7 +299,7 @@ def _open_memory() -> Any:
 
 
 def _check_process(scheme: str) -> None:
-    """obstore's threads are gone in a process forked after they started, where a request would wait for ever."""
+    """Refuse requests in a process forked after obstore started its threads: they would wait for ever."""
     if not _runtime:
         _runtime.append(os.getpid())
     if _runtime[0] != os.getpid() and scheme != "memory":

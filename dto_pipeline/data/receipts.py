@@ -30,7 +30,6 @@ from dto_pipeline.data.storage import (
     join_location,
     open_store,
     parent_and_name,
-    read_bytes,
     read_many,
 )
 from dto_pipeline.errors import DtoError
@@ -91,7 +90,6 @@ class CountedLabels:
     done: dict[int, Receipt] = field(default_factory=dict)  # shard -> the receipt that counts; in order
     void: dict[int, str] = field(default_factory=dict)  # shards none of whose receipts holds -> why not the newest
     surplus: tuple[str, ...] = ()  # label files of shards of which another one counts
-    orphans: frozenset[int] = frozenset()  # shards with a label file and no receipt that holds
 
     @cached_property
     def files(self) -> dict[int, Location]:
@@ -142,13 +140,15 @@ def count_labels(root: Location, config_hash: str, manifest_fingerprint: str) ->
             void[place[0]] = reason
         else:
             done[place[0]] = receipt
+    lost = {shard: reason for shard, reason in void.items() if shard not in done}
+    if lost and len(open_store(root).entries(RECEIPTS)) > len(names):  # a launch has replaced label files meanwhile
+        return count_labels(root, config_hash, manifest_fingerprint)
     surplus = [place for place in labels if place[0] in done and place[1] != done[place[0]].generation]
     return CountedLabels(
         root,
         dict(sorted(done.items())),
-        {shard: reason for shard, reason in void.items() if shard not in done},
+        lost,
         tuple(label_name(*place) for place in sorted(surplus)),
-        frozenset(shard for shard, _ in labels if shard not in done),
     )
 
 
@@ -182,11 +182,6 @@ def why_void(
     if label_bytes != receipt.label_bytes:
         return f"its label file has {label_bytes} bytes, the receipt says {receipt.label_bytes}"
     return ""
-
-
-def read_receipt(path: Location) -> Receipt:
-    """Raises: RecordInvalid, or FileNotFoundError."""
-    return parse_receipt(read_bytes(path), path)
 
 
 def parse_receipt(data: bytes, path: Location) -> Receipt:

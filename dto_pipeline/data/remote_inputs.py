@@ -1,4 +1,4 @@
-"""Depth maps and body models from a folder or URI: read from the place, or copied here while a body model loads."""
+"""Depth maps and body models from a folder or URI. Maps are read in place; a body model is copied while it loads."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from dto_pipeline.config import DepthConfig
-from dto_pipeline.data.storage import STORAGE_ERRORS, Location, as_location, error_text, local_copy, read_head
+from dto_pipeline.data.storage import STORAGE_ERRORS, Location, as_location, error_text, local_copy, open_store
 from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
 from dto_pipeline.models.depth import DepthFiles
+from dto_pipeline.paths import check_relative
 
 _MOST_DEPTH_BYTES = 1 << 31  # of one file: twice float64 for the largest image
 
@@ -24,7 +25,7 @@ class RemoteDepth(DepthFiles):
 
     def _source(self, depth_file: str) -> io.BytesIO:
         try:
-            return io.BytesIO(read_head(self.place, depth_file, _MOST_DEPTH_BYTES))
+            return io.BytesIO(open_store(self.place).read(check_relative(depth_file), _MOST_DEPTH_BYTES))
         except FileNotFoundError:
             raise
         except STORAGE_ERRORS as error:

@@ -1,9 +1,8 @@
-"""Instance masks as run lengths, in the compressed counts string of COCO (the one pycocotools reads and writes).
+"""Instance masks as run lengths, in COCO's compressed counts string, which pycocotools reads and writes.
 
-Knows runs and pixels, no files and no persons. A mask (H, W) is read column by column (row index fastest); counts
-alternate background, foreground, background ...; the third count before last is subtracted from the fourth on, and
-every number is written in 5-bit groups, lowest first, as characters 48 .. 111 (bit 0x20: more follow; bit 0x10 of the
-last: negative).
+A mask (H, W) is read column by column, and the counts alternate: background, foreground, background ... From the fourth
+count on the difference to the count two before is stored. Every number is written in groups of 5 bits, lowest first, as
+characters 48 .. 111 (bit 0x20: more groups follow; bit 0x10 of the last group: the number is negative).
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def encode_rle(mask: np.ndarray) -> bytes:
 def decode_rle(
     counts: bytes, height: int, width: int, rows: np.ndarray | slice = _ALL, cols: np.ndarray | slice = _ALL
 ) -> np.ndarray:
-    """(h, w) bool, the rows and columns of a mask with these indices; all of them unless they are given.
+    """(h, w) bool: some rows and columns of a mask, by index; all unless they are given.
 
     Raises:
         RleError: the string is damaged or its runs do not fill the size.
@@ -75,7 +74,7 @@ def measure_rles(data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.
 def _read_runs(characters: np.ndarray) -> np.ndarray | None:
     """Runs (n,) int64 of a counts string.
 
-    None: it is empty, has other characters, a number of too many or one that does not end, or a negative run.
+    None: it is empty, or has other characters, a number that is too long or does not end, or a negative run.
     """
     code = characters.astype(np.int64) - 48
     if not code.size or code.min() < 0 or code.max() > 63 or code[-1] & 0x20:

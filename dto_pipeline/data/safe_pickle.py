@@ -1,8 +1,8 @@
 """Read pickles from the internet: plain containers, numpy arrays, and the arrays inside chumpy and scipy objects.
 
-`inert_pickle` reads the stream; here is what the names of its allowlists make. Every array is made from a dtype on a
-short list, a checked shape and exactly as many bytes as they need. Shared objects stay shared; objects that contain
-themselves are refused.
+`inert_pickle` reads the stream; this module holds the allowlists and the functions behind their names. Every array is
+made from a dtype on a short list, a checked shape and exactly as many bytes as these need. Shared objects stay shared;
+objects that contain themselves are refused.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dto_pipeline.data.inert_pickle import (
 _PLAIN_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(?:8|16)|[SU][0-9]{1,7}|O[48]?")
 _MAX_DIMENSIONS = 32
 _MAX_SIDE = 2**63 - 1  # of a shape: products of larger integers may take hours
-_MAX_DENSE_BYTES = 2**26  # a sparse matrix is written out densely up to this size
+_MAX_DENSE_BYTES = 2**26  # of a sparse matrix made dense
 _LAST_CHARACTER = 0x10FFFF
 
 
@@ -70,10 +70,10 @@ def safe_loads(
 
 
 def checked_values(flat: np.ndarray) -> np.ndarray:
-    """A flat array straight from foreign bytes: no impossible booleans or characters, native byte order.
+    """A flat array made from foreign bytes, checked and in native byte order.
 
     Raises:
-        BrokenPickle: bytes that no writer of this dtype leaves (they would crash or mislead later).
+        BrokenPickle: a boolean other than 0 and 1, or a number that is no character; both would mislead later.
     """
     if flat.dtype.kind == "b" and flat.view(np.uint8).max(initial=0) > 1:
         raise BrokenPickle("a boolean array with other values than 0 and 1")
@@ -102,7 +102,7 @@ class _Dtype(StandIn):
 
 
 def _make_dtype(unpickler: InertUnpickler, code: Any, *_: Any) -> _Dtype:
-    """`dtype(code, ...)` followed by a state (version, byte order, subarray, names, fields, item size, ...)."""
+    """`dtype(code, ...)`, then a state (version, byte order, subarray, names, fields, item size, ...)."""
     if type(code) is not str or not _PLAIN_DTYPE.fullmatch(code):
         raise UnsafePickle(f"refuses the dtype {shown(code)}: only numbers, booleans and strings are read")
     return unpickler.fill_later(_Dtype(np.dtype(code)), _fill_dtype)
@@ -131,7 +131,7 @@ def _checked_dtype(unpickler: InertUnpickler, value: Any) -> np.dtype:
 
 
 def _flat_array(unpickler: InertUnpickler, dtype: np.dtype, shape: tuple[int, ...], raw: Any) -> np.ndarray:
-    """(n,) values, read-only, of an array whose shape and dtype need exactly the bytes there are."""
+    """(n,) values, read-only. Raises: BrokenPickle: shape and dtype need more or fewer bytes than there are."""
     if type(raw) is str:
         raw = raw.encode("latin1")
     if type(raw) is not bytes:
@@ -150,7 +150,7 @@ def _turn_into(target: np.ndarray, shape: Any, dtype: np.dtype, contents: Any, f
 
 
 def _empty_array(unpickler: InertUnpickler, cls: Any, *_: Any) -> np.ndarray:
-    """`_reconstruct(ndarray, (0,), b"b")` followed by a state: how numpy pickles arrays up to protocol 4."""
+    """`_reconstruct(ndarray, (0,), b"b")`, then a state: how numpy pickles arrays up to protocol 4."""
     if type(cls) is not Name or str(cls) != "numpy.ndarray":
         raise BrokenPickle(f"an array of class {shown(cls)}, expected numpy.ndarray")
     return unpickler.fill_later(np.empty(0, np.uint8), _fill_array)
@@ -208,14 +208,14 @@ def _set_of(unpickler: InertUnpickler, members: Any) -> set[Any]:
 
 
 def _instance(unpickler: InertUnpickler, cls: Any, base: Any, seed: Any) -> Any:
-    """`_reconstructor(cls, object, None)` followed by a state: protocols 0 and 1."""
+    """`_reconstructor(cls, object, None)`, then a state: how Python pickles objects in protocols 0 and 1."""
     known = type(cls) is Name and cls.make in _INSTANCES.values()
     if not known or type(base) is not Name or base.name != "object" or seed is not None:
         raise BrokenPickle(f"an instance of {shown(cls)}")
     return cls.make(unpickler)
 
 
-# chumpy and scipy: objects that are made without arguments and become arrays when their attributes are known
+# chumpy and scipy: objects made without arguments; each becomes an array when its state sets the attributes
 
 
 def _chumpy(unpickler: InertUnpickler, state: Any) -> np.ndarray:
@@ -234,8 +234,8 @@ def _selected(unpickler: InertUnpickler, state: Any) -> np.ndarray:
 
 
 def _sparse(unpickler: InertUnpickler, state: Any) -> np.ndarray:
-    """A column-compressed matrix, written out; entries that occur twice add up."""
-    from scipy.sparse import csc_matrix  # of body files only: its import takes time and memory
+    """A column-compressed matrix as a dense array; entries that occur twice are added."""
+    from scipy.sparse import csc_matrix  # needed for body files only, and slow to import
 
     data, rows, starts = _arrays(unpickler, state, "data", "indices", "indptr")
     shape = checked_shape(state["_shape"])

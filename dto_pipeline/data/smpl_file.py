@@ -1,7 +1,7 @@
-"""SMPL model files as plain arrays: reads official pickles, plain npz and SMPL+A checkpoints, writes clean npz.
+"""SMPL model files as plain arrays: reads official pickles, plain npz and SMPL+A checkpoints, writes plain npz.
 
-Runs nothing that a file asks for and needs no chumpy. A model is a dictionary of the arrays in `_SHAPES`, floating ones
-in the precision of their file, lengths in metres in SMPL's own frame (y up).
+Nothing in a file is run, and chumpy is not needed. A model is a dictionary of the arrays in `_SHAPES`. Floating-point
+arrays keep the precision of their file. Metres, in SMPL's own frame (y up).
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class SmplFileError(DtoError, ValueError):
 
 
 def read_smpl(path: str | Path) -> Model:
-    """Read an SMPL model, whose format is known by its content: official pickle, plain npz or SMPL+A checkpoint.
+    """Read an SMPL model: an official pickle, a plain npz or an SMPL+A checkpoint, told apart by their contents.
 
-    Files with more than 11 shape directions (version 1.1 has 300) are cut to the first 10, the ones the labels use,
-    with a line in the log; 11 directions are 10 and the kid axis.
+    11 shape directions are 10 and the kid axis. Of more (version 1.1 has 300) the first 10 are kept, the ones that the
+    labels use, and the log says so.
 
     Raises:
         SmplFileError: a damaged file, another model, missing keys, wrong shapes, numbers that are not finite.
-        UnsafePickle: a pickle that asks for a class or function that SMPL files do not need, named.
+        UnsafePickle: a pickle that needs a class or function that SMPL files do not need; it is named.
         OSError: the file cannot be read.
     """
     path = Path(path)
@@ -75,7 +75,7 @@ def read_smpl(path: str | Path) -> Model:
 
 
 def _read_any(path: Path) -> tuple[Mapping[str, Any], Iterable[Any]]:
-    """The contents of a file by SMPL's keys, and all its keys; its first bytes and members decide the format."""
+    """The contents of a file by SMPL's keys, and all its keys."""
     is_zip = read_start(path, 4) == b"PK\x03\x04"
     if is_zip and (keys := NpzFile(path).keys):
         return safe_load_npz(path, _SHAPES, SMPL_FILE, _LIMITS), keys
@@ -90,11 +90,11 @@ def _read_any(path: Path) -> tuple[Mapping[str, Any], Iterable[Any]]:
 
 
 def _read_checkpoint(path: Path) -> tuple[Mapping[str, Any], Iterable[Any]]:
-    """An SMPL+A checkpoint as ROMP and BEV prepare it, with arrays in SMPL's layout.
+    """An SMPL+A checkpoint as ROMP and BEV prepare it; its arrays are brought into SMPL's layout.
 
-    Assumed from their public converter (no released file was at hand): a dict of tensors, `smpla_shapedirs`
-    (6890, 3, 11) besides the ten `shapedirs`, `posedirs` already (207, 20670) as smplx keeps it, `kintree_table` the
-    24 parents only, `f` as floats. SMPL's own shapes are accepted as well.
+    Their public converter (no released file was at hand) writes a dict of tensors: `smpla_shapedirs` (6890, 3, 11)
+    besides the ten `shapedirs`, `posedirs` as (207, 20670) like smplx, `kintree_table` with the 24 parents only, `f` as
+    floats. SMPL's own shapes are accepted too.
     """
     found = read_torch_file(path, _MOST_BYTES)
     tensors = found if isinstance(found, dict) else {}
@@ -149,7 +149,7 @@ def add_kid_axis(model: Model, kid_template: np.ndarray) -> Model:
         kid_template: (6890, 3) infant template, anywhere in space [m] (the public `smpl_kid_template.npy`).
 
     Raises:
-        SmplFileError: a model that has the axis, or an array that cannot be an infant template.
+        SmplFileError: the model has the axis already, or the array cannot be an infant template.
     """
     if _has_kid_axis(model):
         raise SmplFileError("the model has a kid axis; leave the kid template out, or import the model without it")
@@ -200,7 +200,7 @@ def import_smpl(source: str | Path, out_dir: str | Path, kid_template: str | Pat
         kid_template: `smpl_kid_template.npy`, for a source without kid axis.
 
     Returns:
-        The files written; none is where anything is wrong, which raises as `read_smpl` and `add_kid_axis`.
+        The files written. Where anything is wrong none is written, and it raises as `read_smpl` and `add_kid_axis`.
     """
     model, out = read_smpl(source), Path(out_dir)
     if kid_template is not None:

@@ -1,9 +1,9 @@
 """Files and folders on this machine or behind a URI, through one set of functions.
 
 A *location* is a `Path`, or a URI (``s3://...``, ``https://...``) as a `str`; ``file://`` becomes a `Path`. A *store*
-is a folder at a location, whose files appear whole or not at all: `LocalStore` here (links and renames),
-`object_store.RemoteStore` (conditional PUT) behind URIs. A URI that holds a password is refused, because manifests
-remember their roots. Sizes in bytes.
+is a folder at a location. Its files appear whole or not at all: in `LocalStore` by links and renames, behind URIs
+(`object_store.RemoteStore`) by conditional PUT. A URI with a password is refused, because manifests hold their roots.
+Sizes in bytes.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ _LOG = logging.getLogger(__name__)
 class LocalStore:
     """A folder of this machine, or mounted here. Names are relative to it, with ``/`` between parts.
 
-    Every method, here and of `RemoteStore`, may raise `StoreError` or another OSError where the storage fails.
+    Every method, here and of `RemoteStore`, may also raise `StoreError` or another OSError: the storage failed.
     """
 
     root: Path
 
     def prepare(self, folders: Iterable[str]) -> None:
-        """Make the folders, and make sure that `create` can be relied on."""
+        """Make the folders, and make sure that `create` never replaces a file."""
         for folder in folders:
             (self.root / folder).mkdir(parents=True, exist_ok=True)
 
     def read(self, name: str, limit: int | None = None) -> bytes:
-        """A file's bytes, the first `limit` of them, or the last ``-limit``; raises FileNotFoundError."""
+        """A file's bytes: all, the first `limit`, or the last ``-limit``; raises FileNotFoundError."""
         if limit is None or limit >= 0:
             return read_regular(self.root / name, _MOST_BYTES) if limit is None else read_start(self.root / name, limit)
         with open_regular(self.root / name) as stream:
@@ -93,8 +93,8 @@ class LocalStore:
     def walk(self, endings: tuple[str, ...] = ("",)) -> Iterator[str]:
         """Every file below the folder with one of the endings (in any case), in no particular order.
 
-        Links to folders are followed, but every folder is read once, so circles of links end: under its plain name
-        where it has one here, else under the first of its links by name. Raises: FileNotFoundError: no such folder.
+        Links to folders are followed, but every folder is read once, so that circles of links end: under its own name
+        where it lies below, else under the first of its links by name. Raises: FileNotFoundError: no such folder.
         """
         seen, folders, links = set[str](), [""], list[str]()
         while folders or links:
@@ -117,7 +117,7 @@ class LocalStore:
                         _LOG.warning("%s is a link that leads nowhere: its files are missing", self.root / name)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file if there is none of that name; True if this call did, False if it existed and was left alone."""
+        """Write a file if there is none of that name. True: this call wrote it; False: it existed, and stays."""
         return write_new(self.root / name, data)
 
     def replace(self, name: str, data: bytes) -> None:
@@ -133,7 +133,7 @@ Store = LocalStore | RemoteStore
 
 
 def open_store(root: Location) -> Store:
-    """The store at a folder or URI; raises StoreError where it names no bucket, or nothing opens it."""
+    """The store at a folder or URI; raises StoreError where a URI names no bucket or cannot be opened."""
     place = as_location(root)
     return LocalStore(place) if isinstance(place, Path) else open_remote(place)
 
@@ -160,7 +160,7 @@ def as_location(text: str | Path) -> Location:
 
 
 def absolute(location: str | Path) -> Location:
-    """The location, a local one independent of the working directory."""
+    """The location; a local one is made independent of the working directory."""
     place = as_location(location)
     return place.absolute() if isinstance(place, Path) else place
 
@@ -205,12 +205,6 @@ def find_file(location: Location) -> tuple[Store, str]:
     return open_store(folder), name
 
 
-def open_input(location: Location) -> pa.NativeFile:
-    """Open a file for random access; raises FileNotFoundError, or OSError where it is no regular file."""
-    store, name = find_file(location)
-    return store.open(name)
-
-
 def exists(location: Location) -> bool:
     """True if there is a file."""
     store, name = find_file(location)
@@ -218,7 +212,7 @@ def exists(location: Location) -> bool:
 
 
 def folder_exists(location: Location, unknown: bool = True) -> bool:
-    """True if there is a folder, or, behind a URI, anything below it; `unknown` where the server does not list."""
+    """True if there is a folder; behind a URI, anything below it; `unknown` where the server refuses to list."""
     location = as_location(location)
     if isinstance(location, Path):
         return location.is_dir()
@@ -231,22 +225,17 @@ def folder_exists(location: Location, unknown: bool = True) -> bool:
 
 
 def is_there(location: Location) -> bool:
-    """True if there is a file or a folder; False also where the storage cannot be asked."""
+    """True if there is a file or a folder; False also where the storage does not answer."""
     try:
         return exists(location) or folder_exists(location, unknown=False)
     except STORAGE_ERRORS:
         return False
 
 
-def read_head(root: Location, name: str, limit: int | None) -> bytes:
-    """The first `limit` bytes (None = all) of a file below a folder; raises FileNotFoundError, OSError, UnsafePath."""
-    return open_store(root).read(check_relative(name), limit)
-
-
 def read_many(root: Location, names: Sequence[str], limit: int | None = None) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of many files (see `LocalStore.read`), in order; those that are gone by now are left out.
+    """Name and bytes of many files (see `LocalStore.read`), in order; those that are gone are left out.
 
-    Over a network many are asked for at once. All that was read is in memory until it is taken.
+    Behind URIs many are requested at once. What was read stays in memory until the caller takes it.
     """
     store = open_store(root)
 
@@ -274,13 +263,13 @@ def sha256_of(location: Location) -> str:
 
 
 def list_names(root: Location, endings: tuple[str, ...]) -> Iterator[str]:
-    """Files below a folder with one of the endings, by names relative to it; see `walk` of its store."""
+    """Names, relative to a folder, of the files below it with one of the endings; see `LocalStore.walk`."""
     return open_store(root).walk(endings)
 
 
 @contextmanager
 def local_copy(location: Location, endings: tuple[str, ...] = ("",)) -> Iterator[Path]:
-    """The file or folder as a local path: itself where it is local, else a copy that lives as long as the block.
+    """The file or folder as a local path: itself where it is local, else a copy that is removed after the block.
 
     Of a folder only names with these `endings` are copied. Raises: FileNotFoundError, StorageError.
     """
@@ -300,7 +289,7 @@ def local_copy(location: Location, endings: tuple[str, ...] = ("",)) -> Iterator
 
 
 def fetch(place: Location, stack: ExitStack, error: Callable[[str], Exception]) -> Path:
-    """A `local_copy` of Parquet, npz and a run's records as long as `stack` lives; raises `error` if it is gone."""
+    """`local_copy` of label files or a run until `stack` closes; raises `error` if there is nothing."""
     try:
         return stack.enter_context(local_copy(place, (".parquet", ".npz", ".json")))
     except FileNotFoundError as cause:
@@ -309,9 +298,9 @@ def fetch(place: Location, stack: ExitStack, error: Callable[[str], Exception]) 
 
 @contextmanager
 def written(location: Location) -> Iterator[Path]:
-    """A local file to write; it takes its place at the location when the block ends without an error.
+    """A local file to write, which appears at the location when the block ends without an error.
 
-    Local places change at once (see `data.files`). Elsewhere the finished file is uploaded: an object appears whole.
+    It is renamed to a local place (see `data.files`), and uploaded to others.
     """
     if isinstance(location, Path):
         with replaced(location) as temporary:
@@ -331,8 +320,10 @@ def write_bytes(location: Location, data: bytes) -> None:
 
 
 def error_text(error: BaseException) -> str:
-    """Text of a storage error without paths: it may end up in labels, which are equal on every machine."""
+    """Text of a storage error without its path: it may end up in labels, which are equal on every machine."""
     if isinstance(error, IrregularFile):
         return str(error.strerror)
+    if isinstance(error, StoreError):
+        return error.reason
     number = getattr(error, "errno", None)
     return os.strerror(number) if number else type(error).__name__

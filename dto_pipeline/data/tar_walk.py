@@ -1,13 +1,14 @@
 """List the members of a tar from its headers alone, without extracting anything.
 
-Reads ustar, the older format, GNU and pax long names and sizes, compares checksums, and goes on behind damage. A member
-that must not or cannot be read (a link, a name that leaves the folder, a truncated end) is listed with the reason.
+Reads the formats that Python's `tarfile` writes and older ones. Unlike `tarfile` it goes on behind damage, and lists a
+member that must not or cannot be read (a link, a name that leaves the folder, a truncated end) with the reason.
 Offsets and sizes in bytes.
 """
 
 from __future__ import annotations
 
 import re
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,7 +22,6 @@ _MAX_EXTENDED = 1 << 20  # bytes of one long name or pax header; more is damage
 _MAX_SIZE = 1 << 60  # bytes of one member; more is damage
 _SCAN = 1 << 20  # bytes read at once when searching behind damage
 _REGULAR = {b"0", b"\0", b"7"}
-_DIRECTORY, _SPARSE = b"5", b"S"
 _WITHOUT_DATA = {b"1", b"2", b"3", b"4", b"5", b"6"}
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
@@ -29,32 +29,23 @@ _PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
 
 @dataclass(frozen=True)
 class Member:
-    """One entry of a tar that holds, or claims to hold, a file."""
+    """One entry of a tar, folders excepted."""
 
-    name: str  # without "./" and doubled slashes; one that is not UTF-8 is shown with escapes and refused
+    name: str  # without "./" and doubled slashes; with escapes where it is not UTF-8, which is refused
     offset: int  # of the first byte of its contents
     size: int
     problem: str | None = None  # why it is not read; None = usable
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The entries of one tar, in order; `problem` is of the tar as a whole."""
-
-    members: tuple[Member, ...]
-    size: int
-    problem: str | None = None
-
-
-def walk_tar(source: pa.NativeFile) -> Listing:
-    """List a tar; everything that is wrong with its contents becomes a `problem`.
+def walk_tar(source: pa.NativeFile) -> tuple[list[Member], str | None]:
+    """The entries of a tar, in order, and what is wrong with the tar as a whole; None = nothing.
 
     Raises: OSError: the file cannot be read.
     """
     size = source.size()
     kind = next((name for magic, name in _COMPRESSED.items() if source.read_at(8, 0).startswith(magic)), None)
     if kind:
-        return Listing((), size, f"is compressed ({kind}) and cannot be read in place; decompress it")
+        return [], f"is compressed ({kind}) and cannot be read in place; decompress it"
     members: list[Member] = []
     problems: list[str] = []
     first_of_name: dict[str, int] = {}
@@ -65,7 +56,7 @@ def walk_tar(source: pa.NativeFile) -> Listing:
         if found.problem is None and (first := first_of_name.setdefault(found.name, found.offset)) != found.offset:
             found = Member(found.name, found.offset, found.size, f"repeats the name of the member at byte {first}")
         members.append(found)
-    return Listing(tuple(members), size, "; ".join(problems) or None)
+    return members, "; ".join(problems) or None
 
 
 def sample_key(name: str) -> tuple[str, str]:
@@ -79,7 +70,7 @@ def sample_key(name: str) -> tuple[str, str]:
 
 
 def _entries(source: pa.NativeFile, end: int) -> Iterator[Member | str]:
-    """Members in order, and a sentence for each thing wrong with the tar itself."""
+    """Members in order; in between a sentence for each thing that is wrong with the tar itself."""
     at, finished = 0, False
     extended: dict[bytes, bytes] = {}  # from long-name and pax headers, for the next entry
     while at + BLOCK <= end:
@@ -94,8 +85,7 @@ def _entries(source: pa.NativeFile, end: int) -> Iterator[Member | str]:
             yield f"has a damaged header at byte {at}; {then}"
             at, extended, finished = resumed, {}, resumed >= end
             continue
-        name, size, kind = header
-        contents = at + BLOCK
+        name, size, kind, contents = header.name, header.size, header.type, at + BLOCK
         if kind in b"LKxXg":
             if size <= _MAX_EXTENDED:
                 extended |= _read_extended(kind, source.read_at(size, contents))
@@ -103,10 +93,11 @@ def _entries(source: pa.NativeFile, end: int) -> Iterator[Member | str]:
             continue
         if re.fullmatch(rb"\d{1,18}", extended.get(b"size", b"")):
             size = int(extended[b"size"])
-        name = extended.get(b"path", name)
-        if kind != _DIRECTORY and not (kind == b"\0" and name.endswith(b"/")):
+        if b"path" in extended:
+            name = extended[b"path"].decode("utf-8", "surrogateescape")
+        if not header.isdir():
             sparse = any(key.startswith(b"GNU.sparse.") for key in extended)
-            yield _judge(name, _SPARSE if sparse and kind in _REGULAR else kind, contents, size, end)
+            yield _judge(name, tarfile.GNUTYPE_SPARSE if sparse and kind in _REGULAR else kind, contents, size, end)
         at = contents + (0 if kind in _WITHOUT_DATA else _padded(size))
         extended = {}
     if at > end or (at < end and not finished):
@@ -117,12 +108,14 @@ def _entries(source: pa.NativeFile, end: int) -> Iterator[Member | str]:
         yield f"goes on behind its end marker at byte {behind} (two tars in one file?), which is not read"
 
 
-def _judge(raw: bytes, kind: bytes, contents: int, size: int, end: int) -> Member:
+def _judge(name: str, kind: bytes, contents: int, size: int, end: int) -> Member:
     """The entry as a member, with the reason if it is not read."""
-    name, problem = raw.decode("utf-8", "backslashreplace"), None
+    problem = None
     try:
-        name = check_relative(raw.decode("utf-8"))
-    except UnicodeDecodeError:
+        name.encode()
+        name = check_relative(name)
+    except UnicodeEncodeError:
+        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         problem = "has a name that is not UTF-8"
     except UnsafePath as error:
         problem = f"is refused: {error}"
@@ -133,26 +126,13 @@ def _judge(raw: bytes, kind: bytes, contents: int, size: int, end: int) -> Membe
     return Member(name, contents, size, problem)
 
 
-def _parse_header(block: bytes) -> tuple[bytes, int, bytes] | None:
-    """Name, size and kind of the header in a block, or None where checksum or numbers are wrong."""
-    size, checksum = _number(block[124:136]), _number(block[148:156])
-    if checksum is None or size is None or not 0 <= size <= _MAX_SIZE:
+def _parse_header(block: bytes) -> tarfile.TarInfo | None:
+    """The header in a block; None where checksum or numbers are wrong."""
+    try:
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
         return None
-    if checksum != sum(block[:148]) + 8 * 32 + sum(block[156:]):
-        return None
-    name = block[:100].split(b"\0", 1)[0]
-    prefix = block[345:500].split(b"\0", 1)[0] if block[_MAGIC_AT : _MAGIC_AT + 6] == b"ustar\0" else b""
-    return (prefix + b"/" + name if prefix else name), size, block[156:157]
-
-
-def _number(field: bytes) -> int | None:
-    """Octal text, or GNU's base 256 where the first bit is set; None where neither."""
-    if field[0] in (0x80, 0xFF):
-        return int.from_bytes(field[1:], "big") - (256 ** (len(field) - 1) if field[0] == 0xFF else 0)
-    text = field.split(b"\0", 1)[0].strip()
-    if not text:
-        return 0
-    return int(text, 8) if re.fullmatch(rb"[0-7]+", text) else None
+    return header if 0 <= header.size <= _MAX_SIZE else None
 
 
 def _padded(size: int) -> int:

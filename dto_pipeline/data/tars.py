@@ -1,20 +1,20 @@
-"""Images inside tars: an index of every member's place, the members that a label file's names mean, and an image store.
+"""Images inside tars: an index of where every member lies, the member of each image that labels name, an image store.
 
 The index is a Parquet file beside the manifest, one row group a tar; a manifest names an image in a tar by the address
-``<tar>!<member>``. Tars are only read, each member with one seek, and never unpacked; entries that `tar_walk` refuses
-stay in the index with the reason. The folder may be local or behind a URI. Offsets and sizes in bytes.
+``<tar>!<member>``. Tars are never unpacked: a member is read from its place. Entries that `tar_walk` refuses stay in
+the index with the reason. The folder may be local or behind a URI. Offsets and sizes in bytes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
+from os.path import splitext
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.image_index import ImageIndex
-from dto_pipeline.data.images import TAR_MARK, ImageCorrupt, ImageFolder, ImageMissing, ImageStore
+from dto_pipeline.data.images import TAR_MARK, ImageCorrupt, ImageMissing, ImageStore
 from dto_pipeline.data.parquet import READ_ERRORS, check_file, footer_text, new_parquet, open_parquet
 from dto_pipeline.data.storage import (
     STORAGE_ERRORS,
@@ -32,21 +32,20 @@ from dto_pipeline.data.storage import (
     beside,
     error_text,
     exists,
-    join_location,
     list_names,
-    open_input,
     open_store,
     read_bytes,
     write_bytes,
     written,
 )
-from dto_pipeline.data.tar_walk import Listing, sample_key, walk_tar
+from dto_pipeline.data.tar_walk import Member, sample_key, walk_tar
 from dto_pipeline.errors import DtoError
+from dto_pipeline.paths import check_relative
 from dto_pipeline.reading import parse_json
 from dto_pipeline.schema import TAR_INDEX_SCHEMA, TAR_INDEX_SCHEMA_NAME
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png")  # in order of preference where one sample has several
-_THREADS = 4  # tars read at the same time: headers are small reads that wait for the disk
+_THREADS = 4  # tars read at the same time, because reading headers is waiting for the disk
 
 
 class TarIndexError(DtoError, ValueError):
@@ -94,7 +93,7 @@ def list_tars(root: Location) -> list[str]:
 
 
 def build_tar_index(root: Location, out: Location, progress: bool = False) -> list[TarSummary]:
-    """Locate every member of the tars below a folder, once: an index of the same tars and sizes is kept as it is.
+    """Locate every member of the tars below a folder. An index of the same tars and sizes is kept as it is.
 
     Args:
         root: folder or URI the tars lie under.
@@ -107,55 +106,46 @@ def build_tar_index(root: Location, out: Location, progress: bool = False) -> li
     """
     root, tars, summaries = as_location(root), list_tars(root), []
     with ThreadPoolExecutor(_THREADS) as pool:
-        with suppress(TarIndexError, FileNotFoundError):  # there is none, it is broken, or a tar is gone: made anew
+        with suppress(TarIndexError, FileNotFoundError):  # no index, a broken one, or a tar is gone: build it
             known = TarImages(out, root).summaries
             sizes = {summary.tar: summary.size for summary in known}
             if [*sizes] == tars and [*pool.map(open_store(root).size, tars)] == [*sizes.values()]:
                 return known
         with written(out) as temporary, new_parquet(temporary, TAR_INDEX_SCHEMA) as writer:
             listings = pool.map(lambda tar: _list_members(root, tar), tars)
-            for tar, listing in tqdm(zip(tars, listings, strict=True), "tars", len(tars), disable=not progress):
-                if listing.members:
-                    writer.write_table(_rows(tar, listing), row_group_size=len(listing.members))
-                refused = sum(member.problem is not None for member in listing.members)
-                summaries.append(TarSummary(tar, listing.size, len(listing.members), refused, listing.problem))
+            for summary, members in tqdm(listings, "tars", len(tars), disable=not progress):
+                if members:
+                    writer.write_table(_rows(summary.tar, members), row_group_size=len(members))
+                summaries.append(summary)
             footer = json.dumps([dataclasses.astuple(summary) for summary in summaries])
             writer.add_key_value_metadata({"schema": TAR_INDEX_SCHEMA_NAME, "tars": footer})
     return summaries
 
 
-def _list_members(root: Location, tar: str) -> Listing:
+def _list_members(root: Location, tar: str) -> tuple[TarSummary, list[Member]]:
     try:
-        with open_input(join_location(root, tar)) as source:
-            return walk_tar(source)
+        with open_store(root).open(check_relative(tar)) as source:
+            size, (members, problem) = source.size(), walk_tar(source)
     except OSError as error:
-        return Listing((), -1, f"cannot be read: {error_text(error)}")
+        return TarSummary(tar, -1, 0, 0, f"cannot be read: {error_text(error)}"), []
+    refused = sum(member.problem is not None for member in members)
+    return TarSummary(tar, size, len(members), refused, problem), members
 
 
-def _rows(tar: str, listing: Listing) -> pa.Table:
-    keys = [sample_key(member.name) for member in listing.members]
+def _rows(tar: str, members: list[Member]) -> pa.Table:
+    keys = [sample_key(member.name) for member in members]
     columns = {
         "tar": [tar] * len(keys),
-        "member": [member.name for member in listing.members],
+        "member": [member.name for member in members],
         "key": [key for key, _ in keys],
         "extension": [extension for _, extension in keys],
-        **{name: [getattr(member, name) for member in listing.members] for name in ("offset", "size", "problem")},
+        **{name: [getattr(member, name) for member in members] for name in ("offset", "size", "problem")},
     }
     return build_table(TAR_INDEX_SCHEMA, columns)
 
 
-def _read_summaries(path: Location, metadata: dict[str, str]) -> list[TarSummary]:
-    if metadata.get("schema") != TAR_INDEX_SCHEMA_NAME:
-        found = metadata.get("schema", "no schema name")
-        raise TarIndexError(f"{path} is {found}; expected {TAR_INDEX_SCHEMA_NAME}. Build the index again")
-    try:
-        return [TarSummary(*fields) for fields in parse_json(metadata["tars"])]
-    except (KeyError, TypeError, ValueError) as error:
-        raise TarIndexError(f"{path}: footer lacks or garbles {error}; build the index again") from error
-
-
 class TarImages(ImageStore):
-    """Members of indexed tars, named ``<tar>!<member>``, and plain files below their folder; for any number of threads.
+    """Members of indexed tars, named ``<tar>!<member>``, and plain files below the folder of the tars.
 
     The index is in memory, about 0.1 kB a member.
 
@@ -167,35 +157,37 @@ class TarImages(ImageStore):
     """
 
     def __init__(self, path: Location, root: Location) -> None:
-        self.path, self._root = as_location(path), as_location(root)
+        super().__init__(as_location(root))
+        self.path = as_location(path)
         with open_parquet(self.path, TarIndexError) as file:
             check_file(self.path, file, TAR_INDEX_SCHEMA, TarIndexError)
-            self.summaries = _read_summaries(self.path, footer_text(file))
             try:
-                self._rows = file.read(["member", "extension", "offset", "size", "problem"])
-            except READ_ERRORS as error:
-                raise TarIndexError(f"{self.path} is damaged ({error}); build the manifest again") from error
-        counts = [summary.members for summary in self.summaries]
-        if min(counts, default=0) < 0 or sum(counts) != self._rows.num_rows:
-            found = f"its footer counts {sum(counts)} members, it has {self._rows.num_rows}"
-            raise TarIndexError(f"{self.path} is damaged ({found}); build the manifest again")
-        starts = accumulate(counts, initial=0)
-        self._places = {summary.tar: (start, summary) for start, summary in zip(starts, self.summaries, strict=False)}
+                metadata = footer_text(file)
+                if metadata["schema"] != TAR_INDEX_SCHEMA_NAME:
+                    raise ValueError(f"it is {metadata['schema']}, expected {TAR_INDEX_SCHEMA_NAME}")
+                self.summaries = [TarSummary(*fields) for fields in parse_json(metadata["tars"])]
+                self._rows = file.read(["member", "offset", "size", "problem"])
+                counts = [summary.members for summary in self.summaries]
+                if min(counts, default=0) < 0 or sum(counts) != self._rows.num_rows:
+                    raise ValueError(f"its footer counts {sum(counts)} members, it has {self._rows.num_rows}")
+                pairs = zip(accumulate(counts, initial=0), self.summaries, strict=False)
+                self._places = {check_relative(summary.tar): (start, summary) for start, summary in pairs}
+            except (KeyError, TypeError, ValueError, AttributeError, *READ_ERRORS) as error:
+                raise TarIndexError(f"{self.path} cannot be used ({error}); build the manifest again") from error
 
     def rows(self, tar: str) -> pa.Table:
-        """member, extension, offset, size and problem of every entry of one tar, in tar order. Raises: KeyError."""
+        """member, offset, size and problem of every entry of one tar, in tar order. Raises: KeyError."""
         start, summary = self._places[tar]
         return self._rows.slice(start, summary.members)
 
-    def members(self, images: bool = True) -> Iterator[tuple[str, str]]:
-        """(address, name) of the usable images of all tars, or of all usable members, in order; tar by tar."""
+    def members(self) -> Iterator[tuple[str, str]]:
+        """(address, name) of the usable images of all tars, in order; tar by tar."""
+        endings = rf"\.({'|'.join(IMAGE_EXTENSIONS)})$"
         for summary in self.summaries:
             rows = self.rows(summary.tar)
-            wanted = pc.is_null(rows["problem"])
-            if images:
-                endings = pa.array(IMAGE_EXTENSIONS)
-                wanted = pc.and_(wanted, pc.is_in(pc.utf8_lower(rows["extension"]), value_set=endings))
-            yield from ((f"{summary.tar}!{name}", name) for name in rows["member"].filter(wanted).to_pylist())
+            names = rows["member"].filter(pc.is_null(rows["problem"]))
+            names = names.filter(pc.match_substring_regex(names, endings, ignore_case=True))
+            yield from ((f"{summary.tar}!{name}", name) for name in names.to_pylist())
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(address, reason) of every refused entry of every tar."""
@@ -208,11 +200,14 @@ class TarImages(ImageStore):
         """See `ImageStore`; a member whose tar has changed its size since it was indexed counts as corrupt."""
         address = split_address(image_file)
         if address is None:
-            return self._read_plain(image_file, limit)
+            try:
+                return super().read_bytes(image_file, limit)
+            except ImageMissing as error:
+                raise ImageMissing(f"image {image_file} is in none of the tars, and no file beside them") from error
         tar, entry = address[0], self._find(image_file, *address)
         wanted = entry["size"] if limit is None else min(entry["size"], limit)
         try:
-            with open_input(join_location(self._root, tar)) as source:
+            with open_store(self.root).open(tar) as source:
                 found, data = source.size(), source.read_at(wanted, entry["offset"])
         except FileNotFoundError as error:
             raise ImageMissing(f"image {image_file}: {tar} does not exist") from error
@@ -225,14 +220,6 @@ class TarImages(ImageStore):
         if len(data) != wanted:
             raise ImageCorrupt(f"image {image_file}: {image_file}: {len(data)} of {wanted} bytes could be read")
         return data
-
-    def _read_plain(self, image_file: str, limit: int | None) -> bytes:
-        try:
-            return ImageFolder(self._root).read_bytes(image_file, limit)
-        except ImageMissing as error:
-            key = sample_key(image_file)[0]
-            advice = f"neither under its whole name nor as sample {key!r}, which ends at the first dot"
-            raise ImageMissing(f"image {image_file} is in none of the tars, {advice}") from error
 
     def _find(self, image_file: str, tar: str, name: str) -> dict[str, Any]:
         """The index's row of a member; raises as `read_bytes`."""
@@ -252,12 +239,11 @@ class TarImages(ImageStore):
 def locate_images(
     tars: TarImages, names: Sequence[str], key_parts: int
 ) -> tuple[list[str | None], list[tuple[str, str]]]:
-    """Join image names of a label file with the images of some tars, which lie under other folders.
+    """Find the images that a label file names in some tars, where their folders may have other names.
 
-    A name and a member belong together when their last `key_parts` path parts are equal up to the first dot of the base
-    name, case included. Of several such members the one with the name's own extension is taken, then jpg, jpeg, png,
-    then the first; the others are reported. A name with further dots (``cam.0.jpg``) is first searched as a whole;
-    where several names are equal up to the first dot, only the whole name counts.
+    A name and a member belong together when their last `key_parts` path parts are equal up to the extension, case
+    included. Of several such members the one with the name's own extension is taken, then jpg, jpeg, png, then the
+    first; the others are reported.
 
     Args:
         names: n distinct names like ``insta-train/a/b/c.jpg``.
@@ -266,25 +252,16 @@ def locate_images(
     Returns:
         The address of each image, None = not found; pairs of the address taken and another that fits the same name.
     """
-    keys = [_tail(sample_key(name)[0], key_parts) for name in names]
-    dotted = {_tail(name, key_parts) for name in names if "." in sample_key(name)[1]}
-    found: dict[str, list[tuple[str, str]]] = {key: [] for key in keys}  # (extension, address)
-    whole, shared = dict[str, str](), Counter(keys)
-    for address, member in tars.members(images=not dotted):
-        tail = _tail(member, key_parts)
-        if tail in dotted:
-            whole.setdefault(tail, address)
-        key, extension = sample_key(tail)
-        if key in found and extension.lower() in IMAGE_EXTENSIONS:
-            found[key].append((extension.lower(), address))
+    wanted = [splitext(_tail(name, key_parts)) for name in names]
+    found: dict[str, list[tuple[str, str]]] = {stem: [] for stem, _ in wanted}  # (extension, address)
+    for address, member in tars.members():
+        stem, _, extension = _tail(member, key_parts).rpartition(".")
+        if stem in found:
+            found[stem].append((extension.lower(), address))
     ranked = []
-    for name, key in zip(names, keys, strict=True):
-        own = sample_key(name)[1].lower()
-        by_kind = sorted(found[key], key=lambda one: (one[0] != own, IMAGE_EXTENSIONS.index(one[0])))
-        if at := whole.get(_tail(name, key_parts)):
-            by_kind = [(own, at)]
-        elif "." in own and shared[key] > 1:  # the key ends too early to be this name's alone
-            by_kind = []
+    for stem, extension in wanted:
+        own = extension[1:].lower()
+        by_kind = sorted(found[stem], key=lambda one: (one[0] != own, IMAGE_EXTENSIONS.index(one[0])))
         ranked.append([address for _, address in by_kind])
     repeated = [(fitting[0], other) for fitting in ranked for other in fitting[1:]]
     return [fitting[0] if fitting else None for fitting in ranked], repeated
@@ -296,9 +273,9 @@ def _tail(key: str, parts: int) -> str:
 
 @dataclass(frozen=True)
 class TarPlacement:
-    """An image index with the addresses of its images in tars."""
+    """An image index whose images were looked for in tars."""
 
-    index: ImageIndex  # `image_file` is an address where the image was found, else the label's name
+    index: ImageIndex  # `image_file` is the address of an image that was found, else the label's name
     images: TarImages
     repeated: list[tuple[str, str]]  # see `locate_images`
 
@@ -311,7 +288,7 @@ def tar_index_path(manifest: Location) -> Location:
 def place_in_tars(
     index: ImageIndex, root: Location, key_parts: int, index_file: Location, progress: bool = False
 ) -> TarPlacement:
-    """Find the images of an index in the tars below a folder, which are indexed on the way into `index_file`.
+    """Find the images of an index in the tars below a folder; the index of the tars is written to `index_file`.
 
     Arguments as in `locate_images`. Raises: TarIndexError as `list_tars`.
     """
@@ -323,12 +300,12 @@ def place_in_tars(
 
 
 def open_images(images_root: Location, manifest: Location) -> ImageStore:
-    """The store a manifest's images are read from: a folder, and its tars where the manifest has a tar index."""
+    """The store of a manifest's images: a folder, and the tars in it where the manifest has a tar index."""
     root, index_file = as_location(images_root), tar_index_path(manifest)
-    return TarImages(index_file, root) if exists(index_file) else ImageFolder(root)
+    return TarImages(index_file, root) if exists(index_file) else ImageStore(root)
 
 
 def carry_tar_index(manifest: Location, derived: Location) -> None:
-    """Copy a manifest's tar index, if it has one, for a manifest that was made from it."""
+    """Copy a manifest's tar index, if it has one, to a manifest that was made from it."""
     if exists(tar_index_path(manifest)):
         write_bytes(tar_index_path(derived), read_bytes(tar_index_path(manifest)))

@@ -1,8 +1,8 @@
-"""Files of `torch.save`: read without running anything in them, checksums compared, and written whole or not at all.
+"""Files of `torch.save`: read without running anything in them, with checksums compared; written whole or not at all.
 
-`torch.load(weights_only=True)` runs no code but trusts a file's description of its tensors: 2 KB with sparse indices
-out of range end the process, and strides can ask for any amount of memory. Here the inert unpickler reads the pickle,
-and tensors must be plain strided ones that lie within their storage and have no more numbers.
+`torch.load(weights_only=True)` runs no code but trusts what a file says about its tensors: 2 KB with sparse indices out
+of range end the process, and strides can ask for any amount of memory. Here the inert unpickler reads the pickle, and
+every tensor must be a plain strided one that lies within its storage and has no more numbers than that.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class TorchFileError(DtoError, ValueError):
 
 
 def read_torch_file(path: Path, most_bytes: int = MOST_BYTES) -> Any:
-    """Tensors and plain values of a file, tensors on the CPU; those that shared a storage share it still.
+    """Tensors (on the CPU) and plain values of a file; tensors that shared a storage still share it.
 
-    `torch.load` itself reads changed bytes of a tensor as if nothing were wrong; here every part's CRC-32 is compared.
+    Unlike `torch.load`, it compares the CRC-32 of every part, so that damaged weights are noticed.
 
     Args:
-        most_bytes: a longer file is refused; tensors take no more memory than their file has bytes.
+        most_bytes: a longer file is refused; its tensors take no more memory than it has bytes.
 
     Raises:
-        TorchFileError: see there. FileNotFoundError.
+        TorchFileError, FileNotFoundError.
     """
     try:
         check_regular(path)
@@ -67,7 +67,7 @@ def read_torch_file(path: Path, most_bytes: int = MOST_BYTES) -> Any:
 
 @dataclass(frozen=True)
 class _Storage(StandIn):
-    """A storage as the stream describes it; its numbers are in another part of the file."""
+    """A storage as the pickle describes it; its numbers are in another part of the file."""
 
     word: Any
     kind: Any
@@ -113,7 +113,7 @@ class _Reader:
         return safe_loads(self._archive.read(f"{self._place}data.pkl"), allow, _LIMITS, "data.pkl")
 
     def _tensor(self, _: Any, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> torch.Tensor:
-        """`_rebuild_tensor_v2(storage, offset, size, stride, ...)`, a view of its storage; the rest is not kept."""
+        """`_rebuild_tensor_v2(storage, offset, size, stride, ...)`: a view of its storage; the rest is ignored."""
         if type(storage) is not _Storage or storage.word != "storage":
             raise BrokenPickle("a tensor without storage")
         if type(storage.kind) is not Name or storage.kind.name not in _DTYPES or storage.view is not None:
@@ -150,7 +150,7 @@ def write_torch_file(path: Path, content: Any) -> None:
     """Write tensors and plain values, replacing what was there once all of it is on the disk.
 
     Raises:
-        OSError: the disk is full or cannot be written, with the path; an older file stays.
+        OSError: the disk is full or cannot be written; it names the path, and an older file stays.
     """
     with replaced(path) as temporary:
         try:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
-from dto_pipeline.data.images import ImageFolder, ImageStore
+from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.label_files import (
     EXPECTED_ERROR,
     IMAGE_FILE,
@@ -91,7 +91,7 @@ class LabelSet(ABC):
 
     def open_images(self) -> ImageStore:
         """The photographs' store; it holds open files, so every process opens its own."""
-        return ImageFolder(self.images_root)
+        return ImageStore(self.images_root)
 
     @abstractmethod
     def index(self, number: int, part: Part) -> list[Piece]:

@@ -16,7 +16,7 @@ _SAME_POINT = 1e-9  # bodies whose points spread less than this are points [m]
 
 
 def tensors(people: People) -> Iterator[torch.Tensor]:
-    """Pose, betas, transl."""
+    """Pose, betas and transl as tensors."""
     return (torch.from_numpy(np.ascontiguousarray(x)) for x in (people.pose, people.betas, people.transl))
 
 
@@ -31,7 +31,7 @@ def vertices_of(people: People, body: BodyModel) -> np.ndarray:
 
 
 def in_chunks(count: int) -> list[np.ndarray]:
-    """Positions 0 .. count - 1 in parts whose meshes fit into memory; at least one part, which may be empty."""
+    """Positions 0 .. count - 1 in chunks whose meshes fit into memory; at least one chunk, which may be empty."""
     return np.array_split(np.arange(count), max(1, -(-count // _AT_ONCE)))
 
 
@@ -43,7 +43,7 @@ def mean_distance(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def aligned_error(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """PA-MPJPE of joints, PA-MVE of vertices: the mean distance after each found body is rotated, scaled and shifted so
-    that its squared distances to the truth are least (Umeyama, 1991). Proper rotations only: a mirrored body stays so.
+    that its squared distances to the truth are least (Umeyama, 1991). A mirrored body is not mirrored back.
 
     Args:
         found, truth: (n, J, 3) [m].

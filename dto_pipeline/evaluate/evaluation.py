@@ -1,16 +1,18 @@
 """Results of evaluations: measures with intervals, counts of images and people, one row per image.
 
-An evaluation consists of sums per image; measures are functions of pooled sums, so that one definition serves all
-images together, each image alone, and images drawn again. People of one image share its camera and its depth map, so
-images are drawn, never people; intervals are percentile intervals (Efron, "Bootstrap Methods", 1979).
+Every image adds sums, and a measure is a function of the sums of some images. So one definition gives the measure of
+all images, of each image alone, and of bootstrap samples. Samples are drawn from images, not from people, because the
+people of one image share its camera and its depth map. Intervals are percentile intervals (Efron, "Bootstrap Methods",
+1979).
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,13 +23,13 @@ from dto_pipeline.terminal import align
 Sums = Mapping[str, np.ndarray]  # name -> (N,) or (R, N), whatever is added up per image
 Statistic = Callable[[Sums], np.ndarray]
 
-RESAMPLES = 1000  # draws; the ends of a 95 % interval then rest on 25 of them each
-LEVEL = 0.95  # share of draws inside an interval
-_NUMBERS_AT_ONCE = 1 << 22  # bounds memory: drawn counts held together
+RESAMPLES = 1000  # bootstrap samples; 25 of them lie beyond each end of a 95 % interval
+LEVEL = 0.95  # share of the samples inside an interval
+_NUMBERS_AT_ONCE = 1 << 22  # bounds memory: how often each image was drawn, in several samples
 
 
 class EvaluationError(DtoError, ValueError):
-    """Sides that cannot be compared; the message says why and what to do."""
+    """Two sides that cannot be compared; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +41,24 @@ class Estimate:
     high: float
 
 
-def estimate(
-    sums: Sums, statistics: Mapping[str, Statistic], resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Estimate]:
-    """Measures of all images together, with intervals from images drawn again with replacement.
+@dataclass(frozen=True)
+class Measure:
+    """A number that is reported: its key in JSON and CSV, its name in tables, its unit, its definition."""
+
+    key: str
+    title: str
+    unit: str
+    of: Statistic  # of pooled sums, (...) in and (...) out; NaN = nothing to measure
+    digits: int = 1
+
+
+def estimate(sums: Sums, measures: Sequence[Measure], resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Estimate]:
+    """Measures of all images together by their keys, with bootstrap intervals.
 
     Args:
         sums: name -> (N,) what each image adds.
-        statistics: name -> function of the pooled sums, (...) in and (...) out; NaN = nothing to measure.
-        resamples: how often N images are drawn; 0 = no intervals (NaN).
-        seed: of the draws; equal arguments give equal intervals.
+        resamples: bootstrap samples of N images each; 0 = no intervals (NaN).
+        seed: of the samples; equal arguments give equal intervals.
     """
     table = np.stack([np.asarray(values, np.float64) for values in sums.values()], axis=-1)
 
@@ -57,13 +67,13 @@ def estimate(
 
     pooled, drawn = named(table.sum(0)), named(_draw_sums(table, resamples, seed))
     found = {}
-    for name, statistic in statistics.items():
-        value, draws = float(statistic(pooled)), statistic(drawn)
-        measured = draws[np.isfinite(draws)]  # draws in which nothing could be measured are left out
+    for measure in measures:
+        value, draws = float(measure.of(pooled)), measure.of(drawn)
+        measured = draws[np.isfinite(draws)]  # samples in which nothing can be measured are left out
         low, high = np.nan, np.nan
         if np.isfinite(value) and len(measured):
             low, high = np.quantile(measured, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        found[name] = Estimate(value, float(low), float(high))
+        found[measure.key] = Estimate(value, float(low), float(high))
     return found
 
 
@@ -72,14 +82,14 @@ def mean_of(part: str, whole: str, factor: float = 1.0) -> Statistic:
     return lambda sums: factor * ratio(sums[part], sums[whole])
 
 
-def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def ratio(part: np.ndarray | float, whole: np.ndarray | float) -> np.ndarray:
     """part / whole, NaN where `whole` is zero."""
     part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
     return np.divide(part, whole, out=np.full(np.broadcast_shapes(part.shape, whole.shape), np.nan), where=whole != 0)
 
 
 def _draw_sums(table: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """(R, K) sums over N images drawn with replacement from the rows of (N, K)."""
+    """(R, K) sums of R samples: N rows drawn with replacement from the table (N, K)."""
     images = len(table)
     if images == 0 or resamples == 0:
         return np.full((0, table.shape[1]), np.nan)
@@ -93,28 +103,23 @@ def _draw_sums(table: np.ndarray, resamples: int, seed: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A number that is reported: its key in JSON and CSV, its name in tables, its unit, its definition."""
-
-    key: str
-    title: str
-    unit: str
-    of: Statistic  # of pooled sums
-    digits: int = 1
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """Measures of one or more columns over the same N images, with what was left out and why."""
 
     title: str
-    images: Sequence[str]  # N names
+    images: Sequence[str] | np.ndarray  # N names
     measures: tuple[Measure, ...]
     columns: Mapping[str, Sums]  # set of people -> name -> (N,) what each image adds
-    estimates: Mapping[str, Mapping[str, Estimate]]  # set of people -> key of a measure -> its value
     counts: Mapping[str, int]  # images and people, in words
-    notes: tuple[str, ...]
-    settings: Mapping[str, Any]  # what was asked for, for the JSON
+    notes: tuple[str, ...]  # empty ones are not shown
+    settings: Mapping[str, Any]  # how it was measured, for the JSON
+    resamples: int = RESAMPLES  # bootstrap samples for the intervals, 0 = no intervals
+    seed: int = 0  # of the samples
+
+    @cached_property
+    def estimates(self) -> dict[str, dict[str, Estimate]]:
+        """Set of people -> key of a measure -> its value with interval."""
+        return {name: estimate(sums, self.measures, self.resamples, self.seed) for name, sums in self.columns.items()}
 
     def as_table(self) -> str:
         """Text for a terminal: measures with intervals, then counts, then notes."""
@@ -126,20 +131,18 @@ class Evaluation:
         ]
         lines = [self.title, "", *align([head, *rows]), ""]
         lines += align([[name, f"{count}"] for name, count in self.counts.items()])
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes if note)])
 
     def to_json(self) -> dict[str, Any]:
         """Plain dict, JSON-ready: numbers that do not exist are null."""
         return {
             "title": self.title,
-            "settings": dict(self.settings),
+            "settings": {**self.settings, "resamples": self.resamples, "seed": self.seed},
             "level": LEVEL,
             "units": {measure.key: measure.unit for measure in self.measures},
-            "measures": {
-                name: {key: _plain(found) for key, found in column.items()} for name, column in self.estimates.items()
-            },
+            "measures": plain(self.estimates),
             "counts": dict(self.counts),
-            "notes": list(self.notes),
+            "notes": [note for note in self.notes if note],
         }
 
     def as_csv(self) -> str:
@@ -159,25 +162,6 @@ class Evaluation:
         return text.getvalue()
 
 
-def evaluate(
-    title: str,
-    images: Iterable[object],
-    measures: tuple[Measure, ...],
-    columns: Mapping[str, Sums],
-    counts: Mapping[str, int],
-    notes: Sequence[str],
-    resamples: int,
-    seed: int,
-    **settings: Any,
-) -> Evaluation:
-    """The measures of each column with their intervals; empty notes are left out."""
-    statistics = {measure.key: measure.of for measure in measures}
-    estimates = {name: estimate(sums, statistics, resamples, seed) for name, sums in columns.items()}
-    asked = {**settings, "resamples": resamples, "seed": seed}
-    notes = tuple(filter(None, notes))
-    return Evaluation(title, [*map(str, images)], measures, columns, estimates, counts, notes, asked)
-
-
 def add_up(values: np.ndarray, image: np.ndarray, images: int) -> np.ndarray:
     """(N,) float64 sum of `values` (n,) per image (n,) int."""
     return np.bincount(image, np.asarray(values, np.float64), images)
@@ -193,5 +177,10 @@ def show(found: Estimate, measure: Measure) -> str:
     return f"{found.value:.{digits}f} ({found.low:.{digits}f} .. {found.high:.{digits}f})"
 
 
-def _plain(found: Estimate) -> dict[str, float | None]:
-    return {key: value if np.isfinite(value) else None for key, value in vars(found).items()}
+def plain(found: Any) -> Any:
+    """Nested mappings of estimates and numbers as plain dicts for JSON, where numbers that are not finite are null."""
+    if isinstance(found, Estimate):
+        found = vars(found)
+    if isinstance(found, Mapping):
+        return {key: plain(value) for key, value in found.items()}
+    return None if isinstance(found, float) and not np.isfinite(found) else found

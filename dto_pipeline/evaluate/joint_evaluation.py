@@ -1,7 +1,7 @@
 """Measure predicted people against joints in space: MuPoTS-3D and CMU Panoptic.
 
-The joints of predictions are regressed from their meshes by Human3.6M's regressor, which the user brings. Only images
-that FOUND has are evaluated. Metres in, pixels, millimetres out.
+The joints of predictions are regressed from their meshes by Human3.6M's regressor, which the user brings. Images
+without predictions are left out. Metres in, pixels, millimetres out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from dto_pipeline.data.joint_truth import JointTruth
 from dto_pipeline.data.people import People
 from dto_pipeline.evaluate.bodies import in_chunks, vertices_of
-from dto_pipeline.evaluate.evaluation import Evaluation, EvaluationError, Measure, evaluate, mean_of
+from dto_pipeline.evaluate.evaluation import Evaluation, EvaluationError, Measure, mean_of
 from dto_pipeline.evaluate.matching import by_image, join_images
 from dto_pipeline.models.body import BodyModel
 
@@ -47,7 +47,7 @@ PANOPTIC = (
 
 
 def evaluate_joints(
-    found: People, truth: JointTruth, body: BodyModel, regressor: np.ndarray, protocol: str, resamples: int, seed: int
+    found: People, truth: JointTruth, body: BodyModel, regressor: np.ndarray, protocol: str
 ) -> Evaluation:
     """The measures of ``mupots`` or ``panoptic``: of all images, and of each sequence.
 
@@ -89,12 +89,10 @@ def evaluate_joints(
         "people found that cannot be used, or in no image of the truth (left out)": found.num_people - known.num_people,
         "people that the truth does not count": truth.unusable,
     }
-    title, notes = (
-        f"{protocol}: {found.source} against {truth.source}",
-        ("mean of the sequences: " + ", ".join(means), join.note),
-    )
+    title = f"{protocol}: {found.source} against {truth.source}"
+    notes, settings = ("mean of the sequences: " + ", ".join(means), join.note), {"protocol": protocol}
     images = [truth.images[number] for number in seen]
-    return evaluate(title, images, measures, {"all": sums} | columns, counts, notes, resamples, seed, protocol=protocol)
+    return Evaluation(title, images, measures, {"all": sums} | columns, counts, notes, settings)
 
 
 def count_mupots(
@@ -102,8 +100,9 @@ def count_mupots(
 ) -> dict[str, float]:
     """What one image adds.
 
-    Who is who by joints (without the head top) within 40 px in x and y, most first, each prediction once. Bones of a
-    prediction get the true lengths, from the pelvis outwards; errors are relative to the pelvis.
+    A prediction and a person are matched by the number of joints, of those from neck to left ankle, that are within 40
+    px in x and in y; the largest number first, each prediction once. Bones of a prediction get the true lengths, from
+    the pelvis outwards; errors are relative to the pelvis.
 
     Args:
         joints, places: (n, 17, 3) [m] and (n, 17, 2) [px]; truth, true_places: of m people.
@@ -137,9 +136,9 @@ def _with_bones_of(joints: np.ndarray, truth: np.ndarray) -> np.ndarray:
 def count_panoptic(
     joints: np.ndarray, places: np.ndarray, truth: np.ndarray, true_places: np.ndarray
 ) -> dict[str, float]:
-    """What one image adds: for each true person the prediction nearest after the pelvis is brought to the origin.
+    """What one image adds: each true person is compared with the nearest prediction after both pelves are aligned.
 
-    A prediction may serve twice. The true pelvis, the middle of the hips, is moved by 6 cm in y first.
+    A prediction may be used twice. Before that the true pelvis, the middle of the hips, is moved by 6 cm in y.
     """
     sums = {"true": float(len(truth)), "matched": 0.0, "error": 0.0, "root": 0.0}
     shifted = truth.copy()

@@ -1,7 +1,7 @@
-"""Match images of two files by their names, and people of an image by boxes and joints, greedily. Pixels.
+"""Match images of two files by their names, and the people of an image greedily by boxes and joints. Pixels.
 
-Data sets write the same image as ``insta-train/a/b/c.jpg``, ``a/b/c.jpg`` or ``c.jpg``. Compared are whole names first,
-then their last 3, 2 and 1 parts; the longest form under which most images meet is used.
+Data sets write the same image as ``insta-train/a/b/c.jpg``, ``a/b/c.jpg`` or ``c.jpg``. Whole names are compared, and
+their last 3, 2 and 1 parts. The form that matches most images is used, of equally good ones the longest.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dto_pipeline.errors import DtoError
+from dto_pipeline.maths.person_matching import box_iou, joint_boxes
 
-MIN_IOU = 0.1  # of boxes around joints under which the benchmarks (3DPW, AGORA) see two people
+MIN_IOU = 0.1  # boxes around joints that overlap less belong to two people in the benchmarks 3DPW and AGORA
 _PARTS = (None, 3, 2, 1)  # of a name that are compared, whole names first
 
 
@@ -24,15 +25,15 @@ class ImageJoinError(DtoError, ValueError):
 
 @dataclass(frozen=True)
 class ImageJoin:
-    """N true images and where they are among the M found ones."""
+    """Which of M found images is which of N true images."""
 
-    found: np.ndarray  # (N,) int64 position among the found images, -1 = none
+    found: np.ndarray  # (N,) int64 position of each true image among the found ones, -1 = none
     true: np.ndarray  # (M,) int64 position of each found image among the true ones, -1 = none
-    note: str  # which parts of the names were compared; "" = whole names
+    note: str  # says which parts of the names were compared; "" = whole names
 
     @property
     def unmatched(self) -> int:
-        """Found images that are no true image."""
+        """How many found images are no true image."""
         return int((self.true < 0).sum())
 
 
@@ -40,7 +41,7 @@ def join_images(found: Sequence[str] | np.ndarray, truth: Sequence[str] | np.nda
     """Find every true image among the found ones.
 
     Args:
-        found, truth: names, each side's own once each.
+        found, truth: names, each only once on its side.
 
     Raises:
         ImageJoinError: no image in common.
@@ -77,8 +78,8 @@ def match_bodies(found: np.ndarray, truth: np.ndarray, published: bool = False) 
 
     Args:
         found: (n, J, 2) joints in the image [px], NaN where a joint has no image; truth: (m, J, 2).
-        published: as 3DPW's and AGORA's scripts do it: by the spectral norm of the joints' difference, boxes with a
-            border of one pixel, and a pair that does not overlap uses up a prediction. Takes finite joints only.
+        published: as the scripts of 3DPW and AGORA do it: ordered by the spectral norm of the joints' difference, boxes
+            with a border of one pixel, and a pair that does not overlap uses up a prediction. All joints are finite.
 
     Returns:
         (k, 2) int64 found and true person, ordered by the true one; at equal distance the lower numbers match first.
@@ -91,10 +92,10 @@ def match_bodies(found: np.ndarray, truth: np.ndarray, published: bool = False) 
 
 
 def pair_distance(found: np.ndarray, truth: np.ndarray, counted: np.ndarray, published: bool) -> np.ndarray:
-    """(n, m) distance of the joints (n, J, 2), (m, J, 2) of every pair over those that count [px].
+    """(n, m) distance of every pair of found (n, J, 2) and true (m, J, 2) joints over the joints that count [px].
 
-    `counted`: (m, J) or (n, m, J) bool; `published`: largest singular value of the (J, 2) differences, in closed form,
-    otherwise the root mean square.
+    `counted`: (m, J) or (n, m, J) bool; `published`: the largest singular value of the (J, 2) differences, in closed
+    form; otherwise their root mean square.
     """
     x, y = np.moveaxis(np.where(counted[..., None], found.astype(np.float64)[:, None] - truth, 0.0), -1, 0)
     xx, xy, yy = (x * x).sum(-1), (x * y).sum(-1), (y * y).sum(-1)
@@ -109,22 +110,13 @@ def by_image(owner: np.ndarray, images: int) -> list[np.ndarray]:
     return np.split(order, np.searchsorted(owner[order], np.arange(1, images)))
 
 
-def pairs_within(image: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of people in the same image: positions (k,) in `image` (n,) and (k,) in `other` (m,)."""
-    order = np.argsort(other, kind="stable")
-    start = np.searchsorted(other[order], image, "left")
-    count = np.searchsorted(other[order], image, "right") - start
-    first = np.repeat(np.arange(len(image)), count)
-    within = np.arange(len(first)) - np.repeat(np.cumsum(count) - count, count)
-    return first, order[np.repeat(start, count) + within]
-
-
 def take_greedily(
     first: np.ndarray, second: np.ndarray, order: np.ndarray, near: np.ndarray | None = None, budget: float = np.inf
 ) -> np.ndarray:
-    """Positions of the pairs (first, second) (k,) that a greedy pass in this order (k,) takes, each person once.
+    """Go through the pairs (first, second) (k,) in this order (k,) and take each whose people are both free.
 
-    `near`: (k,) bool, who can be one person, None = all; `budget`: of predictions, see `match_pairs`.
+    `near`: (k,) bool, the pairs that can be taken, None = all; `budget`: how many pairs may be taken or be too far
+    apart, see `match_pairs`. Returns the positions of the taken pairs.
     """
     free, free_second = (bytearray(b"\1") * (int(side.max(initial=-1)) + 1) for side in (first, second))
     possible, taken = np.ones(len(first), bool) if near is None else near, []
@@ -142,34 +134,12 @@ def take_greedily(
 
 
 def match_pairs(distance: np.ndarray, near: np.ndarray, published: bool) -> np.ndarray:
-    """(k, 2) prediction and person of greedy pairs of an image, (n, m) by distance, at equal distance the lower ones.
+    """Match n predictions and m people of an image greedily by distance (n, m), at equal distance the lower numbers.
 
-    `near`: (n, m) bool, whether their boxes overlap enough; `published`: a pair that does not uses up one of the n
-    predictions, and the matching ends where none is left.
+    `near`: (n, m) bool, whether their boxes overlap enough; `published`: a pair that does not overlap uses up one of
+    the n predictions, and the matching ends when none is left. Returns (k, 2) prediction and person.
     """
     first, second = (side.ravel() for side in np.indices(distance.shape))
     order, budget = np.argsort(distance, axis=None, kind="stable"), len(distance) if published else np.inf
     taken = take_greedily(first, second, order, near.ravel(), budget)
     return np.stack([first[taken], second[taken]], axis=-1)
-
-
-def joint_boxes(joints: np.ndarray, counted: np.ndarray | None = None) -> np.ndarray:
-    """(..., 4) float64 left, top, right, bottom around some of the joints (..., J, 2) [px]; NaN around none.
-
-    counted: (..., J) bool, None = those that are finite.
-    """
-    points = np.asarray(joints, np.float64)
-    seen = np.all(np.isfinite(points), axis=-1, keepdims=True) if counted is None else counted[..., None]
-    low, high = np.where(seen, points, np.inf).min(-2), np.where(seen, points, -np.inf).max(-2)
-    return np.where(seen.any(-2), np.concatenate([low, high], -1), np.nan)
-
-
-def box_iou(a: np.ndarray, b: np.ndarray, border: float = 0.0) -> np.ndarray:
-    """(...) intersection over union of boxes (..., 4); 0 where a box is unknown.
-
-    border: 0 = corners are points of the plane; 1 = the last pixel belongs to a box, as published metrics have it.
-    """
-    shared = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]) + border).clip(0).prod(-1)
-    areas = [(box[..., 2:] - box[..., :2] + border).prod(-1) for box in (a, b)]
-    union = areas[0] + areas[1] - shared
-    return np.nan_to_num(np.divide(shared, union, out=np.zeros_like(shared), where=union > 0))

@@ -1,12 +1,12 @@
 """Measure bodies against true bodies of the same images: by the field's definitions, or as 3DPW and AGORA do it.
 
-Protocol `meshes` has SMPL's 24 joints and the pelvis as root. Errors of points are means over a body's points of the
-Euclidean distance: absolute; root-relative, both roots moved to the origin (MPJPE; MVE, PVE of vertices); or aligned,
+Protocol `meshes` uses SMPL's 24 joints, with the pelvis as root. The error of a body is the mean Euclidean distance of
+its points: in the camera frame (absolute); after both roots are moved to the origin (MPJPE; MVE or PVE of vertices); or
 after the rotation, scale and shift that fit best (PA-MPJPE, PA-MVE). A found person that cannot be used counts as found
-and matches nobody; a true one that cannot be used is left out and counted.
+and matches nobody; a true one that cannot be used is left out, and their number is printed.
 
 Protocols `3dpw` and `agora` are MA-HMR's evaluation scripts: matching and errors equal the recorded numbers
-(`dto golden`); found people that cannot be used are left out and counted. Metres in, pixels, degrees.
+(`dto golden`); found people that cannot be used are left out, and their number is printed. Metres in, pixels, degrees.
 """
 
 from __future__ import annotations
@@ -15,19 +15,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from dto_pipeline.data.people import People
-from dto_pipeline.evaluate.bodies import TREE, aligned_error, in_chunks, joints_of, mean_distance, tensors, vertices_of
+from dto_pipeline.evaluate.bodies import TREE, aligned_error, in_chunks, joints_of, mean_distance, vertices_of
 from dto_pipeline.evaluate.evaluation import (
-    RESAMPLES,
     Evaluation,
     EvaluationError,
     Measure,
     Statistic,
     Sums,
     add_up,
-    evaluate,
     mean_of,
     ratio,
 )
@@ -39,7 +36,7 @@ from dto_pipeline.models.body import BodyModel
 H36M_JOINTS = (1, 2, 3, 4, 5, 6, 8, 10, 11, 12, 13, 14, 15, 16)  # the 14 of Human3.6M's 17 that are compared
 H36M_ROOT, AGORA_ROOTS = 0, (1, 2)  # joint whose place, or joints whose middle, is brought to the origin
 _MM = 1000.0
-Errors = dict[str, np.ndarray]  # name -> (k,) what was measured on matched people
+Errors = dict[str, np.ndarray]  # name -> (k,) errors of matched people
 
 
 def _f1(sums: Sums) -> np.ndarray:
@@ -47,12 +44,12 @@ def _f1(sums: Sums) -> np.ndarray:
 
 
 def _rounded_f1(sums: Sums) -> np.ndarray:
-    """Rounded to two digits as published."""
+    """F1 rounded to two digits, as published."""
     return np.round(_f1(sums), 2)
 
 
 def _over(f1: Statistic, part: str, factor: float = 1.0) -> Statistic:
-    """An error over F1: missed and invented people count as errors too."""
+    """An error divided by F1, so that missed and invented people count as errors too."""
     return lambda sums: factor * ratio(ratio(sums[part], sums["matched"]), f1(sums))
 
 
@@ -98,7 +95,7 @@ PROTOCOLS = {
 
 @dataclass(frozen=True)
 class Bodies:
-    """The models of both sides, and what a protocol takes of their meshes."""
+    """The body models of both sides, and which points of their meshes a protocol compares."""
 
     found: BodyModel
     truth: BodyModel
@@ -112,14 +109,12 @@ def evaluate_meshes(
     bodies: Bodies,
     protocol: str = "meshes",
     by_row: bool = False,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Evaluation:
     """The measures of one of `PROTOCOLS` over the true images.
 
     Args:
-        found, truth: people of (partly) the same images; images only `found` has are counted and left out.
-        by_row: match people by label row (labels of the same people), not by joints and boxes in the image.
+        found, truth: people of (partly) the same images; images that only `found` has are left out, and counted.
+        by_row: match people by label row, where both sides name it, not by joints and boxes in the image.
 
     Raises:
         EvaluationError: no true person, or one without a camera.
@@ -164,7 +159,7 @@ def evaluate_meshes(
     settings = {"protocol": protocol, "matching": "rows" if by_row else "boxes", "min_iou": MIN_IOU}
     settings |= {"body_sha256": bodies.found.sha256}
     columns = {"" if published else "all people": sums}
-    return evaluate(title, truth.images, PROTOCOLS[protocol], columns, counts, notes, resamples, seed, **settings)
+    return Evaluation(title, truth.images, PROTOCOLS[protocol], columns, counts, notes, settings)
 
 
 def _first(values: np.ndarray, owner: np.ndarray, images: int) -> np.ndarray:
@@ -179,7 +174,8 @@ def _match_boxes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions (k,) of found and true people matched by their joints in the image, see `match_bodies`.
 
-    A principal point the truth does not give is the centre of the image; FOUND's cameras default to those of the truth.
+    Where the truth gives no principal point, it is the centre of the image; where FOUND gives no camera, it is the
+    truth's.
     """
     true_camera = true.intrinsics.copy()
     centre = true.size[true.owner][:, ::-1] / 2
@@ -197,7 +193,7 @@ def _match_boxes(
         (found.take(usable), bodies.found, camera[usable]),
         (true, bodies.truth, true_camera),
     ):
-        seen = view_bodies(body.joints(*tensors(people)), torch.from_numpy(intrinsics)).joints.numpy()
+        seen = view_bodies(joints_of(people, body), intrinsics).joints
         places.append(np.nan_to_num(seen[:, :TREE]) if published else seen)
     pairs = [np.zeros((0, 2), np.int64)]
     for own, other in zip(by_image(image[usable], true.num_images), by_image(true.owner, true.num_images), strict=True):
@@ -209,7 +205,7 @@ def _match_boxes(
 
 
 def _match_rows(found: People, true: People, image: np.ndarray, *_: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Match people by image and label row; -1 was added by a detector, so it has no label row."""
+    """Match people by image and label row; people added by a detector have no label row (-1)."""
     usable = np.flatnonzero(found.usable & (found.row >= 0))
     rows = int(max(found.row.max(initial=0), true.row.max(initial=0))) + 1
     own, wanted = image[usable] * rows + found.row[usable], true.owner * rows + true.row
@@ -219,7 +215,7 @@ def _match_rows(found: People, true: People, image: np.ndarray, *_: Any) -> tupl
 
 
 def _fields_of_view(found: People, true: People, image: np.ndarray) -> dict[str, np.ndarray]:
-    """Per image |found - true| of the first person's vertical field of view, where both sides give one [degree]."""
+    """Per image the error of the first person's vertical field of view, where both sides have a camera [degree]."""
     images = true.num_images
     height = _first(2 * true.intrinsics[:, 1, 2], true.owner, images)
     height = np.where(np.isfinite(true.size[:, 0]), true.size[:, 0], height)
@@ -232,7 +228,7 @@ def _fields_of_view(found: People, true: People, image: np.ndarray) -> dict[str,
 
 
 def _errors(found: People, true: People, bodies: Bodies, protocol: str) -> Errors:
-    """What the measures of a protocol are made of, of matched people."""
+    """The errors of matched people that a protocol's measures are means of."""
     sides = ((found, bodies.found), (true, bodies.truth))
     kind: Any = np.float32 if protocol == "meshes" else np.float64
     meshes = [vertices_of(*side).astype(kind) for side in sides]

@@ -1,16 +1,17 @@
-"""`dto diff`: how far the people of two sides stand apart, person by person, in files of any kind.
+"""`dto diff`: how much the people of two sides differ, person by person, in files of any kind.
 
-Images are matched by their names (`matching.py`), people of an image by pose (of several, by label row or the nearest
-shape and place), the rest by the nearest place in the picture. Their order is not used, because released DTO-Humans has
-another one (near people that moved, far ones that moved, the others). People whose numbers cannot be used are counted
-and left out. Equal means equal bits. Differences are after minus before: z and height in metres, the scale as z after
-over z before. Both sides are in memory, about 0.5 kB per person.
+Images are matched by their names (`matching.py`). People of an image are matched by pose; where several have the same
+pose, by label row, or by the nearest shape and place; the others by the nearest place in the picture. Their order is
+not used, because released DTO-Humans has another one (near people that moved, far ones that moved, the others). People
+whose numbers cannot be used are counted and left out. Equal means equal bits. Differences are after minus before: z and
+height in metres, the scale as z after over z before. Both sides are in memory, about 0.5 kB per person.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +20,14 @@ import torch
 
 from dto_pipeline.data.people import People
 from dto_pipeline.evaluate.bodies import in_chunks
-from dto_pipeline.evaluate.matching import join_images, pairs_within, take_greedily
+from dto_pipeline.evaluate.matching import join_images, take_greedily
+from dto_pipeline.maths.person_matching import pairs_within
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.status import PersonStatus
 from dto_pipeline.terminal import align
 
 SAME_POSE = 1e-4  # largest difference of an angle of the same pose [rad]; float32 keeps 1e-6
-HALF_A_BODY = 0.85  # people nearer than this in the picture may be the same, at the nearer one's distance [m]
+HALF_A_BODY = 0.85  # people who are nearer to each other in the picture may be the same, see `match_people` [m]
 _SAME_FOCAL = 1e-6  # relative; float32 keeps 6e-8
 _NAMED = 5  # images a list names
 _MEASURES = {
@@ -36,16 +38,6 @@ _MEASURES = {
 }
 
 
-@dataclass(frozen=True)
-class Side:
-    """One side of a comparison."""
-
-    title: str
-    people: People
-    # (N,) str of each image in labels of this project, which list images that are not accepted too, and give label rows
-    status: np.ndarray | None = None
-
-
 @dataclass
 class PeopleDiff:
     """Differences of two sides; see the module."""
@@ -53,15 +45,15 @@ class PeopleDiff:
     before: str
     after: str
     note: str  # how images were matched
-    heights: bool  # a body was named, so heights are known
-    whole: bool = False  # both sides list all their images: one without a partner is a difference
+    heights: bool  # whether a body was named, so that heights are known
+    whole: bool = False  # whether both sides list all their images, so that one without a partner is a difference
     images: int = 0  # of both sides
     images_only: dict[str, int] = field(default_factory=dict)  # side -> images the other lacks
     accepted: dict[str, int] = field(default_factory=dict)  # both, before, after: images accepted there
     images_apart: list[str] = field(default_factory=list)  # the first images that one side alone has or accepts
     image_changes: Counter[str] = field(default_factory=Counter)  # "before -> after" of the status of common images
     people: int = 0  # matched
-    by_place: int = 0  # of these, matched by their place in the picture, their poses differ
+    by_place: int = 0  # of these, matched by their place in the picture: their poses differ
     different: int = 0  # matched people of whom a number or the status differs
     other_cameras: int = 0  # matched people whose focal lengths differ
     status_changes: Counter[str] = field(default_factory=Counter)  # "before -> after" of matched people
@@ -129,30 +121,37 @@ class PeopleDiff:
         return "\n".join([*lines, "equal" if self.equal else "different"])
 
 
-def diff_people(before: Side, after: Side, body: BodyModel | None = None, worst: int = 10) -> PeopleDiff:
+def diff_people(
+    before: People,
+    after: People,
+    statuses: Sequence[np.ndarray] = (),
+    body: BodyModel | None = None,
+    worst: int = 10,
+) -> PeopleDiff:
     """Compare two sides.
 
     Args:
-        before, after: the sides.
+        before, after: the sides, called by their `source`.
+        statuses: (N,) str of the images of either side, if both are labels of this project, which also list images
+            that are not accepted, and give label rows.
         body: model that heights are measured on; None = heights are not compared.
-        worst: persons that are named, those furthest apart.
+        worst: how many people are named, those furthest apart first.
 
     Raises:
         ImageJoinError: no image in common.
     """
-    join = join_images(before.people.images, after.people.images)
-    diff = PeopleDiff(before.title, after.title, join.note, body is not None)
+    join = join_images(before.images, after.images)
+    diff = PeopleDiff(before.source, after.source, join.note, body is not None, whole=len(statuses) == 2)
     common = np.flatnonzero(join.true >= 0)
     diff.images = common.size
-    if before.status is not None and after.status is not None:
-        diff.whole = True
-        diff.image_changes = _changes(before.status[common], after.status[join.true[common]])
-    accepted = before.people.accepted[common] & after.people.accepted[join.true[common]]
+    if diff.whole:
+        diff.image_changes = _changes(statuses[0][common], statuses[1][join.true[common]])
+    accepted = before.accepted[common] & after.accepted[join.true[common]]
     diff.accepted["both"] = int(accepted.sum())
     crowds = []  # usable people of common images, the images they are in as numbered before, places in their images
     for side, people, other, partner, number in (
-        ("before", before.people, after.people, join.true, np.arange(len(join.true))),
-        ("after", after.people, before.people, join.found, join.found),
+        ("before", before, after, join.true, np.arange(len(join.true))),
+        ("after", after, before, join.found, join.found),
     ):
         alone = partner < 0
         apart = people.accepted & (alone | ~other.accepted[partner])
@@ -186,7 +185,7 @@ def _person(people: People, position: np.ndarray, person: int) -> str:
 
 
 def _changes(before: np.ndarray, after: np.ndarray) -> Counter[str]:
-    """How often each word became another one, as "before -> after"."""
+    """How often each status became another one, as "before -> after"."""
     changed = before != after
     return Counter(f"{old} -> {new}" for old, new in zip(before[changed], after[changed], strict=True))
 
@@ -211,7 +210,11 @@ def _measure(diff: PeopleDiff, before: People, after: People, body: BodyModel | 
         "apart": np.linalg.norm(places[1] - places[0], axis=1),
     }
     if body is not None:
-        diff.values["dheight"] = _height_change(before.betas, after.betas, body)
+        change = diff.values["dheight"] = np.zeros(before.num_people)
+        rows = np.flatnonzero((before.betas != after.betas).any(axis=1))  # equal shapes have equal heights
+        for some in (rows[part] for part in in_chunks(rows.size)):
+            old, new = (body.rest_height(torch.from_numpy(side.betas[some])).numpy() for side in (before, after))
+            change[some] = new - old
     diff.values = {name: values.astype(np.float32) for name, values in diff.values.items()}
 
 
@@ -223,7 +226,7 @@ def match_people(
     Args:
         first, second: usable people of each side.
         image, other_image: (n,), (m,) int, the images they are in.
-        rows: both sides give label rows: of people of one pose those of the same row are the same.
+        rows: both sides give label rows; of people with the same pose, those of the same row are the same.
 
     Returns:
         Positions of matched people on both sides, and whether they have the same pose.
@@ -236,7 +239,7 @@ def match_people(
     one, two = left[same], right[same]
     shape = np.abs(first.betas[one] - second.betas[two])
     place = np.linalg.norm(first.transl[one] - second.transl[two], axis=1)
-    # a placed person keeps the shape except its size: coefficients 0 and 10 and the place decide last
+    # placing changes only coefficient 0 or 10 of the shape, and the place: they decide last
     cost = shape[:, 1:10].sum(axis=1) + 1e-3 * (shape[:, 0] + shape[:, 10] + place)
     if rows:
         cost[(first.row[one] == second.row[two]) & (first.row[one] >= 0)] = 0
@@ -245,7 +248,8 @@ def match_people(
     free = ~np.isin(left, one) & ~np.isin(right, two)
     left, right = left[free], right[free]
     places = first.transl[left], second.transl[right]
-    rays = [side[:, :2] / side[:, 2:] for side in places]  # how far apart in the picture, at the nearer one's distance:
+    rays = [side[:, :2] / side[:, 2:] for side in places]
+    # distance in the picture, as a length at the nearer person's depth
     gap = np.linalg.norm(rays[0] - rays[1], axis=1) * np.minimum(*(side[:, 2] for side in places))
     near = gap <= HALF_A_BODY
     left, right = left[near], right[near]
@@ -254,14 +258,3 @@ def match_people(
     order = np.argsort(pairs[0], kind="stable")
     alike = np.concatenate([np.ones(one.size, bool), np.zeros(chosen.size, bool)])
     return pairs[0][order], pairs[1][order], alike[order]
-
-
-def _height_change(before: np.ndarray, after: np.ndarray, body: BodyModel) -> np.ndarray:
-    """(n,) height after minus before [m]; equal shapes have equal heights."""
-    change = np.zeros(len(before))
-    rows = np.flatnonzero((before != after).any(axis=1))
-    for some in in_chunks(rows.size):
-        sides = (torch.from_numpy(np.ascontiguousarray(side[rows[some]])) for side in (after, before))
-        heights = [body.rest_height(side).numpy() for side in sides]
-        change[rows[some]] = heights[0] - heights[1]
-    return change

@@ -1,9 +1,9 @@
 """Measure placed people against a known truth: distances, distances between people, their order, heights.
 
-z is that of the translation, which the optimiser moves. Metres. Over the selected people, and over the pairs of
+z is the z of the translation, which the optimiser moves. Metres. Measured are the selected people, and the pairs of
 selected people of one image:
 
-* depth error: |z - true z| of the translation; relative depth error: the same divided by the true z;
+* depth error: |z - true z|; relative depth error: the same divided by the true z;
 * pair depth error: |(z_i - z_j) - (true z_i - true z_j)|;
 * ordinal accuracy: share of pairs whose relation (same within 0.2 m, nearer, farther) is right;
 * height error: |height - true height| in the rest pose.
@@ -19,8 +19,9 @@ import torch
 
 from dto_pipeline.data.people import People
 from dto_pipeline.evaluate.bodies import joints_of
-from dto_pipeline.evaluate.evaluation import RESAMPLES, Evaluation, EvaluationError, Measure, add_up, evaluate, mean_of
-from dto_pipeline.evaluate.matching import join_images, pairs_within
+from dto_pipeline.evaluate.evaluation import Evaluation, EvaluationError, Measure, add_up, mean_of
+from dto_pipeline.evaluate.matching import join_images
+from dto_pipeline.maths.person_matching import pairs_within
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.status import PLACED
 
@@ -38,7 +39,7 @@ MEASURES = (*PLACEMENT_MEASURES, Measure("mrpe", "MRPE", "mm", mean_of("root_gap
 
 @dataclass(frozen=True)
 class Placement:
-    """Where N people of one or more images are and how tall; arrays share the axis."""
+    """Where N people of one or more images are, and how tall they are."""
 
     z: np.ndarray  # (N,) z of the translation [m]
     height: np.ndarray  # (N,) in the rest pose [m]
@@ -57,7 +58,7 @@ def placement_sums(
     Args:
         found, truth: the same n people in the same order.
         image: (n,) int in 0 .. images - 1, equal for people of one image.
-        selected: (n,) bool, who takes part at all; None = everyone.
+        selected: (n,) bool, who is measured; None = everyone.
 
     Returns:
         name -> (images,) float64.
@@ -74,7 +75,7 @@ def placement_sums(
 
 
 def pair_sums(z: np.ndarray, true_z: np.ndarray, image: np.ndarray, images: int) -> dict[str, np.ndarray]:
-    """What each image adds of pairs of people: how many, how wrong the distance, how many in the right order."""
+    """What the pairs of each image add: their number, errors of their distances, how many are in the right order."""
     first, second = pairs_within(image, image)
     first, second = first[first < second], second[first < second]
     apart, true_apart = z[first] - z[second], true_z[first] - true_z[second]
@@ -90,13 +91,11 @@ def depth_relation(apart: np.ndarray) -> np.ndarray:
     return np.where(np.abs(apart) < SAME_DEPTH, 0, np.sign(apart)).astype(np.int64)
 
 
-def evaluate_synthetic(
-    placed: Mapping[str, People], truth: People, body: BodyModel, resamples: int = RESAMPLES, seed: int = 0
-) -> Evaluation:
+def evaluate_synthetic(placed: Mapping[str, People], truth: People, body: BodyModel) -> Evaluation:
     """Compare labels with the truth of a synthetic data set; people are the same by their label row.
 
     Args:
-        placed: what to call them -> labels of the same file (for example before and after a run).
+        placed: name of a column -> labels of the same file (for example before and after a run).
         truth: of the data set (`dto synth`), one row per label row.
         body: the model the labels belong to.
 
@@ -114,7 +113,7 @@ def evaluate_synthetic(
     partner = place[first.row]  # of each label row in the truth, -1 = it has no such row (added by a detector)
     usable = np.all([people.usable for people in placed.values()], axis=0)
     size = truth.betas.sum(axis=1) if truth.height is None else truth.height
-    # of people of another body only place and height are known
+    # of people of another body model only place and height are known
     sound = np.isfinite([*truth.transl.T, size]).all(axis=0) & (truth.transl[:, 2] > 0)
     known, measured = partner >= 0, np.append(sound, False)[partner]
     both = np.flatnonzero(measured & usable)
@@ -148,8 +147,8 @@ def evaluate_synthetic(
         "compared with nobody, as their truth cannot be used": int((usable & known & ~measured).sum()),
         "moved": int(np.isin(first.status, PLACED).sum()),
     }
-    title, notes, sha256 = f"{first.source} against {truth.source}", (join.note, *first.problems[:5]), body.sha256
-    return evaluate(title, truth.images, MEASURES, columns, counts, notes, resamples, seed, body_sha256=sha256)
+    title, notes = f"{first.source} against {truth.source}", (join.note, *first.problems[:5])
+    return Evaluation(title, truth.images, MEASURES, columns, counts, notes, {"body_sha256": body.sha256})
 
 
 def _placed(people: People, body: BodyModel) -> tuple[Placement, np.ndarray]:

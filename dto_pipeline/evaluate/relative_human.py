@@ -1,9 +1,9 @@
 """RelativeHuman's metrics: ordinal depth (PCDR at 0.2 m, all and by age), mPCKh at 0.6, precision, recall and F1.
 
-`evaluate_relative_human` takes arrays, `evaluate_rh` bodies of any file, where a predicted person that cannot be used
-(not finite, behind the camera) counts as predicted and matches nobody. Mode `reference` equals the published metric,
-faults included (it fails if no person is missed; here the status says so). Mode `corrected` is the same metric
-with the six corrections of docs/evaluation.md. Positions in pixels, z in metres.
+`evaluate_relative_human` takes arrays, `evaluate_rh` the bodies of any file; there a predicted person that cannot be
+used (not finite, behind the camera) counts as predicted and matches nobody. Mode `reference` equals the published
+metric with its faults. (The published code fails if nobody is missed; here the status says so.) Mode `corrected` is the
+same metric with the six corrections of docs/evaluation.md. Positions in pixels, z in metres.
 
 PCDR is from Sun et al., "Putting People in their Place" (RelativeHuman); mPCKh counts joints within 0.143 of the
 diagonal of a person's visible box, 0.6 of a head.
@@ -21,43 +21,35 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.people import People
 from dto_pipeline.data.sources.relative_human import AGES, EVALUATED_JOINTS, UNKNOWN, Annotation, evaluated_joints
 from dto_pipeline.evaluate.evaluation import (
-    RESAMPLES,
     Evaluation,
     EvaluationError,
     Measure,
     Statistic,
     Sums,
-    evaluate,
     mean_of,
     ratio,
 )
-from dto_pipeline.evaluate.matching import (
-    box_iou,
-    by_image,
-    join_images,
-    joint_boxes,
-    match_pairs,
-    pair_distance,
-)
+from dto_pipeline.evaluate.matching import by_image, join_images, match_pairs, pair_distance
 from dto_pipeline.maths.camera import project
+from dto_pipeline.maths.person_matching import box_iou, joint_boxes
 from dto_pipeline.models.body import BodyModel
 
 MODES = ("reference", "corrected")
 GROUPS = ("all", *AGES)  # people of unknown age count in `all` only
 RELATIONS = ("same", "nearer", "farther")  # of the later person of a pair, seen from the earlier one
 DEPTH_MARGIN = np.float32(0.2)  # same layer: closer than this; else farther apart than this [m]
-MISSED_WEIGHT = 0.3  # pairs that a missed person costs
+MISSED_WEIGHT = 0.3  # a missed person counts as so many wrong pairs
 PCK_FRACTION = np.float32(0.143)  # of the diagonal of the visible box
 MIN_IOU = 0.05  # boxes overlapping less cannot belong to one person
 EXTRA_HEAD_TOP, EXTRA_NECK = 3, 2  # rows of J_regressor_extra
-Z_GUARD = 1e-6  # added to z before dividing, as recorded [m]
+Z_GUARD = 1e-6  # added to z before dividing, as in the recorded cases [m]
 
 
 @dataclass(frozen=True)
 class EvaluatedImage:
     """One image: its annotated people, and P predicted ones."""
 
-    name: str  # file name; decides between the two 19-joint layouts
+    name: str  # file name; its length decides between the two layouts of 19 joints
     annotations: tuple[Annotation, ...]
     keypoints: np.ndarray  # (P, 14, 2) [px], in the order of EVALUATED_JOINTS
     depth: np.ndarray  # (P,) z of the translation [m]
@@ -94,15 +86,15 @@ class RelativeHumanResult:
     mode: str
     matches: list[np.ndarray]  # of each image: (M, 2) int64 prediction and annotation, in the order found
     missed: list[np.ndarray]  # of each image: (K,) int64 annotations
-    sums: dict[str, np.ndarray]  # name -> (N,), that `MEASURES` and the counts are computed from
+    sums: dict[str, np.ndarray]  # name -> (N,); `MEASURES` and counts are computed from them
 
     def count(self, name: str) -> int:
         """Sum over images."""
         return int(np.sum(self.sums.get(name, 0)))
 
     def share(self, key: str) -> float | None:
-        """One of `MEASURES` as a fraction; precision, recall and F1 are not rounded, as the published tool does. None =
-        undefined (nothing to divide by)."""
+        """One of `MEASURES` as a fraction, None = nothing to divide by; the published tool rounds precision, recall and
+        F1, this does not."""
         if not self.sums:
             return None
         pooled = {name: values.sum() for name, values in self.sums.items()}
@@ -170,8 +162,8 @@ def _count_image(image: EvaluatedImage, mode: str) -> tuple[np.ndarray, np.ndarr
 
 
 def _select_people(image: EvaluatedImage, mode: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The A annotated people that take part: (A,) int64 annotation whose layer and age are read, (A, 14, 2) float32
-    joints [px], (A, 14) bool visible. In `reference` dropped people still shift the first in predicted images."""
+    """The A annotated people that are evaluated: (A,) int64 annotation whose layer and age are read, (A, 14, 2) float32
+    joints [px], (A, 14) bool visible. In `reference`, people who are dropped still shift the first of these."""
     index = np.array([i for i, a in enumerate(image.annotations) if a.kp2d is not None], dtype=np.int64)
     read = [evaluated_joints(image.annotations[i].kp2d, image.name) for i in index]
     joints = np.array([one for one, _ in read], np.float32).reshape(-1, len(EVALUATED_JOINTS), 2)
@@ -183,7 +175,7 @@ def _select_people(image: EvaluatedImage, mode: str) -> tuple[np.ndarray, np.nda
 
 
 def _pair_overlaps(keypoints: np.ndarray, joints: np.ndarray, visible: np.ndarray, mode: str) -> np.ndarray:
-    """(P, A) bool: the joint boxes of a pair overlap enough to be one person. Joints that are not finite never do."""
+    """(P, A) bool: the joint boxes of a pair overlap enough to be one person; never where a joint is not finite."""
     boxes = joint_boxes(keypoints, np.ones(keypoints.shape[:2], bool))[:, None]
     if mode == "reference":
         return box_iou(boxes, joint_boxes(joints), border=1.0) >= MIN_IOU
@@ -207,7 +199,7 @@ def _count_pairs(depth_id: np.ndarray, age: np.ndarray, z: np.ndarray) -> tuple[
 
 
 def _of_group(age: np.ndarray) -> np.ndarray:
-    """(5, n) bool: who of n people belongs to each of GROUPS."""
+    """(5, n) bool: which of n people belong to each of GROUPS."""
     return np.concatenate([np.ones((1, len(age)), bool), age == np.arange(len(AGES))[:, None]])
 
 
@@ -225,25 +217,26 @@ def _pckh(predicted: np.ndarray, joints: np.ndarray, visible: np.ndarray, mode: 
     return np.where(count >= 2, share, np.float32(-1.0))
 
 
-def project_bodies(bodies: dict[str, np.ndarray], body: BodyModel, regressor: np.ndarray) -> np.ndarray:
-    """The 14 evaluated joints of bodies in their images.
+def project_bodies(
+    bodies: Sequence[np.ndarray], intrinsics: np.ndarray, body: BodyModel, regressor: np.ndarray
+) -> np.ndarray:
+    """The 14 evaluated joints of Q bodies in their images.
 
     Args:
-        bodies: `pose` (Q, 72), `betas` (Q, 10 or 11), `trans` (Q, 3) [m], `K` (Q, 3, 3) [px].
+        bodies: pose (Q, 72), betas (Q, 10 or 11), transl (Q, 3) [m]; intrinsics: (Q, 3, 3) float32 [px].
         regressor: (9, V) J_regressor_extra.
 
     Returns:
         (Q, 14, 2) float32 [px].
     """
-    pose, transl, intrinsics = (torch.as_tensor(bodies[key]) for key in ("pose", "trans", "K"))
-    betas = torch.as_tensor(bodies["betas"])
+    pose, betas, transl, camera = (torch.from_numpy(np.asarray(values)) for values in (*bodies, intrinsics))
     betas = torch.nn.functional.pad(betas, (0, NUM_BETAS - betas.shape[-1]))
     if not len(pose):
         return np.zeros((0, len(EVALUATED_JOINTS), 2), dtype=np.float32)
     rows = torch.as_tensor(regressor[[EXTRA_HEAD_TOP, EXTRA_NECK]], dtype=pose.dtype)
     points = body.learnt_joints(pose, betas, transl, rows)
     points[..., 2] += Z_GUARD
-    return project(points, intrinsics[:, None]).numpy().astype(np.float32)
+    return project(points, camera[:, None]).numpy().astype(np.float32)
 
 
 def evaluate_rh(
@@ -252,8 +245,6 @@ def evaluate_rh(
     body: BodyModel,
     regressor: np.ndarray,
     mode: str,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Evaluation:
     """RelativeHuman's metric of predicted bodies, in one of `MODES`.
 
@@ -291,7 +282,7 @@ def evaluate_rh(
     status = "" if result.status == "ok" else f"status of the metric: {result.status}"
     title, notes = f"{people.source}, RelativeHuman in mode {mode}", (status, join.note, *people.problems[:5])
     settings = {"mode": mode, "body_sha256": body.sha256}
-    return evaluate(title, list(annotations), MEASURES, {mode: result.sums}, counts, notes, resamples, seed, **settings)
+    return Evaluation(title, list(annotations), MEASURES, {mode: result.sums}, counts, notes, settings)
 
 
 def _keypoints(people: People, body: BodyModel, regressor: np.ndarray) -> np.ndarray:
@@ -304,6 +295,6 @@ def _keypoints(people: People, body: BodyModel, regressor: np.ndarray) -> np.nda
         )
     points = np.full((people.num_people, len(EVALUATED_JOINTS), 2), np.nan, np.float32)
     kept = people.take(usable)
-    bodies = {"pose": kept.pose, "betas": kept.betas, "trans": kept.transl, "K": kept.intrinsics.astype(np.float32)}
-    points[usable] = project_bodies(bodies, body, regressor)
+    bodies, cameras = (kept.pose, kept.betas, kept.transl), kept.intrinsics.astype(np.float32)
+    points[usable] = project_bodies(bodies, cameras, body, regressor)
     return points

@@ -1,14 +1,14 @@
 """`dto bench`: milliseconds per image of every stage; with `--depth`, the depth network against the whole pipeline.
 
-Without `--depth` a plain loop over people is timed too, in the same process and in turn, so that the ratio holds on a
-busy machine; figures are medians over the repeats. The plain loop follows the definitions of `maths` and `models.body`
-one person and one image row at a time: bodies in single precision by matrix products, each drawn alone by the same
+Without `--depth` a plain loop over people is timed too, in the same process and in turns, so that the ratio holds on a
+busy machine; figures are medians over the repeats. The plain loop computes what `maths` and `models.body` define, one
+person and one image row at a time: bodies in single precision by matrix products, each drawn alone by the same
 rasteriser, then its evidence.
 
 With `--depth` the network alone is timed by CUDA events (on a CPU by the clock), with inputs that are on the device
-already. The whole way runs over at least `WINDOWS` windows of images, so that loading, network and optimiser overlap as
-in a long shard. The network's arithmetic (multiply-adds of all matrix products and convolutions, times two) is compared
-with the rate of one large matrix product on this device.
+already. The whole pipeline runs over at least `WINDOWS` windows of images, so that loading, network and optimiser
+overlap as in a long shard. The network's arithmetic (multiply-adds of all matrix products and convolutions, times two)
+is compared with the rate of one large matrix product on this device.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dto_pipeline.collate import collate_scenes, split_batch
 from dto_pipeline.config import STAND_IN_BODY, PipelineConfig
-from dto_pipeline.data.images import ImageFolder, read_image
+from dto_pipeline.data.images import ImageStore, read_image
 from dto_pipeline.data.labels import build_label_table, write_label_shard
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.scenes import SceneLoader
@@ -48,9 +48,9 @@ STAGES = ("read", "decode", "masks", "depth", "collate", "body", "rasterizer", "
 COMPARED = ("body", "rasterizer", "evidence")  # stages of the plain loop
 ENLARGED = 9  # times VGA on each side: 24.9 Mpx
 GOAL_MS = 18.0  # all but depth, one core, 640 x 480, 5 people
-WINDOWS = 16  # at least, of four network batches each
-GOAL_END_TO_END = 0.95  # of the network alone
-GOAL_PEAK = 0.45  # of the device, at ViT-L
+WINDOWS = 16  # least number of windows, of four network batches each
+GOAL_END_TO_END = 0.95  # images a second over those of the network alone
+GOAL_PEAK = 0.45  # share of the device's peak, with ViT-L
 _MATRIX = {"cpu": 1024, "cuda": 8192}  # side of the product that stands for the device's peak; bfloat16 on a GPU
 _IMAGES = f"images of {BENCH_SIZE[0]} x {BENCH_SIZE[1]}, {BENCH_PEOPLE} people each"
 Figures = dict[str, Any]
@@ -118,7 +118,7 @@ def _run_batched(manifest: Manifest, optimizer: SceneOptimizer, labels: Path) ->
     with clock("read"):
         rows = manifest.read_shard(0)
     depth = DepthFiles(Path(manifest.depth_root or ""))
-    loader = SceneLoader(ImageFolder(manifest.images_root), depth, config.evidence.render_max_side)
+    loader = SceneLoader(ImageStore(manifest.images_root), depth, config.evidence.render_max_side)
     scenes = loader.load(rows, clock=clock)
     placed, results = [], []
     at_once = size_on(config, "run.batch_images", optimizer.body.faces.is_cuda)
@@ -134,7 +134,7 @@ def _run_batched(manifest: Manifest, optimizer: SceneOptimizer, labels: Path) ->
 
 
 def _time_evidence(optimizer: SceneOptimizer, result: OptimizedScenes, factor: int) -> float:
-    """CPU milliseconds per Mpx of the evidence of a batch's first image, enlarged; the least of three."""
+    """CPU milliseconds per Mpx of the evidence of a batch's first image, enlarged by `factor`; the least of three."""
     first = torch.zeros(1, dtype=torch.int64, device=result.batch.disparity.device)
     batch, maps = result.batch.take(first), result.maps.take(first)
     disparity = batch.disparity.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
@@ -148,13 +148,13 @@ def _time_evidence(optimizer: SceneOptimizer, result: OptimizedScenes, factor: i
 
 
 class PlainBody:
-    """Bodies one by one in single precision: blend shapes, then skinning."""
+    """Computes bodies one by one in single precision: blend shapes, then skinning."""
 
     def __init__(self, body: BodyModel) -> None:
         self.body = body
         self._template = body._template.T.to(torch.float32)
-        self._blend = (body._blend * body._blend_scale[:, None]).view(len(body._blend), 3, -1).mT.flatten(1).float()
-        self._weights = (body._weights * body._weights_scale[:, None]).T.to(torch.float32)
+        self._blend = (body._blend.values * body._blend.scale[:, None]).unflatten(1, (3, -1)).mT.flatten(1).float()
+        self._weights = (body._weights.values * body._weights.scale[:, None]).T.to(torch.float32)
 
     def vertices(self, pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> torch.Tensor:
         """(V, 3) [m] of one person."""
@@ -251,11 +251,11 @@ def measure_people(
 
 
 def run_depth_bench(images: int, repeats: int, config: PipelineConfig) -> tuple[Figures, str]:
-    """Time the depth network alone and the whole way from files to labels, in turn.
+    """Time, in turns, the depth network alone and the whole pipeline from files to labels.
 
     Args:
         images: how many different ones of 640 x 480; they are repeated until `WINDOWS` windows are full.
-        repeats: of both, after one that warms up.
+        repeats: of both measurements, after one to warm up.
         config: `depth.model` is the network. A CPU gets one image at a time unless `depth.batch` differs, so that
             windows are of four images there.
 
@@ -317,8 +317,10 @@ def run_depth_bench(images: int, repeats: int, config: PipelineConfig) -> tuple[
 def _time_once(
     manifest: Manifest, config: PipelineConfig, body: BodyModel, perception: Perception, rounds: int
 ) -> dict[str, float]:
-    """Both ways once, over the manifest's images `rounds` times: seconds `alone`, `whole` and of each stage, and the
-    share of the whole in which the network is `busy`.
+    """Time network and pipeline once, over the manifest's images `rounds` times.
+
+    Returns seconds of the network `alone`, of the `whole` pipeline and of each stage, and the share of the whole in
+    which the network is `busy`.
     """
     assert perception.depth is not None
     root = Path(manifest.images_root)
@@ -391,7 +393,7 @@ def place_shard(
     """The first shard of a manifest, so many times over, as a worker does it, with the networks of `perception`."""
     rows = manifest.read_shard(0)
     rows = rows.take(list(range(rows.num_rows)) * rounds)
-    images = ImageFolder(Path(manifest.images_root))
+    images = ImageStore(Path(manifest.images_root))
     return ScenePlacer(SceneOptimizer(body, config), config, images, None, perception).place(rows, clock)
 
 

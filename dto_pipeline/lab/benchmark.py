@@ -1,14 +1,13 @@
 """The synthetic benchmark: labels, height prior and both solvers on every difficulty, and parts of them switched off.
 
-Measures in memory the scenes that `dto synth` writes and makes a page of markdown, which docs/evaluation.md explains.
-Parts are switched off by options of the config, so that an ablation runs the code of a run. Metres.
+Measures, in memory, the scenes that `dto synth` writes, and makes a markdown page, which docs/evaluation.md explains.
+Parts are switched off by options of the config, so that an ablation uses the code of a run. Metres.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,8 @@ from scipy.stats import spearmanr
 
 from dto_pipeline.config import STAND_IN_BODY, PipelineConfig, config_from_dict
 from dto_pipeline.config_tree import describe_difference, read_tree
-from dto_pipeline.data.files import write_bytes_atomic, write_json_atomic
 from dto_pipeline.errors import DtoError
-from dto_pipeline.evaluate.evaluation import RESAMPLES, Estimate, Measure, Statistic, Sums, estimate, show
+from dto_pipeline.evaluate.evaluation import RESAMPLES, Estimate, Measure, Sums, estimate, plain, ratio, show
 from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES
 from dto_pipeline.lab.difficulty import DIFFICULTIES, choose_difficulty
 from dto_pipeline.lab.foreign_bodies import load_anny
@@ -42,10 +40,10 @@ from dto_pipeline.lab.solver_outcomes import (
     read_recorded,
 )
 from dto_pipeline.maths.crowd_solver import interval_halfwidth
-from dto_pipeline.models.body import BodyModel, load_body
+from dto_pipeline.models.body import load_body
 from dto_pipeline.terminal import markdown
 
-TUNING_SEEDS = (1, 2, 11, 12, 31, 32)  # of the joint solver's numbers
+TUNING_SEEDS = (1, 2, 11, 12, 31, 32)  # of the crowds on which the joint solver's constants were chosen
 POOLED, OWN, RECORDED = "all difficulties", "our own", "recorded images"
 # Our bodies, and errors of the kinds that `joint` models, see docs/evaluation.md.
 OWN_DIFFICULTIES = (
@@ -92,7 +90,7 @@ class BenchmarkSettings:
     heights: str = "independent"  # or "priors", see `difficulty.Difficulty`
     difficulties: tuple[str, ...] = ()  # names; () = all
     ablation: bool = True
-    recorded: Path | None = None  # folder of recorded images to add, as tests/golden
+    recorded: Path | None = None  # folder of recorded images that are measured too, such as tests/golden
     resamples: int = RESAMPLES
 
     def __post_init__(self) -> None:
@@ -135,29 +133,18 @@ class BenchmarkReport:
         return {
             "command": self.settings.command,
             "config_changes": list(self.changes),
-            "difficulties": _plain(self.figures),
-            "ablation_changes": _plain(self.ablation),
+            "difficulties": plain(self.figures),
+            "ablation_changes": plain(self.ablation),
         }
 
 
-def run_benchmark(
-    out: Path, settings: BenchmarkSettings, config: PipelineConfig | None = None, body: BodyModel | None = None
-) -> BenchmarkReport:
-    """Measure (see `measure`), then write benchmark.md and benchmark.json into `out`."""
-    config = config or PipelineConfig()
-    body = body or load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis)
-    report = measure(settings, config, body)
-    write_bytes_atomic(out / "benchmark.md", as_page(report).encode())
-    write_json_atomic(out / "benchmark.json", report.to_json())
-    return report
-
-
-def measure(settings: BenchmarkSettings, config: PipelineConfig, body: BodyModel) -> BenchmarkReport:
-    """The numbers of a benchmark.
+def measure(settings: BenchmarkSettings, config: PipelineConfig) -> BenchmarkReport:
+    """The numbers of a benchmark; bodies and labels are of the config's body model, or of the stand-in.
 
     Raises:
         ConfigError: an unknown difficulty; AnnyMissing: a difficulty needs this package.
     """
+    body = load_body(config.body.model_path or STAND_IN_BODY, config.body.kid_axis)
     kinds = [choose_difficulty(name, (), settings.heights) for name in settings.names]  # all names are checked first
     if any(kind.bodies == "anny" for kind in kinds):
         load_anny()  # fails now if it is missing, not after the other difficulties
@@ -200,13 +187,12 @@ def override(config: PipelineConfig, text: str) -> PipelineConfig:
 
 def _figures(measured: Measured, draws: int) -> dict[str, Any]:
     """Numbers of people, errors by selection and method, behaviour by solver, intervals of `joint`, as in the JSON."""
-    statistics = {measure.key: measure.of for measure in MEASURES}
     inside = {name: float(values.sum()) for name, values in measured["joint", INTERVALS].items()}
     images = measured["joint", EXPECTED]
     known = np.isfinite(images["expected"])
     rank = spearmanr(images["expected"][known], images["error"][known]).statistic if known.sum() > 2 else np.nan
     errors = {
-        whom: {name: estimate(measured[name, whom], statistics, draws) for name in METHODS if (name, whom) in measured}
+        whom: {name: estimate(measured[name, whom], MEASURES, draws) for name in METHODS if (name, whom) in measured}
         for whom in SELECTIONS
     }
     behaviour = {}
@@ -215,7 +201,7 @@ def _figures(measured: Measured, draws: int) -> dict[str, Any]:
         behaviour[mode] = {
             "accepted_share": float(measured[mode, ACCEPTED[mode]]["persons"].sum()) / total["persons"],
             "shift_px": total["shift"] / total["persons"],
-            "kid_shift_px": _ratio(total["kid_shift"], total["kids"]),
+            "kid_shift_px": float(ratio(total["kid_shift"], total["kids"])),
             "cpu_ms_per_image": 1000 * total["seconds"] / total["images"],
         }
     return {
@@ -223,46 +209,34 @@ def _figures(measured: Measured, draws: int) -> dict[str, Any]:
         "errors": errors,
         "behaviour": behaviour,
         "intervals": {  # quantity -> level -> share of true values inside
-            what: {f"{level:.2f}": _ratio(inside[f"{what} {level:.2f}"], inside[what]) for level in LEVELS}
+            what: {f"{level:.2f}": float(ratio(inside[f"{what} {level:.2f}"], inside[what])) for level in LEVELS}
             for what in ("z", "pairs", "height")
         },
         "rank_correlation": float(rank),  # of expected and true error of images
     }
 
 
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else float("nan")
-
-
 def _ablation(measured: Measured, draws: int) -> dict[str, dict[str, Row]]:
-    """Solver -> switch -> how much each measure changes when the part is off, on the same drawn images."""
+    """Solver -> switch -> how much each measure changes when the part is off, in the same bootstrap samples."""
 
-    def change(measure: Measure) -> Statistic:
+    def change(measure: Measure) -> Measure:
         def side(sums: Sums, name: str) -> np.ndarray:
             return measure.of({key.removeprefix(name): v for key, v in sums.items() if key.startswith(name)})
 
-        return lambda sums: side(sums, "without ") - side(sums, "with ")
+        return replace(measure, of=lambda sums: side(sums, "without ") - side(sums, "with "))
 
-    statistics = {measure.key: change(measure) for measure in MEASURES}
+    measures_of_change = [change(measure) for measure in MEASURES]
     changes: dict[str, dict[str, Row]] = {mode: {} for mode in SOLVERS}
     for switch, (_, options) in SWITCHES.items():
         for mode in options:
             both = {f"with {name}": values for name, values in measured[mode, EVERYBODY].items()}
             both |= {f"without {name}": values for name, values in measured[mode, switch].items()}
-            changes[mode][switch] = estimate(both, statistics, draws)
+            changes[mode][switch] = estimate(both, measures_of_change, draws)
     return changes
 
 
-def _plain(found: Any) -> Any:
-    if dataclasses.is_dataclass(found):
-        found = vars(found)
-    if isinstance(found, Mapping):
-        return {key: _plain(value) for key, value in found.items()}
-    return None if isinstance(found, float) and not np.isfinite(found) else found
-
-
 def as_page(report: BenchmarkReport) -> str:
-    """What was run, the difficulties, every table."""
+    """The page in markdown."""
     settings, columns = report.settings, ["difficulty", "method", *_COLUMNS]
     head = [
         "# Synthetic benchmark",
@@ -311,7 +285,7 @@ def errors_section(report: BenchmarkReport) -> list[str]:
 
 
 def _solver_sections(report: BenchmarkReport) -> list[list[str]]:
-    """Intervals; shift in the image, and time."""
+    """The table of intervals, and that of shifts and times."""
     shares, behaviour = [], []
     for name, found in report.figures.items():
         inside = (" / ".join(_number(100 * share, 0) for share in one.values()) for one in found["intervals"].values())
@@ -351,7 +325,10 @@ def _ablation_section(ablation: Mapping[str, Mapping[str, Mapping[str, Row]]]) -
     for name, solvers in reversed(list(ablation.items())):  # everything together first
         changes = [(solver, switch, found) for solver, row in solvers.items() for switch, found in row.items()]
         for number, (solver, switch, found) in enumerate(changes):
-            cells = (_signed(found[one.key], one.digits) for one in MEASURES)
+            cells = []
+            for one in MEASURES:
+                value, low, high = (f"{x:+.{one.digits}f}" for x in vars(found[one.key]).values())
+                cells.append(f"{value} ({low} .. {high})")
             rows.append(["" if number else name, solver, switch, *cells])
     return _table("Ablation", "\n".join([text, "", *meanings]), ["difficulty", "solver", "off", *_COLUMNS], rows)
 
@@ -361,7 +338,7 @@ def _table(title: str, text: str, columns: Sequence[str], rows: Sequence[Sequenc
 
 
 def _rows(report: BenchmarkReport, whom: str) -> list[list[str]]:
-    """A line per difficulty and method; over everybody with the share that a solver accepts."""
+    """A line per difficulty and method; in the table over all people with the share that a solver accepts."""
     rows = []
     for name, figures in report.figures.items():
         title = f"{name} ({figures['people'][whom]} people)"
@@ -374,10 +351,6 @@ def _rows(report: BenchmarkReport, whom: str) -> list[list[str]]:
             rows.append(cells)
             title = ""
     return rows
-
-
-def _signed(found: Estimate, digits: int) -> str:
-    return f"{found.value:+.{digits}f} ({found.low:+.{digits}f} .. {found.high:+.{digits}f})"
 
 
 def _number(value: float, digits: int) -> str:

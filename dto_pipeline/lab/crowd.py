@@ -64,7 +64,7 @@ class View:
 
 @dataclass(frozen=True)
 class Layout:
-    """A way to fill a place with people."""
+    """How a place is filled with people."""
 
     name: str
     people: tuple[int, int]  # least and most
@@ -127,7 +127,7 @@ def _sample_view(layout: Layout, size: tuple[int, int], rng: np.random.Generator
     width, height = size
     focal = float(rng.uniform(*layout.focal)) * max(640, min(width, 700))
     eye_height = float(rng.uniform(1.35, 1.95))
-    # the ground at the nearest people should enter the image near its lower border
+    # the ground at the nearest people should be near the lower border of the image
     pitch = np.arctan2(eye_height, layout.near * 1.05) - np.arctan2(height / 2, focal)
     return View(width, height, focal, eye_height, float(np.clip(pitch, 0.02, 0.3)))
 
@@ -152,7 +152,7 @@ def _sample_people(count: int, young: float, rng: np.random.Generator) -> tuple[
 def _sample_places(
     layout: Layout, view: View, height: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ground positions (n, 2) [m] of the people who find room, and their indices (n,); the first two always do."""
+    """Ground positions (n, 2) [m] of the people for whom there is room, and their indices (n,); never less than two."""
     found: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # person -> place and box, see `_has_room`
     for person, tall in enumerate(height.tolist()):
         for attempt in range(_ATTEMPTS):
@@ -169,7 +169,7 @@ def _sample_places(
 
 
 def _has_room(view: View, place: np.ndarray, box: np.ndarray, others: list[tuple[np.ndarray, np.ndarray]]) -> bool:
-    """True if a person is in the picture, touches no other, and covers no other too much.
+    """True if a person is in the picture, touches nobody, and nobody is covered too much.
 
     Boxes: left, top, right, bottom [px] of standing people and their z [m]; `others`: place and box of each.
     """
@@ -181,7 +181,7 @@ def _has_room(view: View, place: np.ndarray, box: np.ndarray, others: list[tuple
     wide = np.minimum(right[:, None], right) - np.maximum(left[:, None], left)
     high = np.minimum(bottom[:, None], bottom) - np.maximum(top[:, None], top)
     shared = wide.clip(0) * high.clip(0) * (z[None, :] < z[:, None])
-    covered = shared.sum(axis=1) / ((right - left) * (bottom - top))  # overlaps counted twice
+    covered = shared.sum(axis=1) / ((right - left) * (bottom - top))  # what two people cover is counted twice
     return bool((covered <= _MOST_COVERED).all())
 
 
@@ -200,7 +200,7 @@ _POINTING: _Angles = {"shoulder": (0, -68, -16), "elbow": (0, -10, 0)}
 _STANDING_LEG: _Angles = {"hip": (0, 0, 4), "knee": (3, 0, 0)}
 _ON_KNEES: _Angles = {"shoulder": (-52, 0, -66), "elbow": (0, -22, 0)}
 
-# kind -> centre joints, left limb angles, right limb angles written as if they were left (mirrored when applied)
+# kind -> angles of centre joints, of left limbs, and of right limbs as if they were left ones (they are mirrored)
 _KINDS: dict[str, tuple[_Angles, _Angles, _Angles]] = {
     "stand": ({}, {**_HANGING, **_STANDING_LEG}, {**_HANGING, **_STANDING_LEG}),
     "relaxed": (

@@ -1,4 +1,4 @@
-"""Synthetic crowds as files in the public formats, with their truth: data sets of `dto synth`, of the demo, of benches.
+"""Synthetic crowds as files in the public formats, with their truth: for `dto synth`, the demo and the benches.
 
 Files of a data set of `dto synth` (the demo's marker and labels are `DEMO_PLACES`, its images have CameraHMR's names):
 
@@ -9,7 +9,7 @@ Files of a data set of `dto synth` (the demo's marker and labels are `DEMO_PLACE
     dataset.yaml                for `dto manifest build`
     truth.npz                   what is true, one row per label row (`TRUTH_COLUMNS`)
     README.md                   what it is, how it was made, how to evaluate
-    synth.json                  the marker: settings and counts; written last, exists = the data set is whole
+    synth.json                  the marker: settings and counts; written last: where it exists, the data set is whole
 
 Equal settings and body model give identical bytes. `dto eval benchmark` measures exactly the scenes of `dto synth`,
 whose depth maps show people, level ground and a backdrop 40 m away, not the painted scenery. Metres, pixels, camera
@@ -82,9 +82,9 @@ BREAKAGES = {
 FEWEST_IMAGES = 12  # smaller demos are left whole
 _KEPT_OF_TRUNCATED = 0.4  # of the bytes
 _WRONG_SIZE = 1.5  # camera of an image this many times as large
-BENCH_SEED, BENCH_SIZE, BENCH_PEOPLE = 2025, (640, 480), 5  # of the benches' pictures: one size [px], like crowds
+BENCH_SEED, BENCH_SIZE, BENCH_PEOPLE = 2025, (640, 480), 5  # of the benches: all pictures are alike [px]
 _SHARD_IMAGES = 32
-_BEGUN = ".unfinished"  # file in a folder whose data set is not complete
+_BEGUN = ".unfinished"  # this file lies in a folder whose data set is not complete
 _JPEG_QUALITY = 93
 
 Progress = Callable[[int, int], None]  # called with (images done, all images)
@@ -135,7 +135,7 @@ def write_synth(
         return person_rows(name, number, scene, size)
 
     if kind.bodies == "anny" and not (root / SYNTH_PLACES[0]).exists():
-        load_anny()  # where it is missing nothing shall be written
+        load_anny()  # fails before anything is written
 
     def pages(persons: int) -> dict[str, str]:
         return {"dataset.yaml": _dataset(kind, body), "README.md": _readme(kind, {**identity, "persons": persons})}
@@ -220,7 +220,7 @@ def _write_crowds(
 
 
 def encode_picture(picture: Picture) -> bytes:
-    """A picture as the JPEG that all synthetic data sets hold."""
+    """Encode a picture as JPEG, as all synthetic data sets do."""
     return simplejpeg.encode_jpeg(np.ascontiguousarray(picture.rgb), quality=_JPEG_QUALITY)
 
 
@@ -232,7 +232,7 @@ def write_map(folder: Path, name: str, values: np.ndarray) -> None:
 
 
 def write_scene(root: Path, scene: CrowdScene, number: int, broken: str = "") -> PersonRows:
-    """Write picture and depth map of image `number`, damaged as `broken` (of `BREAKAGES`) says; rows of its people."""
+    """Write picture and map of image `number`, damaged as `broken` (of `BREAKAGES`) says; the rows of its people."""
     name, jpeg, disparity = image_name(number), encode_picture(scene.picture), scene.depth[0]
     rows = person_rows(name, number, scene)
     rows.truth["broken"] = np.full(scene.crowd.num_people, broken)
@@ -299,7 +299,7 @@ def person_rows(
 
 
 def _write_people(root: Path, parts: Sequence[PersonRows], labels: str, sidecar: str) -> int:
-    """Write label file, sidecar and truth below `root`, row i of each the same person; how many there are."""
+    """Write label file, sidecar and truth below `root`; row i of each is the same person. Returns their number."""
     given, truth = (
         {name: np.concatenate([getattr(part, side)[name] for part in parts]) for name in getattr(parts[0], side)}
         for side in ("labels", "truth")
@@ -334,9 +334,9 @@ def read_truth(root: Path) -> dict[str, np.ndarray]:
 
 
 def build_true_pictures(data: Path, body: BodyModel) -> Iterator[tuple[str, Picture]]:
-    """Names and pictures of the unbroken images of a demo, with the true z, which its files do not hold.
+    """Names and pictures of a demo's unbroken images, drawn again (0.35 s each) because its files lack the true z.
 
-    Drawn again from the data set's seed (0.35 s each on one core); at scale 1 only.
+    Only for data sets of scale 1.
     """
     facts = json.loads((data / DEMO_PLACES[0]).read_text())
     for number in range(facts["images"]):
@@ -345,7 +345,7 @@ def build_true_pictures(data: Path, body: BodyModel) -> Iterator[tuple[str, Pict
 
 
 def bench_numbers(images: int) -> list[int]:
-    """Numbers of the first scenes of one image size and one number of people, as in the dataset (4.8 an image)."""
+    """Numbers of the first scenes of `BENCH_SIZE` with `BENCH_PEOPLE` people (the published data sets have 4.8)."""
     crowds = ((number, plan_crowd(BENCH_SEED, number)) for number in itertools.count())
     alike = (
         number
@@ -356,13 +356,13 @@ def bench_numbers(images: int) -> list[int]:
 
 
 def build_bench_data(root: Path, images: int, body: BodyModel) -> Manifest:
-    """Write so many scenes of the benches with labels, masks and depth, and their manifest of one shard."""
+    """Write the first scenes of the benches with labels, masks and depth, and their manifest of one shard."""
     numbers = enumerate(bench_numbers(images))
     return write_plain_data(root, [write_scene(root, CrowdScene(BENCH_SEED, one, body), new) for new, one in numbers])
 
 
 def write_plain_data(root: Path, parts: list[PersonRows]) -> Manifest:
-    """Label file, sidecar and manifest of scenes whose pictures and maps `write_scene` wrote."""
+    """Write label file, sidecar and manifest of scenes; `write_scene` wrote their pictures and maps."""
     _, labels, sidecar = DEMO_PLACES
     _write_people(root, parts, labels, sidecar)
     described: dict[str, Any] = {"name": "bench", "source": "camerahmr", "labels": labels, "sidecar": sidecar}

@@ -1,7 +1,7 @@
 """The demo: its data set, runs of both solvers, pictures, and a summary of errors against the truth.
 
-The depth network is measured too: its disparity is compared with the true z after one scale per picture, which is what
-the method leaves open (`depth = 1 / disparity`, an affine line to metres); the offset is not aligned. Metres.
+The depth network is measured too: its disparity is compared with the true z after one scale factor per picture, which
+the method fits as well (`depth = 1 / disparity`, a line to metres); the line's offset is not fitted. Metres.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PersonStatus
 from dto_pipeline.terminal import align
-from dto_pipeline.view.pages import People, draw_scene, save_png
+from dto_pipeline.view.pages import DrawnPeople, draw_scene, save_png
 
 DEPTH_MEASURES = {
     "pixel_error": "relative error of people's pixels in disparity, one scale per picture",
@@ -42,7 +42,7 @@ DEPTH_MEASURES = {
     "person_error_line": "the same after the best line per picture, as the method fits one",
     "order": "share of pairs more than 0.2 m apart that are in the right order",
 }
-_LEAST_PIXELS = 100  # of a person that counts
+_LEAST_PIXELS = 100  # people with fewer are not measured
 _PICTURES = 5  # scenes drawn as given and by both solvers
 _NETWORK = ["depth.source=model", "depth.model=demo", "depth.short_side=224", "depth.batch=4"]
 _FILES_ONLY = {"table": "depth maps written with the scenes; no depth network was run"}
@@ -69,7 +69,7 @@ def run_demo(out: Path, images: int, workers: int, network: bool, progress: Call
         dataset = load_dataset(str(files("dto_pipeline.assets") / "demo.yaml"), out / "data")
         print(build_manifest(dataset, manifest, progress=False).as_table())
     print(f"3  run with solver.mode paper -> {out / 'run'}")
-    failures = min(1.0, len(data.broken) / images)  # broken on purpose; a run of its own allows far fewer
+    failures = min(1.0, len(data.broken) / images)  # as many as are broken on purpose; the default allows far fewer
     options = [f"body.model_path={STAND_IN_BODY}", f"run.max_failed_images={failures}", *(_NETWORK if network else [])]
     config = load_config(None, [f"run.workers={workers}", *options])
     summary = run_pipeline(manifest, out / "run", config)
@@ -93,7 +93,7 @@ def run_demo(out: Path, images: int, workers: int, network: bool, progress: Call
 def _label(
     manifest: Path, folder: Path, config: PipelineConfig, solver: str, depth_root: Path | None = None
 ) -> list[PlacedScene]:
-    """The images of a run with one of the solvers, without Ray: its workers take longer to start than these images."""
+    """Run one solver and read its images; without Ray, whose workers take longer to start than these images need."""
     here = replace(config, solver=replace(config.solver, mode=solver), run=replace(config.run, workers=0))
     run_pipeline(manifest, folder, here, progress=False, depth_root=depth_root)
     return _read_run(folder)
@@ -104,7 +104,7 @@ def _read_run(folder: Path) -> list[PlacedScene]:
 
 
 def _draw(placed: Placed, truth: dict[str, np.ndarray], body: BodyModel, out: Path, depth: DepthConfig) -> list[str]:
-    """Draw the chosen scenes as labelled and as placed by each solver, with the depth map; the files below `out`."""
+    """Draw some scenes as labelled and as placed by each solver, with the depth map. Returns the files, below `out`."""
     written = []
     for place in choose_pictures(placed["paper"], _PICTURES):
         by_solver = {solver: items[place] for solver, items in placed.items()}
@@ -118,7 +118,7 @@ def _draw(placed: Placed, truth: dict[str, np.ndarray], body: BodyModel, out: Pa
         else:
             (seen,) = DepthNetwork(depth).estimate([image])
             scene.disparity = None if isinstance(seen, Exception) else seen
-        true_people = People(truth["pose"][rows], truth["betas"][rows], truth["transl"][rows])
+        true_people = DrawnPeople(truth["pose"][rows], truth["betas"][rows], truth["transl"][rows])
         written.append(f"pictures/{Path(scene.image_path).stem}.png")
         save_png(draw_scene(by_solver, body, true_people), out / written[-1])
         print(f"4  {out / written[-1]}")
@@ -128,7 +128,7 @@ def _draw(placed: Placed, truth: dict[str, np.ndarray], body: BodyModel, out: Pa
 def _compare_depth(
     out: Path, manifest: Path, config: PipelineConfig, placed: Placed, body: BodyModel
 ) -> dict[str, Any]:
-    """The depth network on the unbroken pictures, and their labels with it beside those with the true depth."""
+    """Errors of the depth network on the unbroken pictures, and of labels made with it and with the true depth."""
     print(f"5  the same with true depth -> {out / 'run-true-depth'}")
     pictures = dict(build_true_pictures(out / "data", body))
     for name, picture in pictures.items():
@@ -160,7 +160,7 @@ def score_demo(
     Args:
         placed: solver -> all images of its run, the same in each.
         truth: of `read_truth`, one row per label row; body: of the labels.
-        images: names of those that count, None = all.
+        images: names of the images that are scored, None = all.
     """
     kept = {
         name: [item for item in items if images is None or str(truth["image_name"][item.scene.source_row[0]]) in images]
@@ -174,7 +174,8 @@ def score_demo(
     selections = {EVERYBODY: finite & sound, f"moved by {solver}": first.moved}
     selections |= {f"accepted by {name}": finite & one.accepted for name, one in outcomes.items()}
 
-    def with_heights(found: Placement, betas: Iterable[np.ndarray]) -> Placement:  # not all of them are in the labels
+    # a label lacks its height where its person was not measured
+    def with_heights(found: Placement, betas: Iterable[np.ndarray]) -> Placement:
         return replace(found, height=rest_height(body, np.concatenate(list(betas))))
 
     placements = {"labels": with_heights(first.labels, (item.scene.betas for item in first.placed))}

@@ -1,9 +1,9 @@
 """Crowds of another body model, Anny, and labels fitted to their projected joints.
 
-Anny (PyPI `anny`, code Apache-2.0, data CC0) is a body model of all ages whose heights follow the WHO's growth charts:
-another mesh, another skeleton, other proportions than SMPL's. Labels are the stand-in body fitted to projected joints
-at an adult's height, as a single-person network errs. So shapes, heights and label errors do not come from the program
-under test. Metres, camera frame unless said; Anny's own frame is z up, facing -y, left at +x.
+Anny (PyPI `anny`, code Apache-2.0, data CC0) is a body model of all ages, with another mesh, skeleton and proportions
+than SMPL; its heights follow the WHO's growth charts. Labels are the stand-in body of an adult's height, fitted to
+projected joints, because single-person networks err in this way. So shapes, heights and label errors do not come from
+the program under test. Metres, camera frame unless said otherwise; Anny's own frame is z up, facing -y, left at +x.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _BONES = {
 _ENDS = {
     **{20: "wrist.L", 21: "wrist.R", 25: "eye.R", 26: "eye.L"},
     **{29: "toe1-2.L", 30: "toe5-2.L", 32: "toe1-2.R", 33: "toe5-2.R"},
-}  # of smplx's 45 joints, those that bend nothing
-_NOSE, _NECK, _SHOULDER = 24, 12, 16  # of the same
+}  # the same for those of smplx's 45 joints that do not bend
+_NOSE, _NECK, _SHOULDER = 24, 12, 16  # of smplx's 45 joints
 _SEEN = (1, 2, 4, 5, 7, 8, 12, 16, 17, 18, 19, 20, 21)  # joints whose projections a label is fitted to
 _TRAITS = ("height", "weight", "muscle", "proportions")
 _KEYPOINT_NOISE = 0.004  # of a projected joint, relative to the person's height in the image
 _POSE_GUESS = 0.15  # error of a network's first guess of every joint [rad]
-_POSE_WEIGHT = 2e-3  # of squared changes of the guess against squared errors, relative to the height in the image
+_POSE_WEIGHT = 2e-3  # of squared changes of the guess against squared errors relative to the height in the image
 _FIT_STEPS, _FIT_RATE = 120, 0.03
 
 
@@ -71,7 +71,7 @@ class AnnyModel:
 
 @lru_cache(maxsize=1)
 def load_anny() -> AnnyModel:
-    """Anny with its default shapes (about half a minute).
+    """Load Anny with its default shapes (about half a minute).
 
     Raises:
         AnnyMissing: it is not installed.
@@ -121,7 +121,7 @@ def build_foreign(crowd: Crowd, body: BodyModel, rng: np.random.Generator, sex: 
 @lru_cache(maxsize=1)
 @torch.no_grad()
 def measure_anny() -> Template:
-    """An adult of Anny, arms out, in the frame of SMPL's template; the nose is what stands out of the face."""
+    """An adult of Anny, arms out, in the frame of SMPL's template; its nose is the foremost vertex of the head."""
     anny = load_anny()
     heads = anny.model()["rest_bone_heads"].numpy()
     posed = anny.model(pose_parameters=_pose(anny, np.zeros((1, 24, 3)), heads))
@@ -172,7 +172,7 @@ def _pose(anny: AnnyModel, pose: np.ndarray, heads: np.ndarray) -> torch.Tensor:
 
 
 def _turn_onto(directions: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """(P, 3, 3) least rotations that bring directions (P, 3) onto a unit vector (3,), not its opposite."""
+    """(P, 3, 3) smallest rotations that turn directions (P, 3) to a unit vector (3,); not from its opposite."""
     unit = directions / np.linalg.norm(directions, axis=1, keepdims=True)
     axis = np.cross(unit, target)
     sine = np.linalg.norm(axis, axis=1, keepdims=True)
@@ -192,7 +192,7 @@ def _find_joints(anny: AnnyModel, heads: np.ndarray) -> np.ndarray:
 def _fit_labels(
     crowd: Crowd, joints: np.ndarray, height: np.ndarray, body: BodyModel, rng: np.random.Generator
 ) -> tuple[Labels, np.ndarray]:
-    """The stand-in body fitted to projections of joints (P, 45, 3); and (P, 3) its pelvis at true size [m]."""
+    """Fit the stand-in body to projections of joints (P, 45, 3). Returns labels, and (P, 3) pelves at true size [m]."""
     people, focal = crowd.num_people, crowd.view.focal
     wanted = LABEL_HEIGHT * np.exp(rng.normal(0.0, _LABEL_SPREAD, people))
     betas = solve_height(body, np.zeros((people, NUM_BETAS)), np.zeros(people, np.int64), wanted)

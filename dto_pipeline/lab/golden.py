@@ -39,7 +39,7 @@ class Case:
         return not (self.strict and self.failures)
 
     def run(self, check: Callable[[Case], None]) -> Case:
-        """Let `check` compare; an exception is a failure of this case and leaves the others alone."""
+        """Run `check` on this case; an exception is a failure of this case only."""
         try:
             check(self)
         except Exception as error:
@@ -47,7 +47,7 @@ class Case:
         return self
 
     def equal(self, what: str, found: object, recorded: object) -> None:
-        """Compare a decision."""
+        """Compare two values that must be equal."""
         if found != recorded:
             self.failures.append(f"{what}: {found} instead of {recorded}")
 
@@ -60,11 +60,11 @@ class Case:
         scale: Any = 1.0,
         names: Sequence[str] = (),
     ) -> None:
-        """Compare numbers of one shape, where NaN is equal to NaN; the largest error of a quantity is kept.
+        """Compare arrays of the same shape; NaN equals NaN. The largest error of each quantity is kept.
 
         Args:
-            limit: of the largest difference divided by `scale` (a number, or one per entry); 0 = equal, None = report
-                it only.
+            limit: tolerance of the largest difference over `scale` (a number, or one per entry); 0 = must be equal,
+                None = the error is reported only.
             names: of the entries of a vector, for the message.
         """
         found, recorded = np.asarray(found, np.float64), np.asarray(recorded, np.float64)
@@ -85,7 +85,7 @@ class Case:
 
 
 def sizes(recorded: Any, least: float) -> np.ndarray:
-    """Scale of relative errors: absolute values, smaller ones than `least` counted as `least`."""
+    """Scales of relative errors: absolute values, but never less than `least`."""
     return np.maximum(np.abs(np.nan_to_num(np.asarray(recorded, np.float64))), least)
 
 
@@ -99,7 +99,7 @@ def run_index(index: Path, check: Callable[[Path, dict[str, Any], Case], None]) 
 
 
 def read_index(path: Path) -> list[dict[str, Any]]:
-    """The cases an index lists, none if there is no index; a case without a name is called by its number.
+    """The cases that an index lists, none if there is no such file; a case without a name gets its number.
 
     Raises:
         GoldenFolderError: it cannot be read, or lists none.
@@ -137,7 +137,7 @@ class GoldenReport:
         return {"passed": self.passed, "families": {name: _summary(cases) for name, cases in self.results.items()}}
 
     def as_table(self) -> str:
-        """A line per family with cases, then a line per difference."""
+        """A line per family that has cases, then a line per difference."""
         lines = [f"{'family':<10} {'cases':>5} {'passed':>6} {'failed':>6} {'loose':>5}  worst errors and tolerances"]
         for family, cases in self.results.items():
             if cases:

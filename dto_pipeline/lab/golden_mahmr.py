@@ -1,7 +1,7 @@
 """Recorded numbers of the published Metric-Aware HMR: names of weights, augmented labels, evaluation.
 
 Reads any folder of that format (`state_dict.csv` with `golden/`, or the latter alone). Losses and network are compared
-in `golden_mahmr_network`. Files that are missing or cannot be read are failures, and so are arrays without a rule.
+in `golden_mahmr_network`. A file that is missing or cannot be read is a failure, and so is an array that no check uses.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _STAGES = {
 }
 LABEL_TOLERANCE = 2e-5  # of the largest value of an array
 EVAL_TOLERANCE = 1e-9  # of a recorded number
-_VERTEX_STEP = 2  # every second vertex stands for the body in the AGORA cases
+_VERTEX_STEP = 2  # the AGORA cases compare every second vertex
 
 
 def check_mahmr_cases(folder: Path) -> list[Case]:
@@ -63,7 +63,7 @@ def check_mahmr_cases(folder: Path) -> list[Case]:
         try:
             facts, arrays = json.loads((inner / f"{file}.json").read_text()), read_arrays(inner / f"{file}.npz")
             checks |= read(facts, arrays, inner, body) or {file: failing("lists no case")}
-        except Exception as error:  # leaves the cases of the other files alone
+        except Exception as error:  # does not concern the cases of other files
             checks[file] = failing(f"cannot be read: {type(error).__name__}: {error}")
     return [Case("mahmr", name).run(check) for name, check in checks.items()]
 
@@ -71,7 +71,7 @@ def check_mahmr_cases(folder: Path) -> list[Case]:
 def _each(
     kind: str, check: Callable[..., None], recorded: Mapping[str, Any], arrays: Arrays, *_: object
 ) -> dict[str, Check]:
-    """A case per entry of the JSON, and per name of arrays without one."""
+    """A case per entry of the JSON, and one per group of arrays without an entry."""
     cases: Mapping[str, Any] = recorded.get("cases", recorded)
     names = dict.fromkeys([*cases, *(key.partition("/")[0] for key in arrays)])
     return {
@@ -98,7 +98,7 @@ def _check_names(path: Path, stage: str, case: Case) -> None:
 
 
 def _check_augment(recorded: Mapping[str, Any], arrays: Arrays, case: Case, *, body: BodyModel) -> None:
-    """One image as a training sees it: which people remain, and all their labels."""
+    """One image as a training sees it: which people remain, and their labels."""
     (height, width), people = recorded["image_hw"], len(arrays["in_poses"])
     pose, betas, transl = _bring_before_camera(arrays, body)
     labels = replace(
@@ -133,7 +133,7 @@ def _check_augment(recorded: Mapping[str, Any], arrays: Arrays, case: Case, *, b
 
 
 def _bring_before_camera(arrays: Arrays, body: BodyModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pose (P, 72), betas (P, 11) and transl (P, 3), float32, of labels that stand in a world before their camera."""
+    """Pose (P, 72), betas (P, 11) and transl (P, 3), float32, in the camera frame, of labels in world coordinates."""
     betas = np.pad(arrays["in_betas"], ((0, 0), (0, 11 - arrays["in_betas"].shape[1]))).astype(np.float32)
     pose, rotation = arrays["in_poses"].astype(np.float32), arrays["in_cam_rot"].astype(np.float64)
     pelvis = body.joints(torch.zeros(len(pose), 72), torch.from_numpy(betas), torch.zeros(len(pose), 3))[:, 0].numpy()

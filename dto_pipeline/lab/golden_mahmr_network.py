@@ -30,7 +30,7 @@ from dto_pipeline.train.targets import Targets
 Arrays = Mapping[str, torch.Tensor]
 Check = Callable[[Case], None]
 LOSS_TOLERANCE = 2e-6  # of a recorded term
-_LEAST_TERM = 1e-4  # smaller terms are compared as if they were this large: single precision
+_LEAST_TERM = 1e-4  # smaller terms are compared as if they were this large, because of single precision
 TOLERANCE = 1e-4  # of the largest value of an array; of a term or gradient through the whole network
 LEAST_GRADIENT = 1e-2  # norms below this are not compared
 GREY_LEVELS = 1  # of resized pixels
@@ -48,7 +48,7 @@ def failing(text: str) -> Check:
 
 
 def take_group(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-    """The arrays ``name/...`` by their own names."""
+    """The arrays ``name/...``, by what follows the slash."""
     return {key.removeprefix(f"{name}/"): values for key, values in arrays.items() if key.startswith(f"{name}/")}
 
 
@@ -76,7 +76,7 @@ def compare_arrays(
 
 
 def check_loss_case(recorded: Mapping[str, Any], arrays: Mapping[str, np.ndarray], case: Case) -> None:
-    """Assignments of all layers, every term, the total."""
+    """Compare the assignments of all layers, every loss term and the total."""
     tensors = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in arrays.items()}
     targets, known = _targets(tensors, recorded), None
     if groups := int(recorded.get("dn_groups", 0)):
@@ -95,7 +95,7 @@ def _compare_losses(
     tolerance: float,
     known: Known | None = None,
 ) -> Losses:
-    """Weights by published name; terms that are not named weigh nothing. Recorded terms: value and weight."""
+    """Compare losses; `weights` by published name, 0 for other terms. Recorded of each term: value and weight."""
     if unknown := sorted(set(weights) - set(WEIGHTS)):
         raise ValueError(f"no loss of this name: {', '.join(unknown)}")
     options = {option: float(weights.get(name, 0.0)) for name, option in WEIGHTS.items()}
@@ -163,7 +163,7 @@ def _targets(arrays: Arrays, facts: Mapping[str, Any]) -> Targets:
 
 
 def _on_axis(z: torch.Tensor) -> torch.Tensor:
-    """(..., 3) points this far on the camera's axis."""
+    """(..., 3) points on the camera's axis, at these distances."""
     return torch.stack([torch.zeros_like(z), torch.zeros_like(z), z], dim=-1)
 
 
@@ -192,7 +192,7 @@ class Recording:
     body: BodyModel
 
     def group(self, name: str) -> dict[str, torch.Tensor]:
-        """The arrays of a group by their own names."""
+        """The arrays of a group, see `take_group`."""
         if not (found := take_group(self.arrays, name)):
             raise ValueError("is not in network_cases.npz")
         return {key: torch.from_numpy(np.array(value)) for key, value in found.items()}
@@ -204,7 +204,7 @@ class Recording:
         return [torch.from_numpy(self.arrays[f"image_{number}"]).permute(2, 0, 1) for number in numbers]
 
     def network(self, limits: Mapping[str, float] | None = None, **other: Any) -> MeshNetwork:
-        """The recorded network, with other options of `ModelConfig`; `limits`: other thresholds of tokens."""
+        """The recorded network, with other options of `ModelConfig`, and with other `limits` (thresholds of tokens)."""
         recorded, config = self.facts["config"], self.released.config
         model = replace(config.model, heads=recorded["decoder"]["heads"], as_published=True, **other)
         network = make_network(replace(config, model=model))
@@ -225,7 +225,7 @@ class Recording:
 def read_network_cases(
     facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray], folder: Path, body: BodyModel
 ) -> dict[str, Check]:
-    """A case per group of the files, and per group that they should have."""
+    """A case per group of arrays, also for groups that are missing."""
     path = folder / "tiny_checkpoint.safetensors"
     released = read_released(load_file(path), path, facts["config"]["encoder"]["num_heads"])
     record = Recording(facts, arrays, released, body)
@@ -333,7 +333,7 @@ def _check_step(record: Recording, case: Case) -> None:
 
 
 def _check_preprocess(record: Recording, case: Case) -> None:
-    """Originals resized to S; pixels may differ by a grey level."""
+    """Compare pictures resized to the network's side; pixels may differ by one grey level."""
     recorded, side = record.group("preprocess"), record.facts["config"]["input_size"]
     images = {name: values.numpy() for name, values in recorded.items()} | dict(record.arrays)
     for name in [name for name in images if "original" in name and "/" not in name]:
@@ -344,7 +344,7 @@ def _check_preprocess(record: Recording, case: Case) -> None:
 
 
 def _outputs(found: Predictions, images: int, body: BodyModel) -> dict[str, torch.Tensor]:
-    """Every quantity a group may hold, of the last layer."""
+    """All quantities that a group may hold, of the last layer."""
     assert found.cells is not None
     last = ("confs", "boxes", "poses", "betas", "transl", "depths", "j3ds", "j2ds")
     betas = torch.nn.functional.pad(found.betas[-1], (0, 11 - found.betas.shape[-1]))

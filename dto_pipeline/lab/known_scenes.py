@@ -1,6 +1,6 @@
-"""Synthetic images with known truth: their parts, and the errors that networks make of them.
+"""Synthetic images with known truth.
 
-Depth maps, masks and keypoints are the truth with errors of the kinds that networks make. Metres, pixels.
+Their depth maps, masks and keypoints are the truth with errors of the kinds that networks make. Metres, pixels.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ from dto_pipeline.scene import Scene
 DISPARITY_SCALE = (380.0, 620.0)  # a of disparity = a / z + b; with b = 0 it is the alpha a fit should find [m]
 _MASK_WOBBLE = 0.9  # how far mask borders stray [px]
 _OPENPOSE_JOINTS = (24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, *range(25, 35))  # of smplx's 45, BODY_25 order
-NUM_KEYPOINTS = 44  # 25 of BODY_25 and the 19 of `SMPL_to_J19`
-_J19_IN_TREE = (8, 5, 2, 1, 4, 7, 21, 19, 17, 16, 18, 20, 12)  # the first of `SMPL_to_J19`, among smplx's joints
+NUM_KEYPOINTS = 44  # the 25 of BODY_25 and the 19 of `SMPL_to_J19`
+_J19_IN_TREE = (8, 5, 2, 1, 4, 7, 21, 19, 17, 16, 18, 20, 12)  # smplx's joints for the first of `SMPL_to_J19`
 _J19_PELVIS = 14
 _HIDDEN_BEHIND = 0.12  # a joint this far behind what the picture shows is hidden [m]
 _KEYPOINT_NOISE = 0.004  # of a keypoint, relative to the person's height in the image
 DEMO_DEPTH = Difficulty("demo", "depth maps of the demo", blur=1.2)
 _DEMO_OFFSET, _DEMO_LARGEST_ERROR = (-1.0, 1.0), 0.15  # range of b of disparity = a / z + b; of one person's disparity
 IMAGE_SCALE = 0.75  # of the demo's image sizes: 480 x 360 instead of 640 x 480
-_FARTHEST = 40.0  # of the backdrop [m]
-_OFFSET_AT = 6.0  # distance whose disparity an offset is measured in [m]
-_GROWN = 1.7  # height of people whose depth has no such error [m]
-_SMOOTH_PARTS = 10  # of the shorter side of a map: how far a smooth error reaches
+_FARTHEST = 40.0  # distance of the backdrop [m]
+_OFFSET_AT = 6.0  # an offset is given as a share of the disparity at this distance [m]
+_GROWN = 1.7  # height of people whose depth has no error of size [m]
+_SMOOTH_PARTS = 10  # a smooth error extends over the shorter side of the map divided by this
 _WRONG_SIZE = (0.75, 1.35)  # range of the factor on size and distance of a label that is grossly wrong
-_WRONG_POSE = 0.25  # of every joint of such a label [rad]
+_WRONG_POSE = 0.25  # error of every joint of such a label [rad]
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,10 @@ class KnownScene:
 
 @dataclass(frozen=True, eq=False)
 class CrowdScene:
-    """An image of the demo with P people and its truth; the depth map sees the painted scenery, masks are disjoint.
+    """An image of the demo with P people and its truth. Its depth map shows the painted scenery; masks are disjoint.
 
-    Every part is made at its first use from a random stream of its own: equal arguments give equal parts in any order.
+    Every part is made at its first use, from a random stream of its own. So equal arguments give equal parts, whatever
+    the order in which they are used.
     """
 
     seed: int
@@ -138,7 +139,7 @@ class CrowdScene:
 
 @dataclass(frozen=True, eq=False)
 class SynthScene(CrowdScene):
-    """An image of a difficulty of `dto synth`; difficulties share crowds."""
+    """An image of a difficulty of `dto synth`; all difficulties use the same crowds."""
 
     kind: Difficulty
 
@@ -149,7 +150,7 @@ class SynthScene(CrowdScene):
 
     @cached_property
     def crowd(self) -> Crowd:
-        """The demo's crowd of the next allowed layout, smaller, with other heights."""
+        """The demo's crowd of the next allowed layout, in a smaller picture and with other heights."""
         kind, allowed = self.kind, [place for place, layout in enumerate(LAYOUTS) if layout.name in self.kind.layouts]
         layout = allowed[self.number % len(allowed)]
         crowd = plan_crowd(self.seed, self.number // len(allowed) * len(LAYOUTS) + layout)
@@ -187,10 +188,10 @@ class SynthScene(CrowdScene):
         if kind.wrong_labels:
             labels = _spoil_labels(labels, kind.wrong_labels, self.body, self.stream("wrong"))
         transl, age = labels.transl.copy(), np.full_like(labels.age, np.nan)
-        transl[:, 2] *= self._shared_factor(kind.focal_error)  # same picture, distances stretched
+        transl[:, 2] *= self._shared_factor(kind.focal_error)  # the picture stays the same, distances are stretched
         if not kind.unknown_ages:
             rng = self.stream("spoil")
-            drawn = np.exp(rng.uniform(0.0, np.log(70.0), len(age)))  # of all ages, uniform in the logarithm
+            drawn = np.exp(rng.uniform(0.0, np.log(70.0), len(age)))  # any age, uniform in its logarithm
             age[:] = np.where(rng.random(len(age)) < kind.wrong_ages, drawn, labels.age)
         return replace(labels, transl=transl, age=age)
 
@@ -210,7 +211,7 @@ class SynthScene(CrowdScene):
 
     @cached_property
     def masks(self) -> np.ndarray:
-        """As of the demo, then grown by 0 to `leak` pixels each: they overlap, and hold what is not the person."""
+        """Those of the demo, each grown by 0 to `leak` pixels: they overlap, and cover what is not the person."""
         masks = super().masks
         reach = self.stream("spoil").integers(0, self.kind.leak + 1, len(masks)).tolist()
         return np.stack([maximum_filter(mask, 2 * far + 1) for mask, far in zip(masks, reach, strict=True)])
@@ -250,7 +251,7 @@ def _sexes(crowd: Crowd, rng: np.random.Generator) -> np.ndarray:
 
 
 def _spoil_labels(labels: Labels, share: float, body: BodyModel, rng: np.random.Generator) -> Labels:
-    """Labels with a share of people grossly wrong: another size, another distance, all joints turned."""
+    """Make the labels of a share of people grossly wrong: another size and distance, all joints turned."""
     people = len(labels.factor)
     chosen = rng.random(people) < share
     factor = np.where(chosen, np.exp(rng.uniform(np.log(_WRONG_SIZE[0]), np.log(_WRONG_SIZE[1]), people)), 1.0)
@@ -281,7 +282,7 @@ def _true_depth(view: View, truth: Bodies, faces: torch.Tensor) -> tuple[np.ndar
 def plain_scene(
     name: str, intrinsics: np.ndarray, betas: np.ndarray, masks: np.ndarray, disparity: np.ndarray, **people: Any
 ) -> Scene:
-    """A scene as read from files, of P people.
+    """A scene of P people, as if read from files.
 
     Args:
         name: subset/image; betas: (P, 10 or 11); masks: (P, H, W) bool; disparity: (H, W).
@@ -323,7 +324,7 @@ def observe_disparity(
         kind: sizes of its errors, in the network's published unit.
         z: (H, W) true distance along the camera axis [m]; person: (H, W) index of the person seen, -1 = no person.
         height: (P,) true heights [m]; line: a and b of disparity = a / z + b.
-        largest_error: where the relative error of one person's disparity stops.
+        largest_error: bound of the relative error of one person's disparity.
 
     Returns:
         (H, W) float64 disparity, larger is nearer, >= 0.
@@ -332,7 +333,7 @@ def observe_disparity(
     error[-1] = 0.0  # index -1 is the background
     tilt = rng.normal(0.0, kind.row_tilt) * (np.arange(len(z)) / len(z) - 0.5)
     noise = rng.normal(0.0, kind.pixel_noise, z.shape)
-    # errors that real networks have and the solver's noise law has not
+    # errors that real networks make, but that are not in the solver's noise model
     factor: np.ndarray | float = 1.0
     if kind.power != 1:
         factor = factor * (_OFFSET_AT / z) ** (kind.power - 1)
@@ -347,7 +348,7 @@ def observe_disparity(
 
 
 def observe_masks(person: np.ndarray, people: int, rng: np.random.Generator) -> np.ndarray:
-    """(P, H, W) bool, disjoint masks of the visible parts, their borders a little off.
+    """(P, H, W) bool, disjoint masks of the visible parts, with borders that are a little wrong.
 
     Args:
         person: (H, W) index of the person seen, -1 = nobody; people: P.
@@ -383,7 +384,7 @@ def observe_keypoints(view: View, truth: Bodies, z: np.ndarray, rng: np.random.G
 def keypoints_3d(truth: Bodies) -> np.ndarray:
     """(P, 44, 3) [m]: BODY_25's joints, then the 19 regressed ones (see `assets/names.json`).
 
-    Bodies that are no SMPL mesh have joints in the places of regressed ones, NaN where they have none.
+    Bodies without SMPL's mesh have joints of their own in place of regressed ones, NaN where they lack the joint.
     """
     with (files("dto_pipeline.assets") / "extra.npz").open("rb") as stream:
         regressor = np.load(stream, allow_pickle=False)["SMPL_to_J19"]

@@ -25,12 +25,12 @@ from dto_pipeline.models.body import BodyModel
 
 LABEL_HEIGHT = 1.69  # what a network trained on adults believes [m]
 _LABEL_SPREAD = 0.045  # standard deviation of the logarithm of the label height
-_FACTOR_RANGE = (0.78, 1.6)  # label height / true height never leaves this
-_BETA_SPREAD = 0.6  # of shape coefficients that do not set the height
-_BETA_NOISE = 0.3  # of the same in the labels
-_POSE_NOISE = 0.03  # of every label joint [rad]
-_ROOT_NOISE = 0.015  # of the label's root [rad]: the image shows well which way a body leans
-_SIDE_NOISE = 0.0025  # of the label's tx and ty, relative to z
+_FACTOR_RANGE = (0.78, 1.6)  # bounds of label height / true height
+_BETA_SPREAD = 0.6  # of shape coefficients that are not used to set the height
+_BETA_NOISE = 0.3  # error of these coefficients in the labels
+_POSE_NOISE = 0.03  # error of every joint of a label [rad]
+_ROOT_NOISE = 0.015  # error of the root of a label [rad]: an image shows well how a body leans
+_SIDE_NOISE = 0.0025  # error of tx and ty of a label, relative to z
 _HEIGHT_TOLERANCE = 1e-5  # of the shapes solved below [m]
 _AGE_NOISE = 0.15  # of the logarithm of the estimated age
 _UNKNOWN = 0.04  # share of people of unknown age and gender
@@ -87,7 +87,7 @@ class Labels:
 
 
 def build_bodies(crowd: Crowd, body: BodyModel, rng: np.random.Generator) -> Bodies:
-    """True bodies with the planned heights, feet (or whatever is lowest) on the ground.
+    """True bodies with the planned heights, whose lowest points touch the ground.
 
     Children are shaped along the model's kid axis where it has one.
     """
@@ -171,7 +171,7 @@ def _evaluate(body: BodyModel, pose: np.ndarray, betas: np.ndarray) -> tuple[np.
 
 
 def root_rotation(crowd: Crowd) -> Rotation:
-    """P rotations: the person's own lean, then half a turn upright, then where it faces, then the camera's pitch."""
+    """P rotations: first the person's lean, then half a turn to stand upright, where it faces, the camera's pitch."""
     turn = Rotation.from_euler("Y", crowd.facing[:, None])
     to_camera = Rotation.from_matrix(crowd.view.level_to_camera)
     return to_camera * turn * _UPRIGHT * Rotation.from_rotvec(crowd.pose[:, 0])
@@ -206,7 +206,7 @@ def sample_heights(age: np.ndarray, sex: np.ndarray, rng: np.random.Generator) -
 
 
 def height_law(age: np.ndarray, sex: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Medians (...) [m] and standard deviations over them; the youngest is eight months."""
+    """Medians (...) [m], and standard deviations divided by them; from eight months on."""
     male = np.asarray(sex) == MALE
     median, variation = (
         np.where(male, *(np.interp(age, CHART[:, 0], CHART[:, column]) for column in columns))

@@ -24,7 +24,7 @@ _SUN = 1.15  # strength of direct light
 _SKY = 0.62  # strength of light from above
 _GROUND = 0.26  # strength of light from below
 _SHADOW = 0.5  # how much of the light on the ground a cast shadow takes
-_CONTACT = 0.45  # the same for the dimness under a body
+_CONTACT = 0.45  # how much of it the body right above takes
 _SKIN: tuple[Colour, ...] = (
     (0.70, 0.46, 0.34),
     (0.62, 0.38, 0.26),
@@ -160,7 +160,7 @@ class Picture:
 
 
 def render_picture(crowd: Crowd, vertices: np.ndarray, template: Template, rng: np.random.Generator) -> Picture:
-    """Draw the true bodies of a crowd, vertices (P, V, 3) [m] of the template's model; theme and clothes are drawn."""
+    """Draw the bodies of a crowd, vertices (P, V, 3) [m] of the template's model; theme and clothes are random."""
     view, meshes = crowd.view, torch.from_numpy(vertices)
     theme = THEMES[int(rng.integers(len(THEMES)))]
     sun = sun_direction(theme, rng)
@@ -209,7 +209,7 @@ def _draw_people(
 
 
 def _average(values: np.ndarray, pixel: np.ndarray, view: View) -> tuple[np.ndarray, np.ndarray]:
-    """Fine pixels averaged into the picture's: values (n, 4) of colour and coverage at `pixel` (n,), 0 elsewhere."""
+    """Average fine pixels into the picture's: values (n, 4) of colour and coverage at `pixel` (n,), 0 elsewhere."""
     row, column = np.divmod(pixel, view.width * _FINER)
     target = row // _FINER * view.width + column // _FINER
     sums = [np.bincount(target, weights=value, minlength=view.height * view.width) for value in values.T]
@@ -220,7 +220,7 @@ def _average(values: np.ndarray, pixel: np.ndarray, view: View) -> tuple[np.ndar
 def _light_on(normal: np.ndarray, theme: Theme, sun: np.ndarray) -> np.ndarray:
     """(n, 3) light falling on surfaces with level-frame normals (n, 3): sun, sky from above, ground from below."""
     normal = normal / np.linalg.norm(normal, axis=1, keepdims=True).clip(1e-6)
-    direct = np.clip((normal @ sun.astype(np.float32) + 0.12) / 1.12, 0, 1)[:, None]  # wrapped: cloth is soft
+    direct = np.clip((normal @ sun.astype(np.float32) + 0.12) / 1.12, 0, 1)[:, None]  # wraps around: cloth is soft
     above = (0.5 - 0.5 * normal[:, 1])[:, None]
     sky = 0.5 + 0.5 * np.array(theme.haze, dtype=np.float32)
     earth = 0.35 + np.array(theme.earth[0], dtype=np.float32)
@@ -230,7 +230,7 @@ def _light_on(normal: np.ndarray, theme: Theme, sun: np.ndarray) -> np.ndarray:
 def _ground_light(
     meshes: torch.Tensor, faces: torch.Tensor, view: View, backdrop: Backdrop, sun: np.ndarray
 ) -> np.ndarray:
-    """(H, W) share of the light that reaches the ground past the bodies; 1 off the ground."""
+    """(H, W) share of the light that bodies let through to the ground; 1 outside the ground."""
     cast = _flattened_cover(meshes, faces, view, sun, 1.0)
     under = _flattened_cover(meshes, faces, view, np.array([0.0, -1.0, 0.0]), 0.5)
     under = np.repeat(np.repeat(gaussian_filter(under, 2.5), 2, axis=0), 2, axis=1)
@@ -251,7 +251,7 @@ def _flattened_cover(
 
 
 def _to_srgb(linear: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 from linear light, with a soft shoulder for highlights."""
+    """(H, W, 3) uint8 from linear light; highlights are compressed smoothly."""
     bright = np.clip(linear, 0, None)
     bright = np.where(bright > 0.7, 0.7 + 0.3 * np.tanh((bright - 0.7) / 0.3), bright)
     encoded = np.where(bright <= 0.0031308, 12.92 * bright, 1.055 * np.maximum(bright, 1e-9) ** (1 / 2.4) - 0.055)

@@ -50,7 +50,7 @@ THEMES = (
 _SKYLINE_DISTANCE = 48.0  # how far away the skyline stands [m]
 _HAZE_LENGTH = 150.0  # distance over which haze takes 63 % of a colour [m]
 _SKY_Z = 1e4  # stands for infinity in the z map [m]
-_NOISE_TILE = 64  # lattice points of smooth noise along each side of a tile that repeats without seams
+_NOISE_TILE = 64  # lattice points along each side of a tile of smooth noise, which repeats without seams
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def build_backdrop(view: View, theme: Theme, rng: np.random.Generator) -> Backdr
     ground_z = view.eye_height / np.maximum(rays[..., 1], 1e-6)  # along the camera axis: the ray's parameter
     wall_z = _SKYLINE_DISTANCE / flat
     is_ground = ground_z * flat < _SKYLINE_DISTANCE
-    up, angle = -rays[..., 1] / flat, np.arctan2(rays[..., 0], rays[..., 2])  # tangent of the elevation; azimuth [rad]
+    up, angle = -rays[..., 1] / flat, np.arctan2(rays[..., 0], rays[..., 2])  # tangent of the elevation, azimuth [rad]
     top, wall_colour = _SKYLINES[theme.skyline](angle, up, theme, noise_tile(rng))
     is_wall = ~is_ground & (up < top)
     z = np.where(is_ground, ground_z, np.where(is_wall, wall_z, _SKY_Z)).astype(np.float32)
@@ -195,7 +195,7 @@ def _mix(colours: tuple[Colour, Colour], share: np.ndarray) -> np.ndarray:
 
 
 def _trees(angle: np.ndarray, up: np.ndarray, theme: Theme, tile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tangent of the elevation of a row of trees per pixel (H, W), and its colour (H, W, 3)."""
+    """A row of trees: tangent of its elevation (H, W) at the azimuth of each pixel, and its colour (H, W, 3)."""
     waves = [w * sample_noise(tile, f * angle, 0 * angle + f) for f, w in ((9, 0.5), (31, 0.3), (90, 0.12))]
     leaves = sample_noise(tile, 120 * angle, 120 * up) + sample_noise(tile, 45 * angle, 45 * up)
     colour = np.array(theme.backdrop) * (1 + 0.22 * leaves[..., None] + 2.2 * up[..., None])
@@ -203,7 +203,7 @@ def _trees(angle: np.ndarray, up: np.ndarray, theme: Theme, tile: np.ndarray) ->
 
 
 def _hills(angle: np.ndarray, up: np.ndarray, theme: Theme, tile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same for two ranges of hills."""
+    """Two ranges of hills; returns as `_trees` does."""
     near = 0.035 + 0.03 * sample_noise(tile, 5 * angle, 0 * angle + 3)
     far = 0.075 + 0.045 * sample_noise(tile, 3 * angle, 0 * angle + 8)
     hazier = np.where(up < near, 0.0, 0.55)[..., None]
@@ -211,7 +211,7 @@ def _hills(angle: np.ndarray, up: np.ndarray, theme: Theme, tile: np.ndarray) ->
 
 
 def _city(angle: np.ndarray, up: np.ndarray, theme: Theme, tile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same for houses with rows of windows."""
+    """Houses with rows of windows; returns as `_trees` does."""
     along = angle * 9
     house = np.floor(along + 0.3 * np.sin(1.9 * along)).astype(np.int64) % 64
     top = 0.12 + 0.055 * tile[5, house]

@@ -1,10 +1,10 @@
 """Errors of labels and solvers on scenes with known truth, as sums per image.
 
-Sums per image serve one difficulty, several together, and images drawn again (`evaluate.evaluation.estimate`). Methods:
-the labels as given; "height prior alone", which scales every label to its prior height (adults: the mean of the label's
-height and the class's) without any depth; both solvers; "paper, else prior", the published fit and the height prior for
-people whom it does not move; and "true line", which is no solver: people stand where their measured depth lies on the
-line that the depth map was made with. Metres, pixels.
+From sums per image follow the errors of one difficulty, of several together, and of bootstrap samples
+(`evaluate.evaluation.estimate`). Methods: the labels as given; "height prior alone", which scales every label to its
+prior height (adults: the mean of the label's height and the class's) without any depth; both solvers; "paper, else
+prior", the published fit, and the height prior for people whom it does not move; and "true line", which is no solver:
+it places people where their measured depth lies on the line that the depth map was made with. Metres, pixels.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ METHODS = (LABELS, PRIOR, "paper", FAIR, "joint", TRUE_LINE)
 EVERYBODY, MOVED = "all people", "moved by paper"
 ACCEPTED = {solver: f"accepted by {solver}" for solver in SOLVERS}
 SELECTIONS = (EVERYBODY, MOVED, *ACCEPTED.values())
-BEHAVIOUR, INTERVALS, EXPECTED = "behaviour", "intervals", "expected error"  # other sums, of solvers
+BEHAVIOUR, INTERVALS, EXPECTED = "behaviour", "intervals", "expected error"  # further sums, of solvers only
 LEVELS = (0.50, 0.80, 0.95)  # of the intervals
 _BATCH = 8  # scenes placed together
 
@@ -109,7 +109,7 @@ def place_all(known: Sequence[KnownScene], config: PipelineConfig, mode: str) ->
 
 
 def _on_true_line(item: KnownScene, measures: np.ndarray) -> Placement:
-    """`measures`: (>= P, 3) mean depth, mean z of the label [m], label height [m]; people without stand right."""
+    """People without evidence get their true place. `measures`: (>= P, 3) mean depth; mean z, height of labels [m]."""
     depth, label_z, height = measures[: item.scene.num_people].T
     scale, offset = item.line
     factor = scale / (1 / depth - offset) / label_z
@@ -149,7 +149,7 @@ def measure_methods(
 
 
 def pool(parts: Sequence[Measured]) -> Measured:
-    """Several difficulties as one; image i of all is one draw, because they share a crowd."""
+    """Add up several difficulties image by image: all images i are sampled together, because they share a crowd."""
     return {
         key: {
             name: np.concatenate(values) if key[1] == EXPECTED else np.sum(values, axis=0)
@@ -161,7 +161,7 @@ def pool(parts: Sequence[Measured]) -> Measured:
 
 
 def _behaviour(known: Sequence[KnownScene], outcome: Outcome) -> Sums:
-    """Per image: people, how far their joints move in the picture, of these those shaped along the kid axis; time."""
+    """Per image: people, and how far their joints move in the picture, also of those on the kid axis alone; time."""
     images = len(known)
     shift = np.concatenate([_image_shift(*pair) for pair in zip(outcome.placed, known, strict=True)])
     kid = np.concatenate([item.beta_index for item in outcome.placed]) == KID_AXIS
@@ -219,7 +219,7 @@ def _errors_in_sigmas(item: KnownScene, placed: PlacedScene) -> dict[str, np.nda
 
 
 def read_recorded(folder: Path) -> list[KnownScene]:
-    """The recorded images of a folder as `tests/golden` with their truth; nothing was tuned on them."""
+    """The recorded images of a folder such as `tests/golden`, with their truth; nothing was tuned on them."""
     known = []
     for entry in read_index(folder / "image" / "index.json"):
         scene, case = load_image_case(folder / "image" / f"{entry['case']}.npz")

@@ -1,8 +1,9 @@
 """`solver.mode: joint`: all people of an image on one depth line, each with a depth noise and a height prior.
 
-Pure tensors. Builds the fits of an image (depth models, noise levels, faults of the whole image), averages them by
-their evidence, and returns the container of the published fit (`paper_solver.fit_groups`) with a posterior. People
-without usable depth are placed by their height prior. Method and origin of constants: docs/joint_solver.md. Metres.
+Pure tensors. Builds several fits of an image (by depth model, noise level, and what may be wrong with the image),
+averages them by their evidence, and returns the same container as the published fit (`paper_solver.fit_groups`), with a
+posterior. People without usable depth are placed by their height prior. Method and origin of constants:
+docs/joint_solver.md. Metres.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ from dto_pipeline.maths.line_posterior import (
 )
 from dto_pipeline.maths.ordered import constant, fold_logsumexp, fold_softmax, fold_sum
 from dto_pipeline.maths.paper_solver import CODE
-from dto_pipeline.scene import DepthEvidence, GroupFits, HeightMixture, HeightPrior, Posterior
-from dto_pipeline.status import FitStatus, PersonStatus
+from dto_pipeline.scene import DepthEvidence, GroupFits, HeightPrior, Posterior, SceneBatch
+from dto_pipeline.status import PersonStatus
 
 _UNMEASURED = 1e6  # variance of log z of a depth that says nothing
-_LOG_GROWN = math.log(1.7)  # height that no network draws too far or too near [log m]
+_LOG_GROWN = math.log(1.7)  # height of people whom networks put neither too far nor too near [log m]
 _LEAST_VARIANCE = 1e-12  # of log z, for its logarithm
-_LARGEST_DEVIATION = 0.8  # that widens sigmas: larger ones come from ages of other people [sigma]
+_LARGEST_DEVIATION = 0.8  # larger ones widen sigmas no further: they come from wrong ages [sigma]
 _TWO = 2  # depths that make a comparison
-# Errors of z over the sigma of the posterior follow a Student t, fitted on seeds 1, 2, 11, 12, 31 and 32 to our own and
-# to foreign crowds with equal weight: by likelihood 7.0 degrees of freedom and scale 0.95, by the shares inside 50, 80
-# and 95 % intervals 6 to 8 and 0.94 to 0.97 (docs/joint_solver.md)
+# Errors of z over the sigma of the posterior follow a Student t. Fitted on seeds 1, 2, 11, 12, 31 and 32 to our own and
+# to foreign crowds with equal weight it has, by likelihood, 7.0 degrees of freedom and scale 0.95, by the shares inside
+# 50, 80 and 95 % intervals 6 to 8 and 0.94 to 0.97 (docs/joint_solver.md)
 _ERROR_FREEDOM, _ERROR_SCALE = 6.0, 0.94
 
 
@@ -68,46 +69,42 @@ class _Crowd:
 def fit_crowds(
     evidence: DepthEvidence,
     prior: HeightPrior,
-    mixture: HeightMixture,
-    label_z: torch.Tensor,
-    present: torch.Tensor,
-    unknown_ages: torch.Tensor,
+    batch: SceneBatch,
     config: CrowdConfig,
     max_height: float,
-    metric: torch.Tensor | None = None,
 ) -> GroupFits:
-    """Place everybody of every scene.
+    """Place everybody who is present in a batch.
 
     Args:
-        evidence, prior, mixture: of B scenes, P people (`prior` for the score of the image).
-        label_z: (B, P) z of the labels [m], for people whose depth was not measured.
-        present: (B, P) bool, who is placed; unknown_ages: (B, P) bool.
-        max_height: largest height; who would be taller is placed where the height is just this [m].
-        metric: (B,) bool, whose depth times `METRES_PER_DEPTH` is in metres; None = nobody's.
+        evidence, prior, batch: of the same B scenes and P people; the prior has a mixture.
+        max_height: largest height [m]; a person who would be taller is placed at the distance that gives this height.
 
     Returns: `GroupFits` with `posterior` set.
     """
-    depth = evidence.depth[..., MEAN]
+    depth, present = evidence.depth[..., MEAN], batch.present
     measured = evidence.usable & present & (depth > 0) & depth.isfinite()
     log_depths = fold_sum(torch.where(measured, depth, 1.0).log())
+    label_z = batch.transl[..., 2].to(torch.float64)
+    unknown_ages = (batch.age_years.isnan() & present).sum(1).to(torch.float64)
     crowd = _Crowd(
         evidence=evidence,
         prior=prior,
-        z=torch.where(measured, evidence.z[..., MEAN], torch.where(present, label_z.to(torch.float64), 1.0)),
+        z=torch.where(measured, evidence.z[..., MEAN], torch.where(present, label_z, 1.0)),
         typical_depth=(log_depths / measured.sum(1).clamp(min=1)).exp(),
         measured=measured,
         present=present,
-        unknown_ages=(unknown_ages & present).sum(1).to(torch.float64) / present.sum(1).clamp(min=1),
-        metric=measured.any(1) & (False if metric is None else metric),
+        unknown_ages=unknown_ages / present.sum(1).clamp(min=1),
+        metric=measured.any(1) & batch.metric,
     )
-    found = _solve(crowd, _build_problem(crowd, mixture, config), config)
+    found = _solve(crowd, _build_problem(crowd, config), config)
     tallest = (max_height * crowd.z / torch.where(present, prior.height, 1.0)).log()
     return _conclude(crowd, found._replace(log_z=torch.minimum(found.log_z, tallest)), config)
 
 
-def _build_problem(crowd: _Crowd, mixture: HeightMixture, config: CrowdConfig) -> CrowdProblem:
+def _build_problem(crowd: _Crowd, config: CrowdConfig) -> CrowdProblem:
     """One fit per scene: affine in depth, noise level 1, no fault of the image."""
-    evidence, measured, z = crowd.evidence, crowd.measured, crowd.z
+    evidence, mixture, measured, z = crowd.evidence, crowd.prior.mixture, crowd.measured, crowd.z
+    assert mixture is not None
     depth = torch.where(measured, evidence.depth[..., MEAN], crowd.typical_depth[:, None])
     used = measured & (evidence.corr > config.min_corr)
     gain = torch.where(used, evidence.corr, 1.0)
@@ -187,8 +184,8 @@ def _with_fault(
 ) -> CrowdProblem:
     """N fits in which something is wrong with the whole image.
 
-    Where the network draws small people farther, depth is (1.7 m / h)^k times the truth. With h = slant z, the result
-    is a line again, in another depth: log z = log scale + (log depth + k log slant) / (1 - k), with the noise of the
+    Where the network puts small people too far, depth is (1.7 m / h)^k times the truth. With h = slant z, the result is
+    a line again, in another depth: log z = log scale + (log depth + k log slant) / (1 - k), with the noise of the
     depth over 1 - k. The constant of 1.7 m goes into the scale; densities stay those of the depth that was measured.
 
     Args: scene: (N,) the scene of each fit; fault: (N, 3), rows of `_faults`.
@@ -257,24 +254,22 @@ def _conclude(crowd: _Crowd, found: CrowdPosterior, config: CrowdConfig) -> Grou
     by_depth = torch.where(measured & compared[:, None], CODE[PersonStatus.MOVED], CODE[PersonStatus.PLACED_BY_PRIOR])
     outcome = torch.where(present, CODE[PersonStatus.NO_FIT], CODE[PersonStatus.NOT_RUN])
     outcome = torch.where(placed, by_depth, outcome)
-    status = torch.where(compared, int(FitStatus.SOLVED), int(FitStatus.PRIOR_ONLY))
-    status = torch.where((present & ~placed).any(1), int(FitStatus.DEGENERATE), status)
-    status = torch.where(present.any(1), status, int(FitStatus.EMPTY))
 
     new_z = torch.where(placed, found.log_z.exp(), torch.nan)
     height = prior.height / crowd.z * new_z
     moved = outcome == CODE[PersonStatus.MOVED]
     people = moved.sum(1)
     off = fold_sum(torch.where(moved, (height - prior.mean).abs() / prior.sigma, 0)) / people.clamp(min=1)
-    # where people end far from their priors, these fit the people of the image badly: the posterior mean of a variance
-    # of which `deviation_people` people are known beforehand
+    # Where people end far from their priors, these fit the image badly, and variances grow: by the posterior mean of
+    # the squared deviation, with a prior of the weight of `deviation_people` people.
     known, usual = config.deviation_people, config.usual_deviation
     square = off.clamp(max=_LARGEST_DEVIATION).square()
     spread = (known * usual**2 + people * square) / ((known + people) * usual**2)
     population = config.population_sigma**2 + (crowd.unknown_ages * config.unknown_ages_sigma).square()
 
     def calibrate(variance: torch.Tensor) -> torch.Tensor:
-        """Of log z; what all people share is simply added, because the line's scale has no prior of its own."""
+        """Of log z. What all people have in common is simply added, because the line's scale has no prior of its
+        own."""
         per_image = (-1, *(1,) * (variance.dim() - 1))
         return (variance * config.temperature**2 + population.view(per_image)) * spread.view(per_image)
 
@@ -288,7 +283,6 @@ def _conclude(crowd: _Crowd, found: CrowdPosterior, config: CrowdConfig) -> Grou
     return GroupFits(
         alpha=straight[:, :1].expand(-1, 2),
         beta=straight[:, 1:].expand(-1, 2),
-        status=status[:, None].expand(-1, 2),
         used_ground=torch.zeros_like(compared),
         z=crowd.z,
         new_z=new_z,

@@ -4,9 +4,9 @@ Pure tensors. All pixels of all people of a batch form one flat list, and every 
 loop over people, rows or scenes. Lengths in metres, image positions in pixels, depth = 1 / disparity. Follows arXiv
 2511.13282 as implemented by its authors, row by row.
 
-Two published numbers, `far_depth` and `default_alpha_min`, are in the unit of the published network. Maps of other
-networks are brought to it image by image, by the median of label z over depth, because the scale of a relative map
-belongs to its image. So results are the same for a map times any constant, and for any batch.
+Two published numbers, `far_depth` and `default_alpha_min`, are in the unit of the published network. The unit of other
+networks' maps is measured in each image, as the median of label z over depth, because every relative map has its own
+scale. So a map times any constant gives the same results, in any batch.
 """
 
 from __future__ import annotations
@@ -33,8 +33,25 @@ def _sample_pixels(maps: PersonMaps, batch: SceneBatch) -> tuple[torch.Tensor, .
     float32 [m].
     """
     _, height, width = batch.disparity.shape
+    _, map_height, map_width = maps.person.shape
     map_row = _nearest_index(height, batch.map_size[:, :1], batch.image_size[:, :1])  # (B, H), -1 = padding
     map_column = _nearest_index(width, batch.map_size[:, 1:], batch.image_size[:, 1:])  # (B, W)
+
+    def list_pixels(scene: torch.Tensor, row: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Owner, row, disparity and z of the pixels of some image rows (n,) that show anybody."""
+        line_start = (scene * map_height + map_row[scene, row].clamp(min=0)) * map_width
+        columns = map_column.index_select(0, scene)
+        source = line_start[:, None] + columns.clamp(min=0)
+        person = _pick(maps.person.reshape(-1), source).masked_fill_(columns < 0, -1)
+        line, column = (person >= 0).nonzero(as_tuple=True)
+        place, image_line = line * width + column, scene * height + row
+        return (
+            _pick(scene * batch.present.shape[1], line) + _pick(person.view(-1), place),
+            _pick(row, line),
+            _pick(batch.disparity.reshape(-1), _pick(image_line, line) * width + column),
+            _pick(maps.z.reshape(-1), _pick(source.view(-1), place)),
+        )
+
     at_once = works_at_once(batch.disparity.device)
     rows_at_once = height if at_once else max(1, _PIXELS_AT_ONCE_CPU // width)
 
@@ -45,8 +62,8 @@ def _sample_pixels(maps: PersonMaps, batch: SceneBatch) -> tuple[torch.Tensor, .
         occupied = (maps.person >= 0).any(2).gather(1, map_row.clamp(min=0)) & (map_row >= 0)
         parts = (part.split(rows_at_once) for part in occupied.nonzero(as_tuple=True))
         blocks = list(zip(*parts, strict=True))
-    found = [_pixels_of_rows(maps, batch, *block, map_row, map_column) for block in blocks]
-    owner, row, value, z = (torch.cat(parts) for parts in zip(*found, strict=True))
+    found = zip(*(list_pixels(*block) for block in blocks), strict=True)
+    owner, row, value, z = (torch.cat(parts) for parts in found)
     if at_once:
         order = torch.argsort(owner * height + row)
         owner, row, value, z = (_pick(part, order) for part in (owner, row, value, z))
@@ -56,37 +73,12 @@ def _sample_pixels(maps: PersonMaps, batch: SceneBatch) -> tuple[torch.Tensor, .
     return owner, row, 1.0 / torch.where(value > 0, value, _pick(smallest, scene)), z
 
 
-def _pixels_of_rows(
-    maps: PersonMaps,
-    batch: SceneBatch,
-    scene: torch.Tensor,
-    row: torch.Tensor,
-    map_row: torch.Tensor,
-    map_column: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
-    """Owner, row, disparity and z of the pixels of some image rows (n,) that show anybody."""
-    _, height, width = batch.disparity.shape
-    _, map_height, map_width = maps.person.shape
-    line_start = (scene * map_height + map_row[scene, row].clamp(min=0)) * map_width
-    columns = map_column.index_select(0, scene)
-    source = line_start[:, None] + columns.clamp(min=0)
-    person = _pick(maps.person.reshape(-1), source).masked_fill_(columns < 0, -1)
-    line, column = (person >= 0).nonzero(as_tuple=True)
-    place, image_line = line * width + column, scene * height + row
-    return (
-        _pick(scene * batch.present.shape[1], line) + _pick(person.view(-1), place),
-        _pick(row, line),
-        _pick(batch.disparity.reshape(-1), _pick(image_line, line) * width + column),
-        _pick(maps.z.reshape(-1), _pick(source.view(-1), place)),
-    )
-
-
 def measure_depth_evidence(
     maps: PersonMaps, batch: SceneBatch, config: EvidenceConfig, unit: float | None = 1.0
 ) -> DepthEvidence:
     """Everything `DepthEvidence` holds, for all people of a batch at once.
 
-    Pixels and people that are cut stay in the list and count as nothing, so that no size has to be read back.
+    Pixels and people that are cut stay in the list and count as nothing, so that no number has to be read back.
 
     Args:
         maps, batch: of the same B scenes and P people.
@@ -199,7 +191,7 @@ def _ranks(count: torch.Tensor, quantile: float) -> tuple[torch.Tensor, torch.Te
 
 
 def _interpolate(low: torch.Tensor, high: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Linear, from the nearer end, as numpy's percentile."""
+    """Linear interpolation from the nearer end, as in numpy's percentile."""
     step = high - low
     return torch.where(share >= 0.5, high - step * (1 - share), low + step * share)
 

@@ -1,9 +1,9 @@
 """Height priors by age and gender: a normal law per person for `paper`, a mixture of classes for `joint`.
 
 Pure tensors; metres and years, in mixtures natural logarithms of metres. Means and sigmas of the classes are those of
-`PriorConfig`, uncertainties of ages and genders those of `CrowdConfig`. An unknown age (NaN) means an adult of unknown
-gender (in a mixture: most likely), and so does the unknown gender (NaN) of an adult; the published code turns the one
-into a baby and fails on the other.
+`PriorConfig`, uncertainties of ages and genders those of `CrowdConfig`. A person of unknown age (NaN) is taken for an
+adult of unknown gender (in a mixture: most likely); the published code takes it for a baby. An adult of unknown gender
+(NaN) is of class `ADULT`; the published code fails there.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ def build_height_mixture(
 ) -> HeightMixture:
     """Prior of each person's height as a mixture of K = 6 normal laws of its logarithm.
 
-    The five likeliest of eight: the classes baby to adult male, and for children three of the growth with their age;
-    last "anybody", because some ages are another person's. Adult classes are drawn a little to the label's own height.
+    Five are the likeliest of eight: the five classes from baby to adult male, and for a baby, kid or teen also the
+    height expected at just this age. The sixth is "anybody", because some ages belong to another person. Means of adult
+    classes are moved a little towards the label's own height.
 
     Args: height: (...) float64 label height [m]; age_years: (...), NaN = unknown; male_prob: (...), NaN = unknown.
     """
@@ -72,7 +73,7 @@ def build_height_mixture(
     own = torch.where(adult, variance / (variance + crowd.label_height_sigma**2), 0)
     centre = centre + own * (height.log()[..., None] - centre)
     variance = variance * (1 - own)
-    # (..., 3) log height of a child of this age, were it a baby, a kid or a teen, and its variance
+    # (..., 3) log height at this age of a baby, kid or teen (the age limited to that class), and its variance
     ages = constant(crowd.growth_ages, years.device)
     means = constant((*prior.mean[:ADULT_FEMALE], prior.mean[ADULT]), years.device).log()
     steps = torch.diff(means) / torch.diff(ages)  # growth of the log height [1 / year]
@@ -101,7 +102,8 @@ def build_height_mixture(
 def class_shares(
     age_years: torch.Tensor, male_prob: torch.Tensor, prior: PriorConfig, crowd: CrowdConfig
 ) -> torch.Tensor:
-    """(..., 5) probability of baby, kid, teen, adult female, adult male; true ages are log-normal about the given."""
+    """(..., 5) probability of baby, kid, teen, adult female, adult male; true ages are log-normal about the given
+    one."""
     limits = constant(prior.age_limits, age_years.device)
     deviates = (limits.log() - age_years.clamp(min=0.1).log()[..., None]) / crowd.age_sigma
     younger = torch.special.ndtr(deviates)
@@ -118,10 +120,10 @@ def class_shares(
 
 
 def summarise_mixture(mixture: HeightMixture, prior: HeightPrior) -> HeightPrior:
-    """`prior` with the mean and sigma [m] of the mixture without its last part, "anybody"; classes stay."""
+    """`prior` with the mixture, and with the mean and sigma [m] of it without its last part, "anybody"."""
     named = slice(0, _CLASSES_KEPT)
     weight = mixture.weight[..., named] / fold_sum(mixture.weight[..., named])[..., None]
     mean = fold_sum(weight * mixture.mean[..., named])
     spread = mixture.variance[..., named] + (mixture.mean[..., named] - mean[..., None]).square()
     sigma = fold_sum(weight * spread).sqrt()
-    return prior.replace(mean=mean.exp(), sigma=mean.exp() * sigma)
+    return prior.replace(mean=mean.exp(), sigma=mean.exp() * sigma, mixture=mixture)

@@ -1,10 +1,10 @@
 """The posterior over one depth line and the distances of the people on it, by integration over a grid of lines.
 
 Pure tensors; N independent fits at once, of P people each. Given the line people are independent, and the distance of
-each has a closed-form posterior: the prior of its height is a mixture of K normal laws of log height, its depth noise
-one of S widths, so log z has C = K S normal laws. A grid over the line's two numbers is refined twice; sums over the
-last grid are the posterior, and the logarithm of their total is the evidence for the fit. This needs no start values,
-has no local optimum, and takes the same steps for every fit. Logarithms of metres.
+each has a closed-form posterior: the prior of its height is a mixture of K normal laws of log height, and its depth
+noise has one of S widths, so log z has C = K S normal laws. A grid over the line's two numbers is refined twice; sums
+over the last grid are the posterior, and the logarithm of their total is the evidence for the fit. This needs no start
+values, has no local optimum, and takes the same steps for every fit. Logarithms of metres.
 
 A line turns relative depth into metres in one of two ways. With d the depth of a person over the typical depth of the
 scene, both have the distance `scale` at d = 1 and a `share` m, which is 1 where the map has no offset; at m = 1 both
@@ -61,6 +61,15 @@ class CrowdProblem(Tensors):
     metric_sigma: float  # of the same
 
 
+class _Laws(NamedTuple):
+    """The C = K S normal laws of each person's log z on the line, (C, N, 1, P); the first axis is summed over."""
+
+    log_weight: torch.Tensor
+    centre: torch.Tensor
+    variance: torch.Tensor  # spread of heights and depth noise
+    noise: torch.Tensor  # the depth noise in it
+
+
 class CrowdPosterior(NamedTuple):
     """Moments of N fits."""
 
@@ -86,10 +95,10 @@ def find_lines(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
         share = 1 + _SHARE_REACH * fits.share_sigma * along
         lines = torch.stack(torch.broadcast_tensors(log_scale[:, :, None], share), -1).flatten(1, 2)
         reach = lines.amax(1) - lines.amin(1)
-        steps = constant(_FIRST_GRID, reach.device, torch.int64) - 1
-        mean, covariance = _moments(lines, _evaluate(fits, lines)[0], (reach / steps).square() / 4)
+        steps, laws = constant(_FIRST_GRID, reach.device, torch.int64) - 1, _laws(fits)
+        mean, covariance = _moments(lines, _evaluate(fits, laws, lines)[0], (reach / steps).square() / 4)
         lines, _ = _refined_grid(mean, covariance, _ZOOM_GRID)
-        found.append(_moments(lines, _evaluate(fits, lines)[0], torch.full_like(mean, 1e-8)))
+        found.append(_moments(lines, _evaluate(fits, laws, lines)[0], torch.full_like(mean, 1e-8)))
     means, covariances = zip(*found, strict=True)
     return torch.cat(means), torch.cat(covariances)
 
@@ -112,10 +121,11 @@ def _parts(problem: CrowdProblem, grid: tuple[int, int]) -> tuple[torch.Tensor, 
 
 def _integrate(problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tensor) -> CrowdPosterior:
     lines, log_cell = _refined_grid(mean, covariance, _LAST_GRID)
-    log_density, on_line, laws = _evaluate(problem, lines)
+    laws = _laws(problem)
+    log_density, on_line, log_law = _evaluate(problem, laws, lines)
     total = fold_logsumexp(log_density)
     weight = (log_density - total[:, None]).exp()
-    expected, variance = _given_line(problem, on_line, laws)
+    expected, variance = _given_line(laws, on_line, log_law)
     log_z = fold_sum(weight[..., None] * expected, 1)
     apart = expected - log_z[:, None]
     between = fold_sum((weight[..., None] * apart)[..., None] * apart[:, :, None], 1)
@@ -153,7 +163,9 @@ def _moments(lines: torch.Tensor, log_density: torch.Tensor, least: torch.Tensor
     return mean, covariance + torch.diag_embed(least)
 
 
-def _evaluate(problem: CrowdProblem, lines: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _evaluate(
+    problem: CrowdProblem, laws: _Laws, lines: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(N, T) log density of all measurements and of the line at each of the lines (N, T, 2).
 
     Also, for reuse: (N, T, P) log z on the lines, and (C, N, T, P) log density of each law there.
@@ -161,9 +173,9 @@ def _evaluate(problem: CrowdProblem, lines: torch.Tensor) -> tuple[torch.Tensor,
     log_scale, share = lines.unbind(-1)
     model = problem.model[:, None, None]
     on_line, elasticity = log_distance(log_scale[..., None], share[..., None], problem.log_depth[:, None], model)
-    log_weight, centre, variance, _ = _laws(problem)
-    laws = (on_line - centre).square_().mul_(-0.5 / variance).add_(log_weight - variance.log() / 2)
-    people = fold_sum(torch.where(problem.measured[:, None], fold_logsumexp(laws, 0), 0))
+    log_law = (on_line - laws.centre).square_().mul_(-0.5 / laws.variance)
+    log_law.add_(laws.log_weight - laws.variance.log() / 2)
+    people = fold_sum(torch.where(problem.measured[:, None], fold_logsumexp(log_law, 0), 0))
     sigma = problem.elasticity_sigma[:, None]
     slopes = _log_error((problem.elasticity[:, None] - elasticity) / sigma, *_WRONG_SLOPE) - sigma.log()
     slopes = fold_sum(torch.where(problem.elasticity.isfinite()[:, None], slopes, 0))
@@ -171,7 +183,7 @@ def _evaluate(problem: CrowdProblem, lines: torch.Tensor) -> tuple[torch.Tensor,
     prior = ((share - 1) / width).square() / -2 - math.log(width * math.sqrt(2 * math.pi))
     metres = _log_error((log_scale - problem.metric_scale) / problem.metric_sigma, *_WRONG_METRES)
     prior = prior + torch.where(problem.metric_scale.isfinite(), metres, 0)
-    return torch.where(share > _LEAST_SHARE, people + slopes + prior, -torch.inf), on_line, laws
+    return torch.where(share > _LEAST_SHARE, people + slopes + prior, -torch.inf), on_line, log_law
 
 
 def _log_error(miss: torch.Tensor, wrong: float, wider: float) -> torch.Tensor:
@@ -180,29 +192,24 @@ def _log_error(miss: torch.Tensor, wrong: float, wider: float) -> torch.Tensor:
     return add_logarithms(math.log(1 - wrong) + square, math.log(wrong / wider) + square / wider**2)
 
 
-def _laws(problem: CrowdProblem) -> list[torch.Tensor]:
-    """(C, N, 1, P) log weight, centre and variance of the laws of log z on the line, and the depth noise in it.
-
-    Laws come first, so that sums over them are sums of whole tables.
-    """
+def _laws(problem: CrowdProblem) -> _Laws:
     noise = problem.noise[..., None, :]
     log_weight = problem.log_weight[..., None] + problem.tail_log_weight[:, None, None]
     tables = (log_weight, problem.centre[..., None], problem.spread[..., None] + noise, noise)
-    return [one.expand_as(log_weight).flatten(-2).movedim(-1, 0)[:, :, None].contiguous() for one in tables]
+    return _Laws(*(one.expand_as(log_weight).flatten(-2).movedim(-1, 0)[:, :, None].contiguous() for one in tables))
 
 
-def _given_line(problem: CrowdProblem, on_line: torch.Tensor, laws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _given_line(laws: _Laws, on_line: torch.Tensor, log_law: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, T, P) mean and variance of log z of each person if the line were known.
 
     Under one law the mean lies between the centre of the class (weight: depth noise) and the line (weight: spread of
     heights), so the moments are linear in the shares of the laws.
     """
-    _, centre, variance, noise = _laws(problem)
-    pull = (variance - noise) / variance
-    held = centre * (1 - pull)
-    share = fold_softmax(laws, 0)
+    pull = (laws.variance - laws.noise) / laws.variance
+    held = laws.centre * (1 - pull)
+    share = fold_softmax(log_law, 0)
     # mean = held + pull * line; its square and the variance of the law, each linear in the shares
-    columns = (pull, held, pull * noise + held.square(), 2 * held * pull, pull.square())
+    columns = (pull, held, pull * laws.noise + held.square(), 2 * held * pull, pull.square())
     pulled, fixed, square, cross, steep = (fold_sum(share * column, 0) for column in columns)
     expected = fixed + pulled * on_line
     variance = square + cross * on_line + steep * on_line.square() - expected.square()
@@ -227,8 +234,8 @@ def log_distance(
 def line_coefficients(
     log_scale: torch.Tensor, share: torch.Tensor, typical_depth: torch.Tensor, model: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slope and offset of the line: alpha [m per depth unit] and beta [m] of z = alpha * depth + beta, or, affine in
-    inverse depth, p [1 / m per disparity unit] and q [1 / m] of 1 / z = p * disparity + q."""
+    """Slope and offset of the line: alpha [m per depth unit] and beta [m] of z = alpha * depth + beta; or, for a line
+    in inverse depth, p [1 / m per disparity unit] and q [1 / m] of 1 / z = p * disparity + q."""
     scale = log_scale.exp()
     direct = model == AFFINE_DEPTH
     slope = torch.where(direct, scale * share / typical_depth, share * typical_depth / scale)

@@ -2,11 +2,11 @@
 
 Pure tensors, CPU and GPU. The reductions of torch and the matrix products of BLAS add in an order that follows the
 shape of the whole tensor, so that the last bit of a row can depend on the rows around it. Here every sum is a tree
-whose shape does not change by padding with zeros, and a matrix product is made of numbers so short that none of its
-sums is rounded, in any order.
+whose shape padding with zeros does not change, and a matrix product is made of numbers with so few bits that none of
+its sums is rounded, in any order.
 
-A CPU works a batch piece by piece, in its cache; a GPU works it at once and runs behind the program, and every number
-that the program reads back makes it wait; a batch may do so only in the places that `tests.waits` lists.
+A CPU works through a batch piece by piece, in its cache. A GPU works on all of it at once and lags behind the program;
+every number that the program reads back makes the program wait, so a batch may do so only where `tests.waits` lists it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import torch
 
 _AS_ON_GPU = False  # set by tests: a CPU works as a GPU would, so that waits can be counted on any machine
 _MANTISSA_BITS = 53  # of float64: whole numbers up to 2^53 are exact
-_MATRIX_BITS = 24  # at most so many of them for the numbers of a matrix: those of float32
+_MATRIX_BITS = 24  # most of them that numbers of a matrix get: those of float32
 _SUMMED_BITS = 34  # of a number that is added as a whole one: 2^28 of them fit into an int64
 _EXPONENT = 0x7FF0000000000000  # its place in the bits of a float64
 
 
 def works_at_once(device: torch.device) -> bool:
-    """Whether a device works a batch at once, without reading back what could be left out (a GPU)."""
+    """Whether a device works on a whole batch at once, without reading back what could be left out (a GPU)."""
     return device.type != "cpu" or _AS_ON_GPU
 
 
@@ -63,7 +63,7 @@ def fold_logsumexp(values: torch.Tensor, dim: int = -1) -> torch.Tensor:
 
 
 def fold_softmax(values: torch.Tensor, dim: int = -1) -> torch.Tensor:
-    """Exponentials along an axis over their sum."""
+    """Exponentials along an axis, divided by their sum."""
     share = (values - values.amax(dim, keepdim=True)).exp_()
     return share.div_(fold_sum(share, dim).unsqueeze(dim))
 

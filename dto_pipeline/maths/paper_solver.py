@@ -14,7 +14,7 @@ from dto_pipeline.axes import FAR, GROUND, MEAN, NEAR
 from dto_pipeline.config import RefineConfig, SolverConfig
 from dto_pipeline.maths.ordered import fold_sum, works_at_once
 from dto_pipeline.scene import OUTCOMES, DepthEvidence, GroupFits, HeightPrior, MapProblem, MapSolution
-from dto_pipeline.status import FitStatus, PersonStatus
+from dto_pipeline.status import PersonStatus
 
 _FITS = ((NEAR, MEAN), (NEAR, GROUND), (FAR, MEAN))  # the fits of a scene, in the order they are stacked
 CODE = {status: code for code, status in enumerate(OUTCOMES)}
@@ -42,12 +42,12 @@ def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig
         rejected_order=torch.where(member & ~alone[..., None], lines.rejected_order, -1),
     )
     lines = _push_far_behind_near(lines, member, depth, prior.height / z, solver)
-    new_z = _new_z(lines, member, depth)
+    new_z, undetermined = _new_z(lines, member, depth), ~(lines.alpha.isfinite() & lines.beta.isfinite())
     outcome = torch.where(evidence.cut > 0, CODE[PersonStatus.TOO_SMALL], CODE[PersonStatus.NOT_RUN])
     for status, people in (  # the last that holds
         (PersonStatus.MOVED, member.any(1)),
         (PersonStatus.BEHIND_CAMERA, member.any(1) & ~(new_z > 0)),
-        (PersonStatus.NO_FIT, (member & (lines.status == int(FitStatus.DEGENERATE))[..., None]).any(1)),
+        (PersonStatus.NO_FIT, (member & undetermined[..., None]).any(1)),
         (PersonStatus.TOO_TALL, lines.rejected_order.amax(1) >= 0),
         (PersonStatus.ALONE_IN_GROUP, (member & alone[..., None]).any(1)),
     ):
@@ -60,7 +60,6 @@ def fit_groups(evidence: DepthEvidence, prior: HeightPrior, solver: SolverConfig
     return GroupFits(
         alpha=torch.where(count >= _TWO, lines.alpha, torch.nan),
         beta=torch.where(count >= _TWO, lines.beta, torch.nan),
-        status=lines.status,
         used_ground=ground,
         z=z,
         new_z=new_z,
@@ -86,9 +85,10 @@ def _build_fits(evidence: DepthEvidence, prior: HeightPrior) -> MapProblem:
 
 
 def _choose_lines(fits: MapSolution, count: torch.Tensor) -> tuple[MapSolution, torch.Tensor]:
-    """The lines (B, 2, ...) of both groups from the fits (B, 3, ...), and (B,) whether ground evidence places the near.
+    """The lines (B, 2, ...) of both groups from the fits (B, 3, ...), and (B,) whether the near one is by ground
+    evidence.
 
-    It does where it optimises at least as many people with a strictly smaller deviation. `count`: (B, 2) usable people.
+    It is where it optimises at least as many people with a strictly smaller deviation. `count`: (B, 2) usable people.
     """
     ground = (count[:, NEAR] >= _TWO) & (fits.num_optimized[:, 1] >= fits.num_optimized[:, 0])
     ground = ground & (fits.deviation[:, 1] < fits.deviation[:, 0])
@@ -150,16 +150,16 @@ def solve_map(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | fl
         alpha_min=alpha_min,
         plane=zero.bool(),
         rounds=zero,
-        status=torch.where(problem.active.any(1), int(FitStatus.ROUNDS_EXHAUSTED), int(FitStatus.EMPTY)),
+        goes_on=problem.active.any(1),
     )
     for _ in range(config.max_rounds):
-        # saves rounds on a CPU; fits that do not go on keep their result anyway
-        if not works_at_once(found.alpha.device) and not (found.status == int(FitStatus.ROUNDS_EXHAUSTED)).any():
+        # a CPU can stop early; fits that are done keep their result in further rounds
+        if not works_at_once(found.alpha.device) and not found.goes_on.any():
             break
         found = _round(problem, found, config)
     off = (new_heights(problem, found.alpha, found.beta) - problem.prior_mean).abs() / problem.prior_sigma
     mean = fold_sum(torch.where(found.active, off, 0)) / found.active.sum(1).clamp(min=1)
-    return found.replace(deviation=torch.where(found.num_optimized > 0, mean, 0))  # of a free pair there is none
+    return found.replace(deviation=torch.where(found.num_optimized > 0, mean, 0))  # a pair off the bound has none
 
 
 def lower_bound(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | float = 1.0) -> torch.Tensor:
@@ -176,15 +176,14 @@ def lower_bound(problem: MapProblem, config: SolverConfig, unit: torch.Tensor | 
 
 
 def _round(problem: MapProblem, found: MapSolution, config: SolverConfig) -> MapSolution:
-    """Fit those that go on; end the fits that are fine or hopeless, set one person aside in the others."""
+    """Fit those that are not done; end the fits that are fine or hopeless, set one person aside in the others."""
     alpha, beta, plane, bound = _fit(problem, found.active, found.alpha_min)
     finite = alpha.isfinite() & beta.isfinite()
     count = found.active.sum(1)
     height = new_heights(problem, alpha, beta)
     tall = found.active & (height > config.max_height)
     free_pair = ~bound & (count == _TWO)
-    goes_on = found.status == int(FitStatus.ROUNDS_EXHAUSTED)  # somebody was set aside: fitted again
-    over = goes_on & tall.any(1) & ~free_pair & finite
+    over = found.goes_on & tall.any(1) & ~free_pair & finite
     hopeless = over & (count <= _TWO)
     rejecting = over & ~hopeless
     tallest = torch.where(found.active, height, -torch.inf).argmax(1)
@@ -194,10 +193,6 @@ def _round(problem: MapProblem, found: MapSolution, config: SolverConfig) -> Map
     by_height = torch.argsort(torch.where(problem.active, height, -torch.inf), dim=1, descending=True, stable=True)
     rank = torch.where(problem.active, torch.argsort(by_height, dim=1, stable=True), -1)
     order = torch.where(hopeless[:, None], rank, order)  # the whole group is set aside, tallest first
-    status = torch.where(bound, int(FitStatus.AT_BOUND), int(FitStatus.SOLVED))
-    status = torch.where(free_pair, int(FitStatus.TWO_PEOPLE), status)
-    status = torch.where(rejecting, int(FitStatus.ROUNDS_EXHAUSTED), status)
-    status = torch.where(hopeless, int(FitStatus.ALL_REJECTED), status)
     fitted = {
         "alpha": torch.where(hopeless, 0, alpha),
         "beta": torch.where(hopeless, torch.where(problem.active, problem.z, -torch.inf).amax(1), beta),
@@ -206,9 +201,9 @@ def _round(problem: MapProblem, found: MapSolution, config: SolverConfig) -> Map
         "num_optimized": torch.where(free_pair | hopeless, 0, count),
         "plane": plane,
         "rounds": found.rounds + 1,
-        "status": torch.where(finite, status, int(FitStatus.DEGENERATE)),
+        "goes_on": rejecting,
     }
-    ran = {1: goes_on, 2: goes_on[:, None]}
+    ran = {1: found.goes_on, 2: found.goes_on[:, None]}
     return found.replace(
         **{name: torch.where(ran[value.dim()], value, getattr(found, name)) for name, value in fitted.items()}
     )

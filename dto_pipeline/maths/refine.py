@@ -1,8 +1,9 @@
 """Applying the fit: new translations and body shapes that keep every person's place in the image.
 
 Scaling a body and its translation by the same factor leaves its projection unchanged. The body is scaled by one shape
-coefficient: the kid axis for children and small people, else the first. People who are beyond `bounds` before or after
-the fit take no part. Pure tensors; the body model comes as two functions. Metres.
+coefficient: the kid axis for children and small people, else the first. People beyond `bounds` keep their labels:
+before the fit they are left out, after it they are set aside. Pure tensors; the body model comes as two functions.
+Metres.
 """
 
 from __future__ import annotations
@@ -88,9 +89,9 @@ def refine_people(
 
 
 def leave_out_implausible(batch: SceneBatch, rest_height: RestHeight) -> tuple[SceneBatch, torch.Tensor]:
-    """Take out people whose label or camera is beyond `bounds`; their numbers become 0 and affect nothing.
+    """Take out people whose label or camera is beyond `bounds`: their numbers become 0 and affect nothing.
 
-    Readers of labels refuse the same people earlier, with a message: this is for labels from memory, and for heights,
+    Readers of labels refuse the same people earlier, with a message. This is for labels from memory, and for heights,
     which need a body. `rest_height`: of the body model, betas (..., 11) -> (...) [m]. Returns the batch without them,
     and (B, P) bool who was taken out.
     """
@@ -107,8 +108,8 @@ def set_implausible_aside(
 ) -> RefinedPeople:
     """Restore the labels of people that the fit would make implausible, and set the outcome of those `refused`.
 
-    `people` as refined from `batch` and `prior`; `refused` (B, P) of `leave_out_implausible`. Each person set aside
-    adds the penalty of one who is too tall to its image, so that such a fit is not accepted, and has no posterior.
+    `people` as refined from `batch` and `prior`; `refused` (B, P) of `leave_out_implausible`. A person set aside has no
+    posterior, and adds to the score of its image what one who is too tall adds, so that such a fit is not accepted.
     """
     fits = people.fits
     placed = torch.isin(fits.outcome, constant(_PLACED, fits.outcome.device, torch.int64))

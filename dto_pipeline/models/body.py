@@ -1,8 +1,9 @@
-"""The body model: SMPL's format (6890 vertices, 24 joints), ten shape directions and, where there is one, the kid axis.
+"""The body model: a plain npz in SMPL's format (6890 vertices, 24 joints), with ten shape directions and perhaps a kid
+axis.
 
-A plain npz and linear blend skinning, a whole batch per call; heights and joints are computed without a mesh. The bits
-of a body do not depend on the others of the batch (see `maths.ordered`). Metres, in SMPL's own frame (y up at rest);
-the root orientation of a label turns it into the camera frame.
+Linear blend skinning of a whole batch per call; heights and joints are computed without a mesh. The bits of a body do
+not depend on the others of the batch (see `maths.ordered`). Metres, in SMPL's own frame (y up at rest); the root
+orientation of a label turns it into the camera frame.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from smplx.vertex_ids import vertex_ids
-from torch import nn
 
 from dto_pipeline.array_files import read_npy, read_npz
 from dto_pipeline.axes import NUM_BETAS
@@ -50,50 +50,37 @@ _POSE_CHUNK = 64  # bodies posed at once: bounds memory
 _SKIN_CHUNK = 16  # bodies skinned at once: what stays in a CPU's cache
 
 
-class BodyModel(nn.Module):
+class BodyModel:
     """Bodies from pose and shape, batched over any leading axes. Build one with `load_body`."""
-
-    faces: torch.Tensor  # (F, 3) int64
-    _template: torch.Tensor  # (3, V) float64
-    _blend: torch.Tensor  # (11 + 207, 3 V) float64: what shape and pose add to x, then y, then z; see `ExactMatrix`
-    _blend_scale: torch.Tensor
-    _weights: torch.Tensor  # (24, V) float64
-    _weights_scale: torch.Tensor
-    _joint_template: torch.Tensor
-    _joint_shapedirs: torch.Tensor
-    _joint_blend: torch.Tensor  # (11, 72) float64
-    _joint_blend_scale: torch.Tensor
-    _landmarks: torch.Tensor
 
     def __init__(self, arrays: dict[str, np.ndarray], kid_axis: bool = True, sha256: str = "") -> None:
         """`arrays`: SMPL's keys as plain arrays; a model with ten directions gets a kid axis of zeros."""
-        super().__init__()
         single = {key: torch.as_tensor(value, dtype=torch.float32) for key, value in arrays.items() if key in _FLOATS}
         shapedirs, regressor = single["shapedirs"][..., :NUM_BETAS], single["J_regressor"]
         self.has_kid_axis = bool(kid_axis and shapedirs.shape[-1] == NUM_BETAS)
         self.sha256 = sha256
         if not self.has_kid_axis:
             shapedirs = torch.nn.functional.pad(shapedirs[..., : NUM_BETAS - 1], (0, 1))
-        joint_shapedirs = _regress(regressor, shapedirs.flatten(1)).view(len(regressor), 3, NUM_BETAS)
         self._tree = [-1, *arrays["kintree_table"][0].astype(np.int64).tolist()[1:]]
-        buffers = {
-            "faces": torch.as_tensor(arrays["f"].astype(np.int64)),
-            "_template": single["v_template"].T.to(torch.float64).contiguous(),
-            "_joint_template": _regress(regressor, single["v_template"]),
-            "_joint_shapedirs": joint_shapedirs,
-            "_landmarks": torch.tensor(_LANDMARKS),
-        }
-        exact = {
-            "_blend": torch.cat([shapedirs, single["posedirs"]], dim=-1).permute(2, 1, 0).flatten(1),
-            "_weights": single["weights"].T,
-            "_joint_blend": joint_shapedirs.flatten(0, 1).T,
-        }
-        self._bits = {}
-        for name, matrix in exact.items():
-            buffers[name], buffers[f"{name}_scale"], self._bits[name] = make_exact(matrix)
-        for name, value in buffers.items():
-            self.register_buffer(name, value)
+        self.faces = torch.as_tensor(arrays["f"].astype(np.int64))  # (F, 3)
+        self._template = single["v_template"].T.to(torch.float64).contiguous()  # (3, V)
+        self._joint_template = _regress(regressor, single["v_template"])  # (24, 3)
+        self._joint_shapedirs = _regress(regressor, shapedirs.flatten(1)).view(len(regressor), 3, NUM_BETAS)
+        self._landmarks = torch.tensor(_LANDMARKS)
+        # (11 + 207, 3 V): what shape and pose add to x, then y, then z
+        self._blend = make_exact(torch.cat([shapedirs, single["posedirs"]], dim=-1).permute(2, 1, 0).flatten(1))
+        self._weights = make_exact(single["weights"].T)  # (24, V)
+        self._joint_blend = make_exact(self._joint_shapedirs.flatten(0, 1).T)  # (11, 72)
         self.closed = is_closed(single["v_template"], self.faces)
+
+    def to(self, device: torch.device | str) -> BodyModel:
+        """The same body, moved to a device."""
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                setattr(self, name, value.to(device))
+            elif isinstance(value, ExactMatrix):
+                setattr(self, name, value._replace(values=value.values.to(device), scale=value.scale.to(device)))
+        return self
 
     @property
     def num_vertices(self) -> int:
@@ -134,11 +121,11 @@ class BodyModel(nn.Module):
         shape = betas.reshape(count, NUM_BETAS)
         rest = self._joint_template + torch.einsum("jkl,bl->bjk", self._joint_shapedirs, shape)
         joints, rigid = chain_joints(rotations, rest, self._tree)
-        blend = self._blend.view(len(self._blend), 3, -1)[:, :, used] * self._blend_scale[:, None, None]
+        blend = self._blend.values.unflatten(1, (3, -1))[:, :, used] * self._blend.scale[:, None, None]
         bent = rotations[:, 1:] - torch.eye(3, dtype=pose.dtype, device=pose.device)
         factors = torch.cat([shape, bent.flatten(1)], dim=1)
         shaped = self._template[:, used].to(pose.dtype) + torch.einsum("bf,fkv->bkv", factors, blend.to(pose.dtype))
-        weights = (self._weights[:, used] * self._weights_scale[:, None]).to(pose.dtype)
+        weights = (self._weights.values[:, used] * self._weights.scale[:, None]).to(pose.dtype)
         pulls = torch.einsum("bjkl,jv->bklv", rigid, weights)
         points = ((pulls[:, :, :3] * shaped[:, None]).sum(2) + pulls[:, :, 3]).mT
         if regressor is None:
@@ -159,29 +146,27 @@ class BodyModel(nn.Module):
     @torch.no_grad()
     def rest_height(self, betas: torch.Tensor) -> torch.Tensor:
         """(...) height at zero pose, max y - min y of the vertices [m], of betas (..., 11) and in their dtype."""
-        values, scale, bits = self._exact("_blend")
+        values, scale, bits = self._blend
         directions = ExactMatrix(values[:NUM_BETAS].view(NUM_BETAS, 3, -1)[:, 1], scale[:NUM_BETAS], bits)
         y = self._template[1] + exact_product(betas.reshape(-1, NUM_BETAS), directions, parts=2)
         return (y.amax(dim=-1) - y.amin(dim=-1)).reshape(betas.shape[:-1]).to(betas.dtype)
 
-    def _exact(self, name: str) -> ExactMatrix:
-        return ExactMatrix(getattr(self, name), getattr(self, f"{name}_scale"), self._bits[name])
-
     def _pose(
         self, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor, subset: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """float32 vertices (..., V, 3), all or `subset`, and joints (..., 24, 3), in float64 up to the last step."""
-        template, blend, weights = self._template, self._exact("_blend"), self._exact("_weights")
+        """float32 vertices (..., V, 3), all or those of `subset`, and joints (..., 24, 3); float64 up to the last
+        step."""
+        template, blend, weights = self._template, self._blend, self._weights
         if subset is not None:
             template, weights = template[:, subset], weights._replace(values=weights.values[:, subset])
-            chosen = blend.values.view(len(blend.values), 3, -1)[:, :, subset]
+            chosen = blend.values.unflatten(1, (3, -1))[:, :, subset]
             blend = blend._replace(values=chosen.flatten(1))
         vertices, joints = [], []
         identity = torch.eye(3, dtype=torch.float64, device=pose.device)
         flat = (pose.reshape(-1, 24, 3), betas.reshape(-1, NUM_BETAS), transl.reshape(-1, 3))
         for turns, shape, place in zip(*(value.to(torch.float64).split(_POSE_CHUNK) for value in flat), strict=True):
             rotations = rotate(turns)
-            moved = exact_product(shape, self._exact("_joint_blend")).unflatten(1, (-1, 3))
+            moved = exact_product(shape, self._joint_blend).unflatten(1, (-1, 3))
             posed, rigid = chain_joints(rotations, self._joint_template + moved, self._tree)
             factors = torch.cat([shape, (rotations[:, 1:] - identity).flatten(1)], dim=1)
             shaped = exact_product(factors, blend).unflatten(1, (3, -1)).add_(template)
@@ -210,7 +195,7 @@ def _skin(shaped: torch.Tensor, rigid: torch.Tensor, shift: torch.Tensor, weight
 def read_regressor(
     path: str, body: BodyModel, option: str, name: str = "J_regressor_extra.npy", joints: int = 9
 ) -> np.ndarray:
-    """(joints, V) regressor of a body model, published as `name`; `option`: what named the file. Raises: DtoError."""
+    """(joints, V) regressor of a body model, published as `name`; `option` named the file. Raises: DtoError."""
     wanted = (joints, body.num_vertices)
     try:
         with open_regular(path) as stream:
@@ -248,9 +233,9 @@ def chain_joints(rotations: torch.Tensor, rest: torch.Tensor, parents: list[int]
 
     Args:
         rotations: (M, J, 3, 3) relative to the parent; rest: (M, J, 3) joints of the rest pose [m].
-        parents: of each joint, before it; the first has none.
+        parents: of each joint, an earlier one; the first has none.
 
-    Returns: (M, J, 3) posed joints and (M, J, 3, 4) what moves a point of the rest pose with each joint.
+    Returns: (M, J, 3) posed joints, and (M, J, 3, 4) the matrices that move points of the rest pose with each joint.
     """
     chain = [torch.cat([rotations[:, 0], rest[:, 0, :, None]], dim=-1)]
     for joint, parent in enumerate(parents[1:], start=1):

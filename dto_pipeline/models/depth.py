@@ -1,10 +1,9 @@
 """Kinds of depth maps, and maps from files; `models.depth_anything` has networks.
 
-Every kind becomes disparity: larger is nearer, zero where nothing is known or everything is infinitely far. The method
-reads ``1 / disparity`` as relative depth with an unknown scale; its published thresholds (`EvidenceConfig.far_depth` =
-0.02) are in the unit of Depth Anything on crowds, where one unit of relative depth is about `METRES_PER_DEPTH`. Metric
-maps are converted to this unit, so that far begins at 10 m; the unit of relative maps is measured in each image
-(`maths.depth_evidence`).
+Every kind becomes disparity: larger is nearer; zero means unknown or infinitely far. The method reads ``1 / disparity``
+as relative depth of unknown scale. Its published thresholds (`EvidenceConfig.far_depth` = 0.02) are in the unit of
+Depth Anything on crowds, where one unit of relative depth is about `METRES_PER_DEPTH`. Metric maps are converted to
+this unit, so that far begins at 10 m; the unit of relative maps is measured in each image (`maths.depth_evidence`).
 
 Files are npy and npz (float16 to float64) and PNG (16 bits), one per image and of its size: they are never resized,
 because their alignment is not known.
@@ -32,13 +31,12 @@ NPZ_KEYS = {DISPARITY: "disparity", DEPTH: "depth", METRIC_DEPTH: "depth"}  # ar
 NPZ_FOCAL = "focal"  # of a metric npz: the focal length that its metres were made with [px of the image]
 _PNG_EXTRA = 1 << 20  # bytes a PNG may have beyond twice its pixels: headers, notes
 _NAMES_SHOWN = 10  # arrays of a file, in a message
-_UNNAMED = "no depth map is named for this image; set `depth` in the dataset YAML or depth.root"
 
 
 def as_disparity(values: np.ndarray, kind: str, scale: float = 1.0) -> np.ndarray:
-    """A map (H, W) of any real type and of a declared kind as float32 disparity; callers check for NaN and less than 0.
+    """A map (H, W) of any real type and of a declared kind as float32 disparity. NaN and negative numbers stay.
 
-    `values` times `scale` (0.001 for millimetres) are in the unit of `kind`; 0 = unknown, for depths infinity too.
+    `values` times `scale` (0.001 for millimetres) are in the unit of `kind`; 0 = unknown, and so is infinity of depths.
     """
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # overflow is reported as not finite
         scaled = values.astype(np.float32) * np.float32(scale)
@@ -80,8 +78,8 @@ class DepthFiles:
         Args:
             depth_file: path relative to `root`; None = the manifest names none.
             height, width: size of the image [px], which the map must have.
-            focal: of the labels' camera [px]. Metres made with another focal length (`NPZ_FOCAL`) are converted: of
-                the same size in the image, twice the focal length means twice the distance.
+            focal: of the labels' camera [px]. Metres that were made with another focal length (`NPZ_FOCAL`) are
+                converted: with twice the focal length, what has the same size in the image is twice as far.
 
         Returns: (height, width) float32 disparity, larger is nearer, all finite and >= 0, somewhere > 0.
 
@@ -89,10 +87,10 @@ class DepthFiles:
             DepthMissing: no file is named, or it does not exist.
             DepthInvalid: the file cannot be used; the message says why.
         """
-        if not depth_file:
-            raise DepthMissing(_UNNAMED)
+        if not depth_file or self.root is None:
+            raise DepthMissing("no depth map is named for this image; set `depth` in the dataset YAML or depth.root")
         try:
-            with self._source(depth_file) as source:
+            with open_regular(resolve_inside(self.root, depth_file)) as source:
                 array, own = _read_array(source, PurePosixPath(depth_file).suffix, (height, width), self.kind)
         except FileNotFoundError as error:
             raise DepthMissing(f"depth map {depth_file} does not exist") from error
@@ -111,12 +109,6 @@ class DepthFiles:
         if highest == 0:
             raise DepthInvalid(f"depth map {depth_file} is zero everywhere")
         return disparity
-
-    def _source(self, depth_file: str) -> BinaryIO:
-        """The map, open; raises FileNotFoundError, UnsafePath, ValueError or OSError."""
-        if self.root is None:
-            raise DepthMissing(_UNNAMED)
-        return open_regular(resolve_inside(self.root, depth_file))
 
 
 def _read_array(source: BinaryIO, suffix: str, shape: tuple[int, int], kind: str) -> tuple[np.ndarray, float | None]:

@@ -1,9 +1,9 @@
 """Disparity of images by a depth network of transformers: Depth Anything (V1, V2, metric) or Depth Pro.
 
-Images of one network size are computed together; a batch that does not fit into the accelerator's memory is halved; a
-map that is not finite fails its own image only. All batches of a window are started before any is waited for, and maps
-stay on the device. float32 on a CPU; `depth.precision` on a GPU, except for the last layer, which stays in float32:
-eight bits of mantissa would cut distances into steps of 0.4 %.
+Images of one network size are computed together. A batch that does not fit into the accelerator's memory is halved; a
+map that is not finite fails its own image only. All batches of a window are started before the first is waited for, and
+maps stay on the device. Computed in float32 on a CPU and in `depth.precision` on a GPU, but for the last layer, which
+is always computed in float32: eight bits of mantissa would cut distances into steps of 0.4 %.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from dto_pipeline.models.network_input import (
     run_in_batches,
     stretch_positions,
 )
-from dto_pipeline.models.networks import LICENCES, ModelError, licence_lines, reference_of
+from dto_pipeline.models.networks import LICENCES, ModelError, reference_of
 from dto_pipeline.models.pretrained import load_pretrained
 
 _LOG = logging.getLogger(__name__)
 _HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _SWITCHES = threading.RLock()  # for CUDA's own switches of precision, which all threads share
-_PRO_RANGE = (1e-4, 1e4)  # of Depth Pro's inverse depth, as transformers clamps it [1/m]
+_PRO_RANGE = (1e-4, 1e4)  # to which transformers clamps Depth Pro's inverse depth [1/m]
 
 
 class DepthNetwork:
@@ -53,10 +53,7 @@ class DepthNetwork:
         self.device = torch.device(device)
         reference = reference_of("depth", config)
         self.precision = resolve_precision(config.precision, self.device)
-        hint = f"Licences: {'; '.join(licence_lines())}"
-        network, identity = load_pretrained(
-            AutoModelForDepthEstimation, reference, self.device, hint, spare_weights=False
-        )
+        network, identity = load_pretrained(AutoModelForDepthEstimation, reference, self.device, spare_weights=False)
         self.at_once = images_at_once(self.device, config.batch or BY_DEVICE["depth.batch"][1])
         self.recipe = recipe_for(network.config, config.short_side)
         self.config = config
@@ -95,8 +92,8 @@ class DepthNetwork:
             focal: of the labels' cameras [px], one per image, where they are known.
 
         Returns:
-            In the same order: (H, W) float32 disparity on the device, finished, finite and >= 0, or what is wrong with
-            this image's map.
+            In the same order: (H, W) float32 disparity on the device, computed, finite and >= 0, or what is wrong with
+            the image's map.
 
         Raises: torch.OutOfMemoryError: not even one image fits.
         """
@@ -202,7 +199,8 @@ class DepthAnythingRecipe:
 class DepthProRecipe:
     """Depth Pro: squares, normalised to -1 .. 1, then bilinear; inverse depth scaled by the camera's field of view.
 
-    That is the labels' camera where it is known, as its authors' code takes a given focal length; else what it finds.
+    The field of view is that of the labels' camera where it is known, as its authors' code takes a given focal length;
+    else what the network finds.
     """
 
     side: int = 1536  # of the squares that the published weights see [px]
@@ -263,8 +261,8 @@ def recipe_for(network_config: Any, short_side: int) -> DepthAnythingRecipe | De
 def stretch_as_published(network: nn.Module) -> str:
     """Let a Depth Anything network stretch its positions as published, see `stretch_positions`.
 
-    Returns: what holds now, for labels' metadata: a backbone that is no plain DINOv2 keeps its own way (with registers,
-    DINOv2's own code has no offset).
+    Returns: what is done now, for labels' metadata. A backbone that is not a plain DINOv2 keeps its own way (DINOv2's
+    own code for registers has no offset).
     """
     backbone = getattr(network, "backbone", None)
     embeddings: Any = getattr(backbone, "embeddings", None)
@@ -297,7 +295,7 @@ def resolve_precision(asked: str, device: torch.device) -> str:
 
 @contextmanager
 def computing_in(precision: str, device: torch.device) -> Iterator[None]:
-    """Let networks compute in a precision; TF32, which cuDNN would take by itself, only where it is asked for."""
+    """Let networks compute in a precision. TF32, which cuDNN would use by itself, is used only where asked for."""
     if device.type == "cpu":
         yield
         return
@@ -313,19 +311,23 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def halve_weights(network: nn.Module, half: torch.dtype) -> bool:
-    """Keep the weights of Depth Anything in half precision except for the last convolution of its head.
+    """Let the last convolution of the head compute in float32; keep Depth Anything's other weights in half precision.
 
-    Autocast would copy float32 weights at every call, and needs twice the operations. False: another network, which
-    is left as it is and needs autocast.
+    Autocast would copy float32 weights at every call, and needs twice the operations. False: another network, whose
+    weights stay in float32 and which needs autocast.
     """
-    head = getattr(network, "head", None)
-    last = getattr(head, "conv3", None)
-    if head is None or not isinstance(last, nn.Conv2d):
+    head = getattr(network, "head", nn.Identity())
+    names = [name for name, module in head.named_modules() if isinstance(module, nn.Conv2d)]
+    if not names:
         return False
-    head.conv3 = nn.Identity()
-    network.to(half)
-    head.conv3 = _InFloat32(last)
-    return True
+    place, _, own = names[-1].rpartition(".")
+    parent, last = head.get_submodule(place), head.get_submodule(names[-1])
+    is_depth_anything = names[-1] == "conv3"
+    if is_depth_anything:
+        setattr(parent, own, nn.Identity())
+        network.to(half)
+    setattr(parent, own, _InFloat32(last))
+    return is_depth_anything
 
 
 class _InFloat32(nn.Module):

@@ -1,14 +1,14 @@
 """Input of networks: sizes, resizing and position tables as Depth Anything's code has them, and batches.
 
 The published inference code is `Resize(518, 518, lower_bound, multiple of 14, INTER_CUBIC)`, then ImageNet's mean and
-deviation; the output comes back by bilinear interpolation, corner on corner in V2, not so in V1. The image processor of
-transformers resizes otherwise (640 x 427 becomes 518 x 350 there, 770 x 518 here) and is not used. torch's bicubic
-interpolation without antialiasing is OpenCV's INTER_CUBIC (a = -0.75, pixel centres at +0.5, borders repeated, no
-clipping); tests compare it with numpy: equal within 1e-5 of full scale.
+deviation; the output is resized to the image by bilinear interpolation, with aligned corners in V2, without in V1. The
+image processor of transformers resizes otherwise (640 x 427 becomes 518 x 350 there, 770 x 518 here) and is not used.
+torch's bicubic interpolation without antialiasing is OpenCV's INTER_CUBIC (a = -0.75, pixel centres at +0.5, borders
+repeated, no clipping); tests compare it with numpy: equal within 1e-5 of full scale.
 
-On a CPU a network computes one image at a time, on one thread: other batches or numbers of threads change the last bits
-of convolutions and matrix products. On a GPU batches are needed for speed, and the last bits of a map depend on the
-other images of its batch (docs/promise.md). Pixels.
+On a CPU a network computes one image at a time, on one thread, because the last bits of convolutions and matrix
+products depend on the batch and on the number of threads. On a GPU batches are needed for speed, and the last bits of a
+map depend on the other images of its batch (docs/promise.md). Pixels.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Instances(NamedTuple):
     """People found in one image, at person-map size."""
 
     masks: np.ndarray  # (Q, h, w) bool
-    score: np.ndarray  # (Q,) float32 in 0 .. 1: of the class times the mean over the mask
+    score: np.ndarray  # (Q,) float32 in 0 .. 1: probability of the class, times the mean probability over the mask
 
 
 def network_size(height: int, width: int, short_side: int, multiple: int = PATCH) -> tuple[int, int]:
@@ -70,7 +70,7 @@ def resize_to_network(images: torch.Tensor, size: tuple[int, int]) -> torch.Tens
 
 
 def resize_to_image(output: torch.Tensor, height: int, width: int, corners: bool = True) -> torch.Tensor:
-    """The network's maps (B, h, w) at image size (B, height, width), float32: bilinear, corner on corner or not."""
+    """The network's maps (B, h, w) at image size (B, height, width), float32: bilinear; `corners`: aligned or not."""
     maps = output.to(torch.float32)[:, None]
     return functional.interpolate(maps, size=(height, width), mode="bilinear", align_corners=corners)[:, 0]
 
@@ -95,9 +95,9 @@ def run_in_batches(
     batch: int,
     work: Callable[[list[int]], Iterable[_Result]],
 ) -> list[_Result]:
-    """Results of items in order; `work` gets positions of items of one size, at most `batch`, first come first.
+    """Results of items in order; `work` gets the positions of at most `batch` items of one size.
 
-    On a CPU each batch runs on one thread, and as many at once as torch has threads here.
+    On a CPU each batch is computed on one thread, and as many batches at once as torch has threads here.
     """
     same: dict[Hashable, list[int]] = {}
     for position, size in enumerate(sizes):

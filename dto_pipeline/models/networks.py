@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -20,16 +19,16 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import open_regular
 
 _COMMIT = re.compile("[0-9a-f]{40}")
+_HUB_NAME = re.compile(r"(?!.*(--|\.\.))[\w.-]+/[\w.-]+")
 # families (`model_type` of config.json) that each section of the config can use, and what to do with another network
 _FAMILIES = {"depth": ("depth_anything", "depth_pro"), "masks": ("mask2former", "maskformer", "eomt", "eomt_dinov3")}
+_FAMILY = re.compile(r"[\w.-]{1,64}")
 _OTHER_FAMILY = {
     "depth": "write maps of other networks to files and use depth.source=files with depth.kind",
     "masks": "bring other masks with the manifest and use masks.source=labels",
 }
-_FAMILY = re.compile(r"[\w.-]{1,64}")
 # all that transformers reads from a folder to build and feed a network: configs, index, code, weights
 _DECIDING = ("*.json", "*.py", "*.safetensors", "*.bin")
-_NO_FAMILY = "network"  # name of a folder whose config.json has no model_type
 _BODY_FILES = ("SMPLA_NEUTRAL.npz", "SMPL_NEUTRAL.npz")  # a folder's body is the first of these that exists
 DEMO_MODEL = "demo"  # name of the depth network shipped with the package
 # of known depth networks, as their authors state them; labels by a CC BY-NC network may not be used commercially
@@ -156,40 +155,29 @@ def attribute_references(config: AttributeConfig) -> list[ModelReference]:
 
 
 def check_reference(reference: ModelReference) -> None:
-    """Refuse what cannot be used before anything is downloaded or loaded: no name, a folder without config.json, a hub
-    name without a commit, a family that nothing here can feed. The family of a hub network is known only where its
-    config.json was fetched before; `check_family` is for after loading.
+    """Refuse what cannot be used before anything is downloaded or loaded: no name, a hub name without a commit, a
+    folder without config.json or of a family that is not supported. (The family of a hub network is checked after
+    loading, by `check_family`.)
 
     Raises: ModelMissing, ModelError.
     """
     if not reference.name:
         raise ModelError(f"{reference.option}.model is empty; set it to a hub name or a folder")
     if reference.is_folder:
-        path = Path(reference.located) / "config.json"
-        if not path.is_file():
+        if not (Path(reference.located) / "config.json").is_file():
             raise ModelMissing(missing_text(reference))
-    elif _COMMIT.fullmatch(reference.revision):
-        from huggingface_hub import try_to_load_from_cache  # loads in a moment, but only when needed
-
-        try:
-            found = try_to_load_from_cache(reference.name, "config.json", revision=reference.revision)
-        except ValueError as error:
-            name = f"{reference.option}.model is {reference.name!r}: {first_line(error)}"
-            raise ModelError(f"{name}; give a hub name (OWNER/NAME) or a folder") from error
-        if not isinstance(found, str):
-            return
-        path = Path(found)
-    else:
+        check_family(reference.option, _read_family(reference))
+    elif not _HUB_NAME.fullmatch(reference.name):
+        raise ModelError(f"{reference.option}.model is {reference.name!r}; give a hub name (OWNER/NAME) or a folder")
+    elif not _COMMIT.fullmatch(reference.revision):
         raise ModelError(
             f"{reference.option}.revision is {reference.revision!r}; a hub model must be pinned to a commit (40 "
             f"hexadecimal digits), see https://huggingface.co/{reference.name}/commits/main"
         )
-    if reference.option in _FAMILIES:
-        check_family(reference.option, _read_family(reference.option, path))
 
 
 def check_family(option: str, family: str) -> None:
-    """Raises: ModelError: nothing here can feed a network of this family."""
+    """Raises: ModelError: networks of this family are not supported for this section of the config."""
     if option in _FAMILIES and family not in _FAMILIES[option]:
         raise ModelError(
             f"{option}.model is of the family {family!r}; expected {' or '.join(_FAMILIES[option])}; "
@@ -206,22 +194,19 @@ def identify(reference: ModelReference) -> ModelIdentity:
     found = {path for pattern in _DECIDING for path in folder.glob(pattern)}
     for path in sorted(filter(Path.is_file, found)):  # no folder, and no pipe that would block
         digest.update(path.name.encode() + b"\0" + bytes.fromhex(sha256_once(path)))
-    name = _NO_FAMILY  # not the folder's own name, which depends on the machine
-    with suppress(ModelError):
-        family = _read_family(reference.option, folder / "config.json")
-        name = family if _FAMILY.fullmatch(family) else name
-    return ModelIdentity(name, "", digest.hexdigest())
+    return ModelIdentity(_read_family(reference), "", digest.hexdigest())  # not the folder's name: machines differ
 
 
-def _read_family(option: str, path: Path) -> str:
-    """The `model_type` of a config.json. Raises: ModelError."""
+def _read_family(reference: ModelReference) -> str:
+    """The `model_type` in the config.json of a folder. Raises: ModelError: there is none, or it is not one word."""
+    path = Path(reference.located) / "config.json"
     try:
         family = json.loads(path.read_bytes())["model_type"]
-        if not isinstance(family, str):
-            raise TypeError(f"it is {family!r:.80}")
+        if not _FAMILY.fullmatch(family):
+            raise ValueError(f"it is {family!r:.80}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(
-            f"{option}.model: {path} has no model_type ({error!r}); expected a network saved by transformers"
+            f"{reference.option}.model: {path} has no model_type ({error!r}); expected a network saved by transformers"
         ) from error
     return family
 
@@ -238,7 +223,7 @@ def _sha256(path: str, state: tuple[int, ...]) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def missing_text(reference: ModelReference, error: BaseException | None = None, hint: str = "") -> str:
+def missing_text(reference: ModelReference, error: BaseException | None = None) -> str:
     """What a `ModelMissing` says: the cause, what was expected and how to get it."""
     option, name = reference.option, reference.name
     reason = f" ({first_line(error)})" if error else ""
@@ -248,7 +233,7 @@ def missing_text(reference: ModelReference, error: BaseException | None = None, 
         text = f"{option}.model: {name} at {reference.revision} is not on this machine{reason}; on a machine with "
         text += f"internet run `hf download {name} --revision {reference.revision} --local-dir FOLDER`, copy FOLDER "
         text += f"here and set {option}.model=FOLDER"
-    return f"{text}. {hint}".rstrip(". ") + "."
+    return f"{text}."
 
 
 def first_line(error: BaseException) -> str:

@@ -1,9 +1,9 @@
 """Networks of transformers that look at people: instance masks, and ages and genders.
 
 Masks come from any network of `AutoModelForUniversalSegmentation` that classifies queries (Mask2Former, MaskFormer,
-EoMT) and has a class for people; `models.seeing` assigns them. Ages and genders come from plain classifiers, whose
-class names are ages (``20-29``, ``3-9``, ``more than 70``), genders (``male``, ``woman``) or both, and from MiVOLO with
-its two inputs, of each crop and its mirror image. Years; probabilities 0 .. 1.
+EoMT) and has a class for people; `models.seeing` assigns them to people. Ages and genders come from plain classifiers,
+whose class names are ages (``20-29``, ``3-9``, ``more than 70``), genders (``male``, ``woman``) or both, or from
+MiVOLO, which sees face and body. Every crop is seen twice, once mirrored. Years; probabilities 0 .. 1.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from dto_pipeline.models.networks import ModelError, ModelReference, attribute_r
 from dto_pipeline.models.pretrained import load_pretrained, source_options
 
 _MULTIPLE = 32  # sides of the segmentation network's input are multiples of it [px]
-_OPEN_RANGE = 5.0  # the middle of a class without upper end (70+) is this far above its lower end [years]
-_MAX_AGE = 110.0  # larger numbers are no ages [years]
+_OPEN_RANGE = 5.0  # a class without upper end (70+) is taken to have its middle this far above its lower end [years]
+_MAX_AGE = 110.0  # larger numbers in names of classes are not ages [years]
 _FEMALE = re.compile(r"\b(female|woman|women|girl|girls)\b")
 _MALE = re.compile(r"\b(male|man|men|boy|boys)\b")
 
@@ -92,7 +92,7 @@ class InstanceNetwork:
 
 
 def read_class_names(names: dict[int, str]) -> np.ndarray:
-    """(C, 2) ages in the middle of each class's range [years], and 1 for male, 0 for female; NaN = the name says none.
+    """(C, 2) the middle of each class's range of ages [years], and 1 for male, 0 for female; NaN = the name has none.
 
     Raises: ModelError: no name says either.
     """

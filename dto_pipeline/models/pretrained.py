@@ -1,18 +1,17 @@
-"""Networks with weights from files: those that transformers loads, and our own, checked against their weights.
+"""Loading networks of transformers, and checks that weights are those of the network that they are put into.
 
-A network is used only if its weights are exactly those of its description. Nothing here depends on what a network
-computes. Code from a repository runs only where the caller allows it, and only from a pinned commit or a folder.
-transformers is imported where it is needed, because it takes seconds.
+Missing weights are refused, because transformers would draw them at random. Code from a repository runs only where the
+config allows it, and only from a pinned commit or a folder. transformers is imported where it is needed, because it
+takes seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import nn
 
 from dto_pipeline.models.networks import (
     ModelError,
@@ -28,29 +27,20 @@ from dto_pipeline.models.networks import (
 from dto_pipeline.reading import check_regular
 
 _NAMES_SHOWN = 8  # of weights, in a message
-# ends of names that files may lack: computed from the config alone, or used in training only
+# last parts of names that files may lack: computed from the config alone, or used in training only
 _NOT_LEARNT = (
-    "relative_position_index",
-    "relative_coords_table",
-    "position_ids",
-    "num_batches_tracked",
-    "empty_weight",
+    *("relative_position_index", "relative_coords_table", "position_ids"),
+    *("num_batches_tracked", "empty_weight"),
 )
-_Network = TypeVar("_Network", bound=nn.Module)
 
 
 def load_pretrained(
-    auto_class: type[Any],
-    reference: ModelReference,
-    device: torch.device | str = "cpu",
-    hint: str = "",
-    spare_weights: bool = True,
+    auto_class: type[Any], reference: ModelReference, device: torch.device | str = "cpu", spare_weights: bool = True
 ) -> tuple[Any, ModelIdentity]:
     """Load a network for inference, in float32, on a device.
 
     Args:
         auto_class: transformers' AutoModelFor... class of the task.
-        hint: added to the message when the network is missing (licences, alternatives).
         spare_weights: whether the files may hold weights that the network has no place for (heads of other tasks).
 
     Raises:
@@ -70,14 +60,14 @@ def load_pretrained(
             reference.located, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except OSError as error:
-        raise ModelMissing(missing_text(reference, error, hint)) from error
+        raise ModelMissing(missing_text(reference, error)) from error
     except Exception as error:  # transformers, safetensors and the hub have many classes for files that do not fit
         raise ModelError(
             f"{reference.option}.model {reference.name!r} cannot be loaded: {first_line(error)}; expected a network "
             f"saved by transformers for {getattr(auto_class, '__name__', auto_class)}"
         ) from error
     check_family(reference.option, str(network.config.model_type))
-    # transformers only warns of weights that it did not find, and draws them at random
+    # transformers only warns of weights that it did not find
     kinds = {"missing": "missing_keys", "of another shape": "mismatched_keys"}
     kinds |= {} if spare_weights else {"unexpected": "unexpected_keys"}
     found = {kind: [one if isinstance(one, str) else one[0] for one in loading[key]] for kind, key in kinds.items()}
@@ -123,26 +113,8 @@ def check_weights(found: Any, where: str) -> dict[str, torch.Tensor]:
     return found
 
 
-def build_from_weights(make: Callable[[], _Network], weights: Mapping[str, torch.Tensor], where: str) -> _Network:
-    """The network that `make` builds, with these weights; it takes memory only once all names and shapes fit.
-
-    Raises: ModelError: the weights are not those of the network.
-    """
-    if differing := name_weights(compare_weights(weights_of(make), weights)):
-        raise ModelError(f"{where} does not fit its own config: {differing}")
-    network = make()
-    network.load_state_dict(dict(weights))
-    return network
-
-
-def weights_of(make: Callable[[], nn.Module]) -> dict[str, torch.Tensor]:
-    """Names and shapes of an untrained network's weights, on torch's meta device, without memory."""
-    with torch.device("meta"):
-        return make().state_dict()
-
-
 def compare_weights(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
-    """Names that are missing, unexpected or of another shape (with both shapes), in this order."""
+    """Names of weights that are missing, unexpected, or of another shape (with both shapes)."""
     shapes = {n: (tuple(found[n].shape), tuple(v.shape)) for n, v in expected.items() if n in found}
     return {
         "missing": [name for name in expected if name not in found],

@@ -1,9 +1,10 @@
 """Rasteriser: meshes of all people of a batch -> nearest person, face and z per pixel, in plain torch.
 
-One packed 64-bit key per pixel (z bits above, person and face below) and an atomic minimum: every person is drawn
-inside its own mask, the nearest wins, ties go to the lower index, in any order of drawing. The same code on CPU and
-GPU. z is exact on the plane of the triangle (1/z is affine in the image); pixel centres lie at integer + 0.5. Triangles
-that reach behind the camera are left out, and of a closed mesh those turned away from it, which are half of the work.
+Every person is drawn inside its own mask, and the nearest one wins; of equals the one with the lower index. The order
+of drawing does not matter: a pixel is one 64-bit key (z in the high bits, person and face in the low ones), of which
+the minimum is kept. The same code runs on CPU and GPU. z is exact on the plane of the triangle (1/z is affine in the
+image); pixel centres lie at integer + 0.5. Triangles that reach behind the camera are left out, and of a closed mesh
+those turned away from it, which are half of the work.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ NEAREST_Z = 1e-3  # triangles with a vertex nearer than this are not drawn [m]
 _PAIRS_AT_ONCE = 1 << 22  # (triangle, pixel) candidates tested at once: bounds memory to about 0.5 GB
 _PAIRS_AT_ONCE_CPU = 1 << 17  # on CPU, what stays in the cache
 _TRIANGLES_A_STEP = 128  # between two places where a chunk may end
-_SCENES_AT_ONCE_CPU, _MESHES_AT_ONCE_CPU = 4, 8  # for the same reason
+_SCENES_AT_ONCE_CPU, _MESHES_AT_ONCE_CPU = 4, 8  # so that they stay in the cache
 _EMPTY = torch.iinfo(torch.int64).max
 
 
@@ -212,7 +213,7 @@ def _planes(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> tuple[torch.Te
 
 
 def _chunks(count: torch.Tensor, at_once: int) -> list[tuple[slice, int]]:
-    """Runs of triangles with `at_once` candidates together or little more, and how many they have; read back once."""
+    """Slices of triangles that have `at_once` candidates or slightly more, and how many they have; read back once."""
     if len(count) == 0:
         return []
     total = count.cumsum(0)

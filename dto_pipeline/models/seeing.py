@@ -156,7 +156,8 @@ class Perception:
             scene.origin["attributes"] = f"{scene.origin.get('attributes', 'labels')} + {names}" if known else names
 
     def _estimate(self, faces: torch.Tensor, bodies: torch.Tensor) -> list[np.ndarray]:
-        """Age [years] and probability of being male, (2,) float32 of each person, by the first network that knows."""
+        """Age [years] and probability of being male, (2,) float32 of each person, from the first network that gives
+        them."""
 
         def estimate(people: list[int]) -> np.ndarray:
             joined, *others = (model.estimate(faces[people], bodies[people]) for model in self._attributes)
@@ -172,7 +173,7 @@ class Perception:
 def render_silhouettes(scene: Scene, body: BodyModel, max_side: int) -> np.ndarray:
     """(P, h, w) bool: pixels that each labelled body covers on its own, none for labels that cannot be used.
 
-    h and w are those of the scene's masks; `max_side`: longest side of person maps [px].
+    h and w are those of the scene's masks; `max_side`: the longest side of person maps [px].
     """
     silhouettes, people = np.zeros(_masks(scene).shape, bool), usable_people(scene)
     if len(people) == 0:
@@ -233,7 +234,8 @@ def match_instances(instances: Instances, outlines: np.ndarray, joints: np.ndarr
 
 
 def crop_people(scene: Scene, people: np.ndarray, body: BodyModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Face and body crops (n, 3, s, s) of some people, by their labelled bodies or, of bodies, by known boxes."""
+    """Crops (n, 3, s, s) of the faces and bodies of some people: around the labelled body, or a known box of the
+    body."""
     (image,) = _images([scene])
     joints = project_joints(scene, body)[people]
     face = joints[:, _FACE].mean(1)

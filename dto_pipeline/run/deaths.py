@@ -1,8 +1,9 @@
-"""Find the image that ends its process: workers note the image they begin, the driver counts deaths per image.
+"""Find the image that kills its worker: workers note the image they begin, the driver counts deaths per image.
 
-A process that dies takes its whole shard with it. On its last attempts such a shard is done image by image. An image
-during which two processes in a row died is left out; an image that comes through starts again from zero, so random
-kills leave out nothing. Where the machine ran out of memory the row says so: the image may be innocent.
+A worker that dies loses its whole shard. On its last attempts such a shard is done image by image. An image during
+which two workers in a row died is left out, with a row that says so. The count of an image that is finished goes back
+to zero, so random kills leave out no image. If the machine ran out of memory the row names memory: the image may not be
+the cause.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ from dto_pipeline.config import RunConfig
 from dto_pipeline.data.files import json_bytes
 from dto_pipeline.reading import parse_json
 from dto_pipeline.run.folder import Failure, RunDirectory, failure_name, read_shard_failure
-from dto_pipeline.run.publish import lacks_receipt_only
 from dto_pipeline.status import ImageStatus
 
-DEADLY_AFTER = 2  # deaths in a row with the image alone in work; one may be chance
+DEADLY_AFTER = 2  # deaths in a row while the image alone was worked on; one may be chance
 KILLED = "the process that worked on this image alone died, twice"
 SHORT_OF_MEMORY = "memory ran out on the machine while this image alone was worked on, again and again"
 _MORE_ATTEMPTS = 4  # beyond max_attempts that a shard gets per deadly image: two, and random kills
@@ -52,15 +52,11 @@ def count_death(
     """Count an attempt at a shard that ended with its process, and remove the worker's note.
 
     Returns:
-        The shard's failure record, and whether one more attempt makes progress: a single image was in work, or only
-        the receipt is missing.
+        The shard's failure record, and whether one more attempt makes progress: a single image was in work.
     """
     note = read_note(directory, failure.shard)
     clear_note(directory, failure.shard)
     failure = replace(failure, deaths=failure.deaths + 1)
-    some_left = attempt < config.max_attempts + _MORE_ATTEMPTS * config.max_poison_images
-    if lacks_receipt_only(directory, failure.shard):
-        return failure, some_left
     if note is None or note.attempt != attempt or not note.image:
         return failure, False
     suspects, memory = (
@@ -70,7 +66,8 @@ def count_death(
     for counts in (suspects, memory) if out_of_memory else (suspects,):
         counts[note.image] = counts.get(note.image, 0) + 1
     failure = replace(failure, suspects=suspects, memory=memory)
-    return failure, some_left and len(find_deadly(failure)) <= config.max_poison_images
+    most = config.max_attempts + _MORE_ATTEMPTS * config.max_poison_images
+    return failure, attempt < most and len(find_deadly(failure)) <= config.max_poison_images
 
 
 def find_earlier_deaths(directory: RunDirectory, shard: int, attempt: int, max_attempts: int) -> Failure | None:

@@ -20,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.receipts import Receipt
-from dto_pipeline.data.storage import absolute, as_location
+from dto_pipeline.data.storage import as_location
 from dto_pipeline.errors import DeviceLost, one_line
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.deaths import count_death
@@ -100,7 +100,7 @@ def run_pipeline(
     selection.find_shards(manifest.num_shards, manifest.subset)  # refuse a mistake before anything is made
     directory.create_folders()
     with directory.lock(config.run) as lock:
-        identity = identify_run(config, manifest, absolute(manifest.path))
+        identity = identify_run(config, manifest)
         plan = plan_run(directory, identity, manifest, selection, retry, recheck, lock)
         warn_of_demo_network(config, manifest)
         counts, scan = LaunchCounts(), None
@@ -126,7 +126,7 @@ def _clean_up(directory: RunDirectory, identity: RunIdentity, lock: DriverLock) 
     lock.check(ask=True)
     files.sweep_leftovers(directory)
     scan = files.scan_run(directory, identity)
-    files.settle_records(directory, scan, going_on=scan.done)
+    files.remove_surplus(directory, scan)
     return scan
 
 

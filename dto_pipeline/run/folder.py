@@ -11,9 +11,9 @@ The files are the only state: a shard is pending until it has a valid receipt. T
     failures/shard-00042.in-flight.json    the image that a worker has begun, see `run.deaths`
     lease/00000001.json          which driver has the run, see `run.lease`
 
-Labels and receipts are only created, under names that were never used before, and only label files that do not count
-are removed. So a driver that lost its run, or a worker that wakes up late, can only waste time. Failures and notes are
-replaced and removed; they decide about attempts, never about labels.
+Label files and receipts are only created, under names that were never used before, and only label files that do not
+count are removed. So a driver that lost its lease, or a worker that was paused, can only waste time. Failure records
+and in-flight notes are replaced and removed: they decide about attempts, never about labels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -66,7 +66,7 @@ from dto_pipeline.run.lease import LEASE_FOLDER, DriverLock
 
 RUN_SCHEMA = "dto-run/1"
 FAILURE_SCHEMA = "dto-failure/1"
-_MOST_SHARDS = 10_000_000  # a run of a hundred billion images; more is damage
+_MOST_SHARDS = 10_000_000  # a billion images or more; a larger number is damage
 _READ = {
     "body": ("model_path", "kid_axis"),
     "depth": ("kind", "scale", "root"),
@@ -98,7 +98,7 @@ class RunMismatch(DtoError):
 
 
 class RunDirectoryError(DtoError):
-    """A folder that is not a run; the message says what was found."""
+    """A folder that is not a run or cannot become one; the message says what was found."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class RunDirectory(Generic[Place]):
 
 @dataclass(frozen=True)
 class Failure:
-    """Attempts at a shard that failed; never counts as done."""
+    """The failed attempts at a shard."""
 
     shard: int
     attempts: int  # used up
@@ -164,7 +164,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class RunScan(CountedLabels):
-    """State of a run's shards by its files."""
+    """State of a run's shards, as its files show it."""
 
     records: dict[int, Failure] = field(default_factory=dict)  # shard -> its failure record; in order
     unreadable: dict[int, str] = field(default_factory=dict)  # shard -> why its failure record counts as none
@@ -182,7 +182,7 @@ class RunScan(CountedLabels):
         return {shard: failure for shard, failure in self.failures.items() if failure.given_up}
 
     def without(self, damage: Mapping[int, str]) -> RunScan:
-        """The same scan with these shards (-> reason) not done, as their label files are damaged."""
+        """This scan with the label files of some shards (-> reason) found damaged, so that the shards are not done."""
         damaged = {shard: receipt.generation for shard, receipt in self.done.items() if shard in damage}
         done = {shard: receipt for shard, receipt in self.done.items() if shard not in damage}
         return replace(self, done=done, void={**self.void, **damage}, damaged={**self.damaged, **damaged})
@@ -215,7 +215,7 @@ def open_run(directory: RunDirectory, identity: RunIdentity, lock: DriverLock | 
     for name in directory.store.entries(FAILURES):
         directory.store.remove(f"{FAILURES}/{name}")
     if lock is not None:
-        lock.check(ask=True)  # the one file that is replaced: a driver that took over may use it
+        lock.check(ask=True)  # run.json is the one file that is replaced: another driver may be using it by now
     directory.store.replace("run.json", own)
     return identity
 
@@ -227,7 +227,7 @@ def holds_labels(directory: RunDirectory) -> bool:
 
 
 def find_foreign_files(directory: RunDirectory) -> str:
-    """The reason why a folder cannot become a run: it holds other files; "" if it can."""
+    """Why a folder cannot become a run: it holds other files; "" if it can."""
     if directory.is_run():
         return ""
     root, own = directory.root, {"run.json", LABELS, RECEIPTS, FAILURES, LEASE_FOLDER, "lost+found"}
@@ -328,18 +328,9 @@ def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Seque
     )
 
 
-def settle_records(
-    directory: RunDirectory, scan: RunScan, going_on: Collection[int] = (), forgiven: Collection[int] = ()
-) -> None:
-    """Remove label files that do not count or are damaged, and failure records of shards that are done.
-
-    Args:
-        going_on: shards that are done and whose failure record is kept, as their repair is not finished.
-        forgiven: further shards whose failure record is removed: they start again with no attempts.
-    """
-    damaged = (label_name(*place) for place in scan.damaged.items())
-    settled = {*(scan.records.keys() - scan.failures.keys() - set(going_on)), *forgiven}
-    for name in (*scan.surplus, *damaged, *map(failure_name, settled)):
+def remove_surplus(directory: RunDirectory, scan: RunScan) -> None:
+    """Remove label files that do not count or are damaged."""
+    for name in (*scan.surplus, *(label_name(*place) for place in scan.damaged.items())):
         directory.store.remove(name)
 
 
@@ -362,7 +353,7 @@ def parse_failure(data: bytes, path: Location) -> Failure:
 
 
 def find_strays(directory: RunDirectory, identity: RunIdentity) -> list[str]:
-    """Files in labels/ and its subfolders that belong to no shard, and that a reader of the whole folder would read."""
+    """Files in labels/ and its subfolders that belong to no shard, but that a reader of the whole folder would read."""
     names: list[str] = []
     with suppress(FileNotFoundError):
         names = [*list_names(join_location(directory.root, LABELS), ("",))]

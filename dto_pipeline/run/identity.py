@@ -1,6 +1,6 @@
 """Identity of a run: everything that decides the bytes of its labels, so that a launch recognises its own run.
 
-Settings by value, inputs (body model, networks) by content, libraries by version; paths are not part of it. The driver
+It holds options by value, inputs (body model, networks) by content and libraries by version, but no paths. The driver
 makes every path absolute, so that workers with another working directory find the same files. Loads no PyTorch.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -33,7 +32,6 @@ from dto_pipeline.models.networks import (
 from dto_pipeline.schema import LABELS_SCHEMA_NAME
 
 BODY = "body"  # its name among a run's inputs
-THREADS_PER_CPU = 4  # more only take time: 999 on two CPUs made a small run 20 times slower
 _NETWORKS = (("depth", "model"), ("masks", "model"), ("attributes", "model"), ("attributes", "gender_model"))
 LIBRARIES = ("torch", "numpy", "pyarrow")  # another version of these may change a byte of the labels
 # options with a place or a way to get a file: its content is compared instead
@@ -70,7 +68,7 @@ class RunIdentity:
         return self.inputs.get(BODY, "")
 
 
-def identify_run(config: PipelineConfig, manifest: Manifest, manifest_path: str | Path) -> RunIdentity:
+def identify_run(config: PipelineConfig, manifest: Manifest) -> RunIdentity:
     """Identity of a run of `config` over `manifest` with this installation.
 
     Raises:
@@ -80,7 +78,7 @@ def identify_run(config: PipelineConfig, manifest: Manifest, manifest_path: str 
     return RunIdentity(
         config=config.to_dict(),
         config_hash=hash_settings(config.to_dict(), inputs),
-        manifest_path=str(manifest_path),
+        manifest_path=str(absolute(manifest.path)),
         manifest_fingerprint=manifest.fingerprint,
         subset=manifest.subset,
         shards=manifest.num_shards,
@@ -171,7 +169,7 @@ def find_places(
 
 
 def find_missing(config: PipelineConfig, manifest: Manifest, places: Places, here: bool = True) -> list[str]:
-    """Reasons why no image could be processed, a sentence each: missing inputs, too many threads; [] if none is known.
+    """Inputs without which no image could be processed, a sentence each; [] if none is known to be missing.
 
     `here`: False if workers on other machines may see folders that this machine does not. Raises: StorageError for a
     URI of an unknown kind.
@@ -184,10 +182,6 @@ def find_missing(config: PipelineConfig, manifest: Manifest, places: Places, her
         missing.append(f"{manifest.path} names no depth maps; {advice}; see docs/seeing.md")
     if not here:
         return missing
-    threads, most = config.run.torch_threads, THREADS_PER_CPU * (cpus := os.cpu_count() or 1)
-    if threads > most:
-        expected = f"expected at most {most}, {THREADS_PER_CPU} for each of the {cpus} CPUs here"
-        missing.append(f"run.torch_threads is {threads}; {expected}; more threads are slower")
     for what, place in (("images", places.images), ("depth", places.depth)):
         if place and not folder_exists(place):
             advice = f"check the path, or name its new place: --{what} DIR"

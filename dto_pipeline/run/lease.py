@@ -2,13 +2,14 @@
 
     lease/00000007.json    the newest number is the lease; its owner rewrites it every `heartbeat_s`
 
-To take the lease is to create the next number, which only one process can (create if absent). Only the owner of a
-number writes its file: a driver that slept through a take-over sees a higher number and stops. The newest file stays
-when its owner leaves (``released``), so that no number is used twice.
+A driver takes the lease by creating the file with the next number; only one process can do that (create if absent).
+Only the owner of a number writes its file: a driver that was paused while another one took over finds a higher number
+and stops. The newest file stays when its owner leaves (``released``), so that no number is used twice.
 
 A driver of this machine is judged by its process: if it is dead, the next driver starts at once; if it lives, paused or
-not, it keeps a local folder. Any other driver is judged by its heartbeat, not by the clocks of two hosts: an observer
-watches the file for `lease_s` on its own monotonic clock, and a file that does not change means a dead driver.
+not, it keeps a run in a local folder. Any other driver is judged by its heartbeat, and clocks of two hosts are never
+compared: who wants the run watches the file for `lease_s` on an own monotonic clock. If it does not change, its owner
+is dead.
 """
 
 from __future__ import annotations
@@ -32,11 +33,10 @@ from dto_pipeline.data.storage import Location, Store, open_store
 from dto_pipeline.errors import DtoError
 
 LEASE_FOLDER = "lease"
-LOOK_S = 1.0  # how often the lease of a perhaps dead driver is read
+LOOK_S = 1.0  # how often the lease of a driver that may be dead is read
 LEASE_SCHEMA = "dto-lease/1"
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # counts the machine's sleep, where there is one
 _NAME = re.compile(r"(\d{8})\.json")
-_LEFT: set[str] = set()  # tokens of locks that this process left when nothing could be written
 _LOG = logging.getLogger(__name__)
 
 
@@ -75,7 +75,7 @@ class LeaseRecord:
     @property
     def is_free(self) -> bool:
         """Whether it was given back, or its owner is known to be dead."""
-        return self.released or self.token in _LEFT or (bool(self.machine) and self.state == "gone")
+        return self.released or (bool(self.machine) and self.state == "gone")
 
     def describe(self) -> str:
         """Process, host and start, as text."""
@@ -113,7 +113,7 @@ class DriverLock:
                 raise
             advice = "make it writable, or room on the disk, or choose another folder"
             raise DtoError(f"{self._store.root} cannot be written ({error}); {advice}") from error
-        if before is not None and not before.released and before.token not in _LEFT:
+        if before is not None and not before.released:
             advice = "if a run without workers dies at the same image again, --workers 1 finds that image and goes on"
             _LOG.warning("%s drove %s and died; %s", before.describe(), self._store.root, advice)
         self._renewed_at = self._clock()
@@ -128,7 +128,6 @@ class DriverLock:
             if not self._lost and _epochs(self._store)[-1:] == [self._epoch]:
                 self._store.replace(_name(self._epoch), replace(self._record, released=True).to_bytes())
         except OSError as problem:  # others wait until it expires, or this process ends; an earlier error matters more
-            _LEFT.add(self._record.token)
             _LOG.warning("the lease of %s could not be given back: %s", self._store.root, problem)
 
     def _take(self) -> LeaseRecord | None:

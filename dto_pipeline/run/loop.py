@@ -54,7 +54,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Event:
-    """News of a worker."""
+    """Something that happened to a worker."""
 
     worker: str
     node: str = field(default="", kw_only=True)  # its machine; "" = unknown
@@ -214,9 +214,9 @@ class Schedule:
         return shard
 
     def expect(self, workers: int) -> int | None:
-        """The shard that a worker which begins one now probably gets next, as the others take those before it.
+        """The shard that a worker which begins one now probably gets next: other workers take those before it.
 
-        So each worker knows what to load ahead, and no two load the same. None if that is a `partial` one, or none.
+        So each worker knows what to load ahead, and no two load the same. None if there is none, or a `partial` one.
         """
         shard = next(islice(self.pending, workers - 1, None), None)
         return None if shard in self._partial else shard
@@ -228,7 +228,7 @@ class Schedule:
             self._durations.append(seconds)
 
     def failed(self, shard: int, another: bool = False) -> FailedAttempt:
-        """Use up an attempt; queue the shard again, or give it up after `max_attempts`. `another`: not this time."""
+        """Use up an attempt; queue the shard again, or give it up after `max_attempts` unless `another` is allowed."""
         self.under_way.discard(shard)
         self.attempts[shard] = self.attempts.get(shard, 0) + 1
         given_up = self.attempts[shard] >= self.config.max_attempts and not another

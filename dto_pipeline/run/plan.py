@@ -1,7 +1,7 @@
 """Plan one launch of a run: which shards are done, given up, selected, to be repaired, or left for later.
 
-A selection limits one launch; the run stays the whole manifest. `survey_run` only reads, so that a dry run can use it;
-`plan_run` also cleans up what an earlier launch left. Counts are images.
+A selection limits one launch; the run always covers the whole manifest. `survey_run` only reads, so that a dry run can
+use it; `plan_run` also removes what an earlier launch left. Amounts of work are numbers of images.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Selection:
     limit: int | None = None  # images, rounded to whole shards
 
     def find_shards(self, count: int, subset: str) -> frozenset[int]:
-        """The selected ones of a manifest's `count` shards of `subset`; the limit is applied later, to their work.
+        """The selected shards of a manifest with `count` shards of `subset`; `take` applies the limit later.
 
         Raises:
             SelectionError: a range that cannot be read or is outside, or a subset the manifest does not hold.
@@ -81,7 +81,7 @@ class Retry:
 
     @classmethod
     def of(cls, wanted: bool, statuses: Iterable[str] = ()) -> Retry:
-        """From ``--retry-failed [--status S,..]``: without statuses everything that failed.
+        """What ``--retry-failed [--status S,..]`` asks for; without statuses everything that failed.
 
         Raises:
             SelectionError: a word that is not a failure, or statuses without a retry.
@@ -147,10 +147,8 @@ def survey_run(
     wanted |= {shard: images for shard, images in again.items() if images}
     taken = selection.take(wanted)
     repairs = frozenset(taken) & done.keys()
-    # a repair that was given up starts from no attempts, as this launch was asked for it
-    tried = {shard: scan.records[shard] for shard in taken if shard in scan.records and shard not in scan.damaged}
-    earlier = {shard: failure for shard, failure in tried.items() if not failure.given_up}
     work, unselected = {shard: wanted[shard] for shard in taken}, sorted(set(open_shards) - set(taken))
+    earlier = {shard: failure for shard, failure in scan.failures.items() if shard in work and not failure.given_up}
     return RunPlan(identity, done, work, repairs, unselected, failed, earlier, forgiven)
 
 
@@ -175,7 +173,9 @@ def plan_run(
     for reason in scan.unreadable.values():
         _LOG.warning("%s; the attempts at its shard are counted from 0", reason)
     plan = survey_run(directory, identity, manifest, scan, selection, retry)
-    files.settle_records(directory, scan, going_on=plan.repairs & plan.earlier.keys(), forgiven=plan.forgiven)
+    files.remove_surplus(directory, scan)
+    for shard in {*scan.records} - {*scan.failures} | {*plan.forgiven}:  # records that no longer count
+        directory.store.remove(files.failure_name(shard))
     for shard, reason in scan.void.items():
         _LOG.warning("shard %d is done again: %s", shard, reason)
     return plan

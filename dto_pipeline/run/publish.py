@@ -1,9 +1,9 @@
 """Publish a shard: the label file with its footer, then the receipt; adopt label files without a receipt.
 
-Each file is created under a name that nobody has used; then label files of older generations are removed. A process
-that is killed in between, comes late or loses an answer leaves nothing visible, a label file that the next attempt
-adopts by the key and hash in its footer, or an older file that the next launch removes. A label file holds nothing that
-differs between equal runs; a receipt describes the file as read back from the store.
+Each file is created under a name that was never used; then label files of older generations are removed. A process
+that is killed in between leaves nothing visible, or a label file that the next attempt adopts by the key and hash in
+its footer, or an older file that the next launch removes. So does a process that is late, or that gets no answer from
+the store. Equal runs have equal label files; a receipt describes the file as read back from the store.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dto_pipeline.data.receipts import (
     receipt_name,
     why_void,
 )
-from dto_pipeline.data.storage import absolute, sha256_of
+from dto_pipeline.data.storage import sha256_of
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.folder import LabelTable, RunDirectory, count_statuses
 from dto_pipeline.run.identity import RunIdentity, identify_run, label_settings, settle_config
@@ -43,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class PublishError(RuntimeError):
-    """Two writers left different files for one shard; another attempt resolves it."""
+    """Two workers wrote different files for one generation of a shard; another attempt uses the next generation."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class ShardFiles:
 def find_shard_files(
     directory: RunDirectory, identity: RunIdentity, shard: int, first: int = 0, highest: int = -1
 ) -> ShardFiles:
-    """Go through the generations of a shard from `first` until an unused one above `highest`.
+    """Look at the generations of a shard, from `first` up to an unused one above `highest`.
 
-    Generations up to `highest` may have left no files: the label file of an attempt that died may have been removed.
+    Generations up to `highest` may have no files: the label file of an attempt that died was removed.
     """
     found = ShardFiles(None, first, None)
     keys = identity.config_hash, identity.manifest_fingerprint
@@ -78,13 +78,6 @@ def find_shard_files(
         elif label_bytes is not None or data is not None:
             found = ShardFiles(found.receipt, generation + 1, generation if data is None else None)
     raise AssertionError("generations without end")
-
-
-def lacks_receipt_only(directory: RunDirectory, shard: int) -> bool:
-    """Whether a shard has a label file without a receipt: its process died at the very end."""
-    store = directory.store
-    free = next(generation for generation in count() if not store.exists(receipt_name(shard, generation)))
-    return store.exists(label_name(shard, free))
 
 
 def shard_key(identity: RunIdentity, image_ids: Sequence[str]) -> str:
@@ -237,14 +230,13 @@ def finish_run(
 
     Raises: RunMismatch: the folder belongs to another run.
     """
-    plain = identify_run(settle_config(config, manifest), manifest, absolute(manifest.path))
+    plain = identify_run(settle_config(config, manifest), manifest)
     identity = dataclasses.replace(plain, versions={**plain.versions, **facts})
     identity = files.open_run(directory, identity, lock)
-    generations = files.list_generations(directory)
     for shard in range(manifest.num_shards):
-        found = find_shard_files(directory, identity, shard, highest=generations.get(shard, -1))
+        found = find_shard_files(directory, identity, shard)
         if found.receipt is None:
             started, where = time.perf_counter(), (directory, identity, shard, found.free)
             table = publish_labels(*where, read_labels(shard), {"body_sha256": body_sha256})
             commit_receipt(*where, table, time.perf_counter() - started)
-    files.settle_records(directory, files.scan_run(directory, identity))
+    files.remove_surplus(directory, files.scan_run(directory, identity))

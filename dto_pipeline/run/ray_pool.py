@@ -1,8 +1,9 @@
 """Workers as Ray actors: start, feed and end them. Decisions are in `run.loop`. Seconds.
 
 Ray restarts no actor and no task: the driver counts deaths and replaces workers. Only shard numbers and receipts are
-sent. A thread of every actor answers one question again and again: which shard has it begun, and how many images are
-done. The pending answer shows the death of an idle worker, and whether a dead worker had begun its shard.
+sent. A thread of every actor answers `report` again and again: which shard it has begun, and how many images are done.
+By the pending answer the driver notices the death of an idle worker, and knows whether a dead worker had begun its
+shard.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class _Worker:
     """The actor."""
 
     def __init__(self, runner: list[Any]) -> None:
-        """`runner`: reference to it, alone in a list, so that Ray leaves it packed: unpacking it imports PyTorch."""
+        """`runner`: a reference, in a list so that Ray does not unpickle the runner yet, which would load PyTorch."""
         self._packed = runner[0]
         self._runner: Runner | None = None
         self._news = threading.Condition()

@@ -1,7 +1,7 @@
 """Start Ray, or join a cluster; check beforehand that the address answers and that paths of sockets are short enough.
 
-If Ray cannot start, it waits for minutes, raises a bare exception, or its C++ part ends the process with exit code 1.
-Here that becomes one sentence. Seconds, bytes.
+When Ray cannot start, it waits for minutes, raises an exception without advice, or its C++ part ends the process with
+exit code 1. This module ends the program with one sentence and exit code 2 instead. Seconds, bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from dto_pipeline.errors import DtoError, one_line
 REACH_S = 10.0  # a cluster answers within this [s]
 _SOCKET_BYTES = 107  # longest path of a socket on Linux
 _SOCKET_BELOW = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # as Ray names them
-_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 _PARTS = ("gcs_server", "raylet")  # processes that a local Ray cannot live without
 _LOOK_S = 0.1  # how often they are checked while Ray starts [s]
 _OWN_WORDS_S = 3.0  # how long Ray has to raise an error of its own when they are gone [s]
@@ -60,9 +59,7 @@ def start_ray(config: RunConfig, address: str) -> None:
             "object_store_memory": 256 << 20,  # shard numbers and receipts need next to nothing
             "include_dashboard": False,
         }
-        if (place := short_place()) is not None:
-            local["_temp_dir"] = place
-            _LOG.warning("TMPDIR is too long for Ray's sockets: Ray keeps them, and its logs, in %s", place)
+        check_temporary_folder()
     else:
         check_reachable(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -110,31 +107,15 @@ def check_reachable(address: str) -> None:
             ) from error
 
 
-def short_place() -> str | None:
-    """A folder for Ray's sockets and logs if TMPDIR is too long for sockets; None = Ray's own choice is good.
-
-    Raises: ClusterUnreachable if RAY_TMPDIR is too long, or there is no short folder.
-    """
-    chosen = os.environ.get("RAY_TMPDIR")
-    folder = chosen or tempfile.gettempdir()
+def check_temporary_folder() -> None:
+    """Refuse a temporary folder whose path is too long for Ray's sockets."""
+    name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     length = len(os.fsencode(os.path.abspath(folder) + _SOCKET_BELOW))
-    if length <= _SOCKET_BYTES:
-        return None
-    found = f"{folder}: Ray's sockets would have paths of {length} bytes there, {_SOCKET_BYTES} are possible"
-    if chosen:
-        raise ClusterUnreachable(f"RAY_TMPDIR is {found}; set RAY_TMPDIR to a short folder such as /tmp")
-    for short in map(Path, _SHORT_FOLDERS):
-        place = short / f"dto-ray-{os.getuid()}"
-        try:
-            place.mkdir(mode=0o700, exist_ok=True)
-            if place.lstat().st_uid == os.getuid() and not place.is_symlink() and os.access(place, os.W_OK):
-                place.chmod(0o700)
-                return str(place / "ray")  # Ray makes it readable for all users
-        except OSError:
-            continue
-    raise ClusterUnreachable(
-        f"TMPDIR is {found}, and {_SHORT_FOLDERS} cannot be written; set RAY_TMPDIR to a short one"
-    )
+    if length > _SOCKET_BYTES:
+        found = f"{name} is {folder}: Ray's sockets would have paths of {length} bytes there"
+        advice = "set RAY_TMPDIR to a short folder such as /tmp"
+        raise ClusterUnreachable(f"{found}, {_SOCKET_BYTES} are possible; {advice}")
 
 
 def dead_parts() -> dict[int, str]:

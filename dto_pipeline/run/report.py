@@ -390,7 +390,7 @@ def plan_pipeline(
     places = find_places(config, manifest, images_root, depth_root)
     refusals = find_refusals(directory, manifest, config, address, places)
     retry = Retry.of(retry_failed, retry_statuses)
-    identity = identify_run(config, manifest, manifest.path)
+    identity = identify_run(config, manifest)
     holder = read_holder(directory.root)
     driver = "" if holder is None or holder.state == "gone" else f"{holder.describe()} ({holder.state})"
     if holder is not None and holder.state == "alive":

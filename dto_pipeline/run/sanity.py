@@ -4,8 +4,9 @@ A failure is an input that could not be used: an image with an error status, an 
 a person with an invalid label. Decisions of the method about sound inputs (alone in a group, too tall, too small ...)
 never count, nor does an empty mask: hidden people have one.
 
-Workers count the signs of a shard when they write its receipt, so that summing up opens no label file. A warning asks
-for a check. A contradiction means that the result is unusable: `dto run` ends with exit code 1. Shares are parts of 1.
+A worker counts what the figures need when it writes a shard's receipt (`Receipt.signs`), so that a summary opens no
+label file. A warning asks the user for a check. A contradiction means that the result is unusable: `dto run` ends with
+exit code 1. Shares are fractions, not percentages.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ from dto_pipeline.models.depth import is_metric
 from dto_pipeline.run.identity import RunIdentity
 from dto_pipeline.status import PLACED, UNUSED, ImageStatus, PersonStatus
 
-# Fewer failures than this share of so many never stop a launch on its way: with 5 %, 20. Of a data set with 3 %
-# failures spread at random, 400 images hold more than 20 less than once in a hundred times.
+# A launch is not stopped before it has more failures than the allowed share of so many images: 20 with 5 %. In a data
+# set with 3 % failures at random places, 400 images contain more than 20 failures in less than 1 % of all cases.
 JUDGED_FROM = 400
-FAILED_IN_A_ROW = 10  # shards, or twice the workers if that is more, that fail with none finished in between
+FAILED_IN_A_ROW = 10  # shards that fail with none finished in between; twice the number of workers if that is more
 UNUSABLE_IMAGES = (*(status for status in ImageStatus if status.is_failure), ImageStatus.NO_PEOPLE)
 _ADVICE = {str(status): status.advice for status in (*UNUSABLE_IMAGES, PersonStatus.INVALID_LABEL)}
 _NEXT = (
     "repair the cause and start again with --retry-failed: finished shards stay; or accept the failures with "
     "--set run.max_failed_images=1"
 )
-# Fewer people, or images, are not judged: the median of ten correlations about 0.1 is seldom below -0.2.
+# Runs with fewer people, images or fits get no verdict: the median of ten correlations around 0.1 is rarely below -0.2.
 LEAST_PEOPLE, LEAST_IMAGES, LEAST_FITS = 10, 10, 5
 # Correlation of rendered z with depth inside bodies: 0.6 with exact maps, 0.14 with maps blurred beyond use, -0.6 with
-# the same maps turned round, where 97 % of the bodies are negative (36 % with blurred maps).
+# the same maps inverted, where 97 % of the bodies have a negative one (36 % with blurred maps).
 BACKWARDS_CORR, BACKWARDS_SHARE = -0.2, 0.75
 # Of images, by the mean over their bodies: 3 % are negative with the worst sound maps (seven in ten then lie between).
 MIXED_CORR, MIXED_SHARE, MIXED_SURE = 0.2, 0.15, 0.75
-WEAK_CORR = 0.1  # below: the maps hardly show the bodies; other images' maps give 0
+WEAK_CORR = 0.1  # below it the maps hardly show the bodies; maps of other images give 0
 MOST = 0.9  # "nearly all": on sound runs 4 % are too small, 11 % far (all, with maps in another unit), 7 % at the bound
 TOO_TALL_SHARE = 0.3  # 4 % on photographs in the published unit, 70 % with the same maps times 1000
 ALONE_SHARE = 0.5  # 1 % on crowds
@@ -63,11 +64,11 @@ LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is i
 
 
 class FailureBudget:
-    """Counts inputs that could not be used, and compares them with `run.max_failed_images`.
+    """Counts inputs that could not be used, and compares their share with `run.max_failed_images`.
 
-    The driver's loop reports each shard and asks for a `complaint`: whether this launch lost more than the share of the
-    images it processed. Shards finished before are left out, so that a launch after a repair goes on. The summary
-    counts all finished shards and asks for the `verdict`.
+    The driver's loop reports each shard and asks for a `complaint`: whether more than that share of the images that
+    this launch processed has failed. Shards finished before do not count, so that a launch after a repair goes on. The
+    summary reports all finished shards and asks for the `verdict`.
     """
 
     def __init__(self, share: float, images: Mapping[int, int], repairs: Iterable[int] = (), workers: int = 1) -> None:
@@ -131,7 +132,7 @@ class FailureBudget:
 
 
 def count_signs(table: LabelTable, config: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """Counts of a shard for its receipt, beyond those of statuses.
+    """What the figures of `Sanity` need to know about a shard, for its receipt, besides the counts of statuses.
 
     Args:
         table: label rows of the shard.

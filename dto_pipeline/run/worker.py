@@ -187,14 +187,11 @@ class ShardRunner:
         if missing := find_missing(self.config, manifest, places):
             raise RunDirectoryError(f"the worker {process_name()} cannot do this run: {missing[0]}")
         torch.set_num_threads(self.config.run.torch_threads)
-        here = identify_run(self.config, manifest, self.manifest_path)
+        here = identify_run(self.config, manifest)
         if differences := describe_run_difference(identity, here):
             raise RunMismatch("\n".join([f"{process_name()} differs from {self.directory.root}:", *differences]))
         device = choose_device(self.config.run.device)
         body = fetch_body(self.config.body.model_path, self.config.body.kid_axis, device)
-        if body.sha256 != identity.body_sha256:
-            path = self.config.body.model_path
-            raise RunMismatch(f"the body model {path} was changed while it was read; start again")
         perception = Perception(self.config, body, device)
         depth = None if perception.depth is not None else open_depth(self.config.depth, places.depth or "")
         centred = manifest.dataset.get("principal_point", "centre") == "centre"

@@ -1,7 +1,7 @@
 """Augmentation: an image and its people resized to S, rotated, mirrored, zoomed and cut at the bottom (MA-HMR).
 
-Metres, radians, pixels of the resized image; cameras have their origin at the corner of the first pixel, warps at its
-centre, as published.
+Metres, radians, pixels of the resized image. As published, the origin of cameras is the corner of the first pixel, and
+that of warps its centre.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.config import AugmentConfig
 
 MIRROR_JOINTS = (0, 2, 1, 3, 5, 4, 6, 8, 7, 9, 11, 10, 12, 14, 13, 15, 17, 16, 19, 18, 21, 20, 23, 22)  # of SMPL
-_CHEST = 9  # a picture is never cut above the lowest of these joints
-_CROP_SHAPE = (2.0, 5.0)  # of the Beta distribution of how much stays below
+_CHEST = 9  # joint; a picture is never cut above the lowest chest in it
+_CROP_SHAPE = (2.0, 5.0)  # of the Beta distribution of the share that stays below the chest
 _LARGEST_AREA, _ASPECTS, _OCCLUSION_TRIES = 0.3, (0.5, 2.0), 6  # of a rectangle of noise over a box
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A random variation; the default is none."""
+    """A random variation of an image; the default changes nothing."""
 
     angle: float = 0.0  # about the camera's axis, counter-clockwise on the screen [degree]
     flip: bool = False
@@ -36,12 +36,12 @@ class Draw:
 
 @dataclass(frozen=True)
 class Frame:
-    """Geometry of a varied image, and what is painted over it."""
+    """Geometry of a varied image, and the noise and colours that are applied to it."""
 
     resized: tuple[int, int]  # width and height after the first resize
-    flip: bool  # mirrored then
+    flip: bool  # mirrored after it
     warp: np.ndarray | None  # (2, 3) float64 from the resized (and mirrored) image to itself; None = no warp
-    rows: int  # that stay
+    rows: int  # from the top that stay after a crop
     size: tuple[int, int]  # width and height in the end
     place: np.ndarray  # (2, 3) float64 from places in the photograph to those of the varied image, see `move_points`
     patches: tuple[tuple[int, int, int, int, int], ...] = ()  # x, y, width, height and seed of noise over it
@@ -50,7 +50,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Varied:
-    """The people before the camera of the varied image."""
+    """The people in the camera frame of the varied image."""
 
     pose: np.ndarray  # (P, 72)
     transl: np.ndarray  # (P, 3)
@@ -61,7 +61,7 @@ class Varied:
 
 
 def draw_variation(random: np.random.Generator, config: AugmentConfig) -> Draw:
-    """A random variation; the number of random numbers does not depend on the config."""
+    """A random variation; it takes the same number of random numbers whatever the config."""
     angle, scale = random.uniform(-1, 1), random.uniform(config.min_scale, config.max_scale)
     flip, crop = (random.random(2) < (config.flip, config.crop)).tolist()
     stays = float(random.beta(*_CROP_SHAPE))
@@ -69,7 +69,8 @@ def draw_variation(random: np.random.Generator, config: AugmentConfig) -> Draw:
 
 
 def draw_paint(random: np.random.Generator, frame: Frame, boxes: np.ndarray, config: AugmentConfig) -> Frame:
-    """The frame with rectangles of noise over parts of people, boxes (P, 4) corners [px of it], and colours."""
+    """The frame with rectangles of noise over parts of people, whose boxes are corners (P, 4) [px of it], and
+    colours."""
     width, height = frame.size
     patches = []
     for left, top, right, bottom in boxes:
@@ -203,7 +204,7 @@ def move_points(points: np.ndarray, frame: Frame) -> np.ndarray:
 
 
 def inside_image(points: np.ndarray, frame: Frame) -> np.ndarray:
-    """(...) bool: the pixels of (..., 2) points, cut to whole numbers, show the photograph."""
+    """(...) bool: whether the pixels that hold (..., 2) points show the photograph."""
     finite = np.isfinite(points).all(-1)
     place = np.where(finite[..., None], points, -1.0).clip(-1e6, 1e6)
     width, height = frame.size

@@ -22,7 +22,8 @@ SMALL = 0.5  # cells of smaller scale become finer tokens
 QUARTERS = ((0, 0), (0, 1), (1, 0), (1, 1))  # y, x of the four patches of a cell
 BOX_NOISE, CONTENT_NOISE = 0.4, 0.2  # of denoising queries: of half a box's side; of pose [rad] and shape
 ENCODER_EPS, DECODER_EPS = 1e-6, 1e-5  # of the norms
-# random, rows [all positive, all negative] x G: signs -1, 1 and sizes in [0, 1) of box (2 N G, 4), then of body
+# random numbers of denoising queries, rows [all positive, all negative] x G: signs -1 or 1 and sizes in [0, 1), of
+# boxes (2 N G, 4), then the same of bodies (2 N G, 82)
 Noise = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -137,12 +138,10 @@ def number_within(image: Tensor, count: int) -> Tensor:
     return torch.arange(len(image), device=image.device) - starts[image]
 
 
-def pad_rows(values: Tensor, image: Tensor, count: int, longest: int | None = None) -> tuple[Tensor, Tensor]:
+def pad_rows(values: Tensor, image: Tensor, count: int, longest: int) -> tuple[Tensor, Tensor]:
     """Rows (T, ...) of B images one after the other, `image` (T,) ascending -> (B, N, ...) padded with 0, and (B, N)
-    bool where there is no padding; N = `longest`, None = computed, which a GPU waits for."""
+    bool where there is no padding; N is `longest`, the most rows of an image."""
     place = image, number_within(image, count)
-    if longest is None:
-        longest = int(place[1].max()) + 1 if len(image) else 0
     padded = values.new_zeros(count, longest, *values.shape[1:]).index_put(place, values)
     real = torch.zeros(count, longest, dtype=torch.bool, device=image.device)
     return padded, real.index_put(place, real.new_ones(()))
@@ -165,11 +164,11 @@ def z_order(rows: int, columns: int, device: torch.device | None = None) -> tupl
 
 
 def choose_tokens(scale_map: Tensor, by_image: bool, limits: tuple[float, float]) -> Tensor:
-    """(3, T) bool by level: cells that become four finer tokens (small), stay, or are merged with their group
+    """(3, T) bool: cells that become four finer tokens (small), that stay, and that are merged with their group
     (background), by their confidence and scale (T, 2) and the limits of these, see `CONFIDENT` and `SMALL`.
 
-    `by_image`: an image does not depend on others. False: as published, where small cells also stay on level 1 if no
-    image of the batch has any background.
+    `by_image`: an image does not depend on others. False: as published, where small cells also stay if no image of the
+    batch has any background.
     """
     confident = scale_map[:, 0] > limits[0]
     small = confident & (scale_map[:, 1] < limits[1])
@@ -181,8 +180,8 @@ def choose_tokens(scale_map: Tensor, by_image: bool, limits: tuple[float, float]
 
 
 def list_by_level(chosen: Tensor, lengths: list[int]) -> tuple[list[Tensor], int, int]:
-    """Cells of each level, of background the first of each group; then the most small tokens, and tokens of all levels,
-    of an image. `lengths`: cells of each image. A GPU waits twice."""
+    """Cells of each level (of background the first of each group); the most small tokens of an image; and the most
+    tokens of all levels of an image. `lengths`: cells of each image. A GPU waits twice."""
     first = torch.arange(chosen.shape[1], device=chosen.device) % 4 == 0
     masks = chosen & torch.stack([torch.ones_like(first), torch.ones_like(first), first])
     counts = np.array(torch.stack([part.sum(1) for part in masks.split(lengths, dim=1)]).tolist())  # (B, 3)
@@ -193,9 +192,10 @@ def list_by_level(chosen: Tensor, lengths: list[int]) -> tuple[list[Tensor], int
 
 @dataclass(frozen=True)
 class Known:
-    """The N people of B images that denoising queries start from, with noise to be removed (stage 1). G groups of 2 P
-    slots come before the queries, P the most people of an image: P near their people ("positive"), P farther away
-    ("negative"); person k of an image has slots 2 P g + k and 2 P g + P + k."""
+    """The N people of B images that denoising queries start from (stage 1): noise is added to them, and the network
+    learns to remove it. G groups of 2 P slots come before the queries, where P is the most people of an image. In group
+    g person k of an image has the slot 2 P g + k with little noise ("positive"), and 2 P g + P + k with more
+    ("negative")."""
 
     image: Tensor  # (N,) int64 ascending
     images: int  # B
@@ -205,7 +205,7 @@ class Known:
 
     @cached_property
     def most(self) -> int:
-        """P; a GPU waits for it once."""
+        """P. A GPU waits for it once."""
         return int(number_within(self.image, self.images).max()) + 1 if len(self.image) else 0
 
     def slots(self, negative: bool) -> Tensor:

@@ -25,21 +25,14 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
 from dto_pipeline.models.network_input import stretch_positions
 from dto_pipeline.models.networks import ModelError, ModelReference
-from dto_pipeline.models.pretrained import (
-    build_from_weights,
-    check_weights,
-    compare_weights,
-    load_dinov2,
-    name_weights,
-    weights_of,
-)
+from dto_pipeline.models.pretrained import check_weights, compare_weights, load_dinov2, name_weights
 from dto_pipeline.train.config import PATCH, TrainConfig, train_config_from_dict
 from dto_pipeline.train.model import MeshNetwork
 
 FORMAT, FOLDER = "dto-checkpoint/2", "checkpoints"
-# entries of a released file that are not weights: licensed arrays of the body, and constants
+# entries of a released file that are not weights of the network: arrays of the licensed body, and constants
 IGNORED = re.compile(r"(human_model\..*|z_order_map|x_coords|y_coords|cam_intrinsics)$")
-_KEPT = 2  # newest checkpoints of a training that are kept: a spare one, should a disk fail
+_KEPT = 2  # newest checkpoints of a training that are kept: one is spare, should the other be damaged
 _KINDS: dict[str, type] = dict.fromkeys(("config", "init", "weights", "optimizer", "position", "versions"), dict)
 _KINDS["body_sha256"] = str
 _HEAD_WIDTH = 64  # features of an encoder's head, in every DINOv2
@@ -72,7 +65,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Content of a checkpoint file; of a released file its weights, and a config with the sizes of their shapes."""
+    """Content of a checkpoint file; or the weights of a released file, with a config of the sizes in their shapes."""
 
     config: TrainConfig  # with the network's sizes
     init: dict[str, Any]  # record of the first weights, see `begin_network`
@@ -118,8 +111,8 @@ def begin_network(config: TrainConfig) -> tuple[MeshNetwork, dict[str, Any]]:
 
 
 def begin_from(network: MeshNetwork, weights: Mapping[str, torch.Tensor], path: str) -> dict[str, list[str]]:
-    """Put a file's weights into a network, as the published stages do, and return the names that only one side has. A
-    kid axis that the file lacks becomes zeros. Raises: CheckpointError: other shapes, or no name in common."""
+    """Put a file's weights into a network, as the published stages do, and return the names that only one of both has.
+    A kid axis that the file lacks becomes zeros. Raises: CheckpointError: other shapes, or no name in common."""
     own, grown = network.state_dict(), dict(weights)
     for name, value in weights.items():
         if name.startswith(("mean_shape", "shape_head.")) and (len(value), len(own.get(name, ()))) == (10, 11):
@@ -134,23 +127,28 @@ def begin_from(network: MeshNetwork, weights: Mapping[str, torch.Tensor], path: 
 
 
 def restore_network(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> MeshNetwork:
-    """The trained network, ready to predict; needs no other file. Raises: CheckpointError: other weights."""
-    weights, where = checkpoint.weights, str(checkpoint.path or "the checkpoint")
-    if not checkpoint.body_sha256:  # a released file may hold more than the network
-        more = compare_weights(weights_of(lambda: make_network(checkpoint.config)), weights)["unexpected"]
-        if more:
-            _LOG.warning("%s: %s", where, name_weights({"unexpected": more}))
-        weights = {name: value for name, value in weights.items() if name not in more}
+    """The trained network, ready to predict. It takes memory only once the names and shapes of all weights fit. Raises:
+    CheckpointError: they do not."""
+    where = str(checkpoint.path or "the checkpoint")
     try:
-        network = build_from_weights(lambda: make_network(checkpoint.config), check_weights(weights, where), where)
+        weights = check_weights(checkpoint.weights, where)
     except ModelError as error:
         raise CheckpointError(str(error)) from error
+    with torch.device("meta"):
+        own = make_network(checkpoint.config).state_dict()
+    differing = compare_weights(own, weights)
+    if not checkpoint.body_sha256 and (more := differing.pop("unexpected")):  # a released file may hold more weights
+        _LOG.warning("%s: %s", where, name_weights({"unexpected": more}))
+    if text := name_weights(differing):
+        raise CheckpointError(f"{where} does not fit its own config: {text}")
+    network = make_network(checkpoint.config)
+    network.load_state_dict({name: weights[name] for name in own})
     return network.eval().to(device)
 
 
 def sizes_to_begin_with(folder: Path, init: str) -> dict[str, dict[str, Any]]:
-    """Sizes of a network as options of a config: those of the training in a folder, or else of the weights that it
-    begins with (`loop.init`; "" = none)."""
+    """Sizes of a network as options of a config: those of the training in a folder, or else of the weights `init` that
+    it begins with (`loop.init`); none if `init` is ""."""
     if not init:
         return {}
     tree = read_checkpoint(folder if list_checkpoints(folder) else init).config.to_dict()
@@ -172,7 +170,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         raise CheckpointError(
             f"{path} could not be written: {error.strerror}; make room, or make it writable, and start again to {after}"
         ) from error
-    left = [one for one in path.parent.glob(".step-*") if is_temporary(one.name)]  # by killed writers
+    left = [one for one in path.parent.glob(".step-*") if is_temporary(one.name)]  # of writers that were killed
     for old in [*list_checkpoints(folder)[:-_KEPT], *left]:
         old.unlink()
     return path

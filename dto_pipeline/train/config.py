@@ -24,7 +24,8 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     **{"loss.preset": tuple(PRESETS), "model.betas": (10, 11), "loop.precision": ("float32", "bfloat16")},
     "data.select": ("accepted", "optimized", "all"),
 }
-# section.key -> least and most, where not 0 and any; those of sizes keep a file's network from filling the memory
+# section.key -> least and most, where these are not 0 and infinity; bounds of sizes keep the network that a file
+# describes from filling the memory
 _RANGES: dict[str, tuple[float, float]] = {
     **{"encoder.width": (1, 4096), "encoder.layers": (1, 64), "encoder.heads": (1, 256), "encoder.hidden": (0, 16384)},
     **{"model.width": (1, 4096), "model.layers": (1, 24), "model.heads": (1, 256), "model.hidden": (1, 16384)},
@@ -63,14 +64,14 @@ class ModelConfig:
     betas: int = 11  # shape coefficients that are predicted: 10, or 11 with the kid axis
     camera: bool = True  # a branch predicts the field of view (stages 2 and 3); False = 60 degrees over S (stage 1)
     denoising: int = 0  # groups of denoising queries in training (stage 1: 10)
-    as_published: bool = False  # the image's middle is the principal point, tokens depend on images of the batch
+    as_published: bool = False  # the image's middle is the principal point, tokens depend on the batch's other images
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights (stage 3 of MA-HMR) and how losses are measured. A weight of 0 switches a loss off."""
+    """Weights (those of MA-HMR's stage 3) and how losses are measured. A weight of 0 switches a loss off."""
 
-    preset: str = "ours"  # see `PRESETS`; other keys change single options of it
+    preset: str = "ours"  # see `PRESETS`; options that are set too take precedence over it
     confidence: float = 4.0
     pose: float = 5.0
     betas: float = 3.0
@@ -85,7 +86,7 @@ class LossConfig:
     map_confidence: float = 4.0
     map_scale: float = 4.0
     reach: float = 1.0  # pairs of people farther apart than this in z do not enter the relative metric loss [m]
-    as_published: bool = False  # faults of the published losses included, see docs/training.md
+    as_published: bool = False  # with the faults of the published losses, see docs/training.md
     # a pair whose labels' z differ with posterior variance v counts 1 / (1 + v / pair_sigma^2) [m]; 0 = all alike
     pair_sigma: float = 0.3
 
@@ -94,7 +95,7 @@ class LossConfig:
 class LoopConfig:
     """How long, how fast, how often."""
 
-    steps: int = 100_000  # may be raised when a training goes on: the rates of later steps change with it
+    steps: int = 100_000  # may be raised when a training is continued; learning rates of later steps change with it
     init: str = ""  # weights to begin from: a released .bin or .pth, or a checkpoint or folder of a training
     rate: float = 1e-5  # highest learning rate of AdamW (MA-HMR)
     encoder_rate: float = 1.0  # factor on the rate of the encoder's weights; 0 = they stay as they are
@@ -118,13 +119,13 @@ class DataConfig:
     """What is trained on. `weights`, `images`, `trust`, `complete` hold one entry per entry of `labels`, or none."""
 
     labels: tuple[str, ...] = ()  # runs, exports in Parquet, label files, DTO-Humans' and RelativeHuman's npz
-    weights: tuple[float, ...] = ()  # times an epoch each image of these labels is seen; none = once
+    weights: tuple[float, ...] = ()  # how many times an epoch each image of these labels is seen; none = once
     images: tuple[str, ...] = ()  # folder or URI of the photographs; "" = those the run's manifest names
     trust: tuple[str, ...] = ()  # "3d", or "2d": only places in the picture and cameras are labels; none = 3d
     complete: tuple[bool, ...] = ()  # all people in these images are labelled; none = true
     select: str = "accepted"  # images: accepted, optimized or all; never those without people
     max_error: float = 0.0  # images of at most this expected error of z [m], where labels have it; 0 = all
-    max_z_sigma: float = 0.0  # bodies of at most this sigma of z [m]; of others only the box is used; 0 = all
+    max_z_sigma: float = 0.0  # bodies of at most this sigma of z [m], of others only the box is used; 0 = all
     holdout: float = 0.0  # share of the images kept for evaluation, chosen by a hash of their keys (ours)
     input_size: int = 1288  # S, the longer side of an input [px], a multiple of 56
     max_people: int = 50  # of one image, the nearest are kept; as many as the network has queries
@@ -133,7 +134,7 @@ class DataConfig:
     regressor: str = ""
     batch_images: int = 4  # of one rank
     workers: int = 2  # processes of a rank that read images; 0 = read in the training process
-    patience: float = 300.0  # a batch that takes the reading processes longer ends the training [s]
+    patience: float = 300.0  # time after which a batch that has not been read ends the training [s]
     shuffle_images: int = 8192  # neighbours in an epoch come from this many images; bounds memory (ours)
     seed: int = 0  # of order and augmentation
 
@@ -160,7 +161,7 @@ class AugmentConfig:
     crop: float = 0.8  # probability that the bottom is cut off, below the lowest chest
     occlude: float = 0.6  # probability, for each person, of a rectangle of noise over a part of its box
     colour: float = 0.2  # factors of brightness, contrast and saturation are drawn from 1 -+ this
-    as_published: bool = False  # faults of the published targets included, see docs/training.md
+    as_published: bool = False  # with the faults of the published targets, see docs/training.md
 
 
 def without_augmentation(config: AugmentConfig) -> AugmentConfig:

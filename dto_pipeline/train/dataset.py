@@ -1,7 +1,7 @@
 """Label files and photographs as batches of training: read, varied at random and joined, in a reproducible order.
 
-A reading process holds the index (4 bytes an image), the order of the epoch (8), and the labels of one shuffling window
-(about 3 kB an image of 5 people). Metres, pixels, radians.
+A reading process holds the index (4 bytes an image), the order of the epoch (8 bytes an image), and the labels of one
+shuffling window (about 3 kB an image of 5 people). Metres, pixels, radians.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dto_pipeline.train.config import GROUP, AugmentConfig, DataConfig, TrainCon
 _PROCESS_LOST, _TOO_LONG = "DataLoader worker", "timed out"  # in PyTorch's messages about reading processes
 _LOG = logging.getLogger(__name__)
 _PREFETCH = 2  # batches that each of them reads ahead
-_BLIND = 256  # unusable images from the start of an epoch after which no more are tried
+_BLIND = 256  # unusable images at the start of an epoch after which the training ends
 _TRIES = 10  # variations of an image that are drawn until every person is visible
 _ORDER, _DRAWS = 0, 1  # random streams
 Turn = tuple[int, int, int]  # epoch, position in its order (seeds the augmentation), image of the index
@@ -52,10 +52,10 @@ Item = Sample | str  # "key: reason" of an image that could not be used
 class TrainBatch:
     """Input of one training step: B images, each of its own size, and their people."""
 
-    images: tuple[torch.Tensor, ...]  # B of (3, h, w) uint8 RGB, longer side S; `to` varies them on the device
-    frames: tuple[Frame, ...]  # their variations; () = applied already
+    images: tuple[torch.Tensor, ...]  # B of (3, h, w) uint8 RGB, longer side S; varied by `to`, on the device
+    frames: tuple[Frame, ...]  # their variations; () = the images are varied already
     targets: labelled.Targets
-    image_ids: tuple[str, ...]  # B keys; "" = a black image, where nothing of a batch could be read
+    image_ids: tuple[str, ...]  # B keys; "" = a black image that stands for a batch without a usable one
     skipped: tuple[str, ...] = ()  # "key: reason" of each image that could not be used and is not in it
 
     def to(self, device: torch.device | str) -> TrainBatch:
@@ -68,7 +68,7 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class ReadItems:
-    """Items from a reading process: arrays go through a pipe, tensors would need space in /dev/shm."""
+    """Items from a reading process: arrays are sent through a pipe; tensors would need space in /dev/shm."""
 
     items: list[Item]
 
@@ -109,8 +109,8 @@ def collate_samples(items: Sequence[Item]) -> TrainBatch:
 def epoch_order(counts: np.ndarray, weights: np.ndarray, seed: int, epoch: int, window: int) -> np.ndarray:
     """(n,) int64 image numbers of an epoch in order, drawn from (seed, epoch) alone.
 
-    Pieces, of `counts` (k,) images, are shuffled, consecutive ones joined to windows of at least `window` images, and
-    the images of a window shuffled. With a weight (k,) of w an image comes floor(w) times, and once more with
+    Pieces of `counts` (k,) images are shuffled, consecutive ones are joined to windows of at least `window` images, and
+    the images of each window are shuffled. An image of a piece with weight w comes floor(w) times, and once more with
     probability w - floor(w).
     """
     random = np.random.default_rng([_ORDER, seed, epoch])
@@ -132,7 +132,7 @@ def deal_batches(
     order: np.ndarray, batch: int, epoch: int = 0, start: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[list[Turn]]:
     """One rank's batches of an epoch from step `start` on: step s takes the s-th `batch * world` images of the order.
-    Every rank has the same number of steps; its last batch may be smaller or empty."""
+    Every rank has the same number of steps; its last batch may be smaller, or empty."""
     together = batch * world
     for first in range(start * together, len(order), together):
         positions = range(first, min(first + together, len(order)))[rank::world]
@@ -193,7 +193,8 @@ class TrainingImages(Dataset[Item]):
             return f"{image_id}: {error}"
 
     def __getitems__(self, turns: list[Turn]) -> list[Item]:
-        """A batch; a black image replaces one without any usable image, because all ranks must take the same steps."""
+        """A batch. If none of its images can be used a black one is added, because all ranks must take the same
+        steps."""
         items = [self[turn] for turn in turns]
         return items if any(isinstance(item, Sample) for item in items) else [*items, blank_sample(self._rules)]
 
@@ -201,16 +202,11 @@ class TrainingImages(Dataset[Item]):
         """State for another process, without open stores and cached labels."""
         return {**self.__dict__, "_stores": {}, "_labels": OrderedDict()}
 
-    @property
-    def images_held(self) -> int:
-        """Number of images whose labels are in memory."""
-        return sum(columns.num_images for columns in self._labels.values())
-
     def _read(self, number: int) -> LabelColumns:
-        """The labels of a piece, through a cache of those read last."""
+        """The labels of a piece; those read last stay in memory."""
         if number not in self._labels:
             piece = self.pieces[number]
-            while self._labels and self.images_held + piece.rows.size > self._most_held:
+            while self.counts[list(self._labels)].sum() + piece.rows.size > self._most_held:
                 self._labels.popitem(last=False)
             self._labels[number] = self.sets[piece.label_set].read(piece)
         self._labels.move_to_end(number)
@@ -266,7 +262,7 @@ class TrainingData:
                 for line in batch.skipped:
                     _LOG.warning("left out %s", line)
                 yield batch
-        except DtoError as error:  # a reading process sends its whole trace; the message comes last
+        except DtoError as error:  # from a reading process: its whole trace, with the message at the end
             raise type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip()) from error
         except RuntimeError as error:
             text = f"a process that reads images was killed ({str(error).splitlines()[0]}); if memory ran out, lower "

@@ -1,6 +1,6 @@
 """One training step, and evaluation on held-out labels.
 
-Where torch.distributed is initialised, gradients and counts are averaged over all processes. Metres, radians.
+If torch.distributed is initialised, gradients and counts are averaged over all processes. Metres, radians.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Learner:
             group["lr"] = rate * group["factor"]
         batch = batch.to(self.device)
         targets, known = batch.targets, None
-        if config.model.denoising:  # missing bodies are 0 there, unless as published
+        if config.model.denoising:  # where a body is missing the queries start from zeros, unless as published
             people = torch.cat([targets.poses, targets.betas[:, :10]], dim=-1)
             if not config.loss.as_published:
                 people = torch.where(targets.has_body[:, None], people, 0.0)
@@ -93,7 +93,7 @@ class Learner:
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), config.loop.clip)
         weighted = [name for name, weight in losses.weights.items() if weight and re.fullmatch("[a-z0-9_]+", name)]
         values = {"loss": losses.total, **{name: losses.terms[name] for name in weighted}, "gradient_norm": norm}
-        # times the processes: the mean below is then the sum
+        # multiplied by the number of processes, so that the mean below is the sum
         values["skipped_images"] = norm.new_full((), len(batch.skipped) * count_processes())
         means = mean_over_processes(torch.stack([value.detach() for value in values.values()])).tolist()
         row = dict(zip(values, means, strict=True)) | {"rate": rate}
@@ -144,8 +144,8 @@ def learning_rate(step: int, config: LoopConfig) -> float:
 
 def evaluate(predict: Predict, batches: Iterable[TrainBatch], body: BodyModel) -> dict[str, float]:
     """Means of held-out batches over all processes: `MEASURES`, and numbers of `images`, `skipped_images`, `persons`
-    and `pairs`; `body` on the device of predictions. Every labelled body is compared with the query that matching
-    assigns to it, whatever its confidence, so that networks are compared over the same people."""
+    and `pairs`. Every labelled body is compared with the query that matching assigns to it, whatever its confidence, so
+    that networks are compared over the same people. `body`: on the device of the predictions."""
     sums = torch.zeros(2 + len(MEASURES), 2, dtype=torch.float64, device=body.faces.device)
     for there in batches:
         batch = there.to(sums.device)

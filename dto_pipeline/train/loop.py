@@ -1,6 +1,7 @@
 """The training loop, in this process or in workers of Ray Train (Ray is used only here).
 
-Every start, also after a crash or of a replaced worker, goes on from the newest checkpoint that can be read.
+Every start, also after a crash or in a worker that replaces a lost one, goes on from the newest checkpoint that can be
+read.
 docs/training.md lists the files of a training's folder.
 """
 
@@ -45,7 +46,8 @@ FREE_OPTIONS = (
 )  # may change between starts of one training (steps may be raised only); loop.workers would change the batch
 _MOST_BYTES = 1 << 30  # of a metrics file: ten million rows
 _LOG = logging.getLogger(__name__)
-# rank, world, held out -> its share of the data: a stream, or held-out batches to iterate repeatedly, or None
+# rank, world, held out -> this rank's share of the data: a stream, or held-out batches that can be iterated repeatedly,
+# or None
 Source = Callable[[int, int, bool], Any]
 
 
@@ -81,7 +83,8 @@ def run_rank(config: TrainConfig, source: Source, folder: Path, device: torch.de
             drop_rows(folder / name, position.step)
 
     def evaluate_now(step: int) -> None:
-        """In all processes at once, each its share: waiting for one of them could exceed a process group's limit."""
+        """Evaluate, in all processes at once: if one did it alone, the others might wait longer than they are
+        allowed."""
         measures = evaluate(learner.predict, held_out or (), learner.body)
         if rank == 0 and measures["images"]:
             add_row(folder / HELD_OUT, step, measures)
@@ -158,8 +161,8 @@ def _compare(before: TrainConfig, now: TrainConfig, folder: Path) -> None:
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Lock a folder, made if missing, against other trainings; some file systems' locks do not reach other machines.
-    Raises: TrainError: another process, named, holds it."""
+    """Lock a folder, made if missing, against other trainings. On some file systems a lock does not reach other
+    machines. Raises: TrainError: another process, which is named, holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("a+") as stream:
         try:

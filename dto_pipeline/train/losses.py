@@ -23,10 +23,10 @@ from dto_pipeline.train.model import Predictions
 from dto_pipeline.train.targets import SMPL_JOINTS, Targets
 
 COST_CONFIDENCE, COST_BOXES, COST_GIOU, COST_JOINTS = 1.0, 1.0, 1.0, 20.0
-BODY_JOINTS = 22  # the first of smplx's joints are matched, and those after all of them, of annotated people
+BODY_JOINTS = 22  # matching uses the first of smplx's joints, and those beyond smplx's, of annotated people
 _EPS = 1e-6
 _WORST = 1e9  # cost instead of one that is not finite
-BETA_FACTORS = (2.56, 1.28, 0.64, 0.64, *[0.32] * 6, 10.0)  # large directions change the body most; kid axis last
+BETA_FACTORS = (2.56, 1.28, 0.64, 0.64, *[0.32] * 6, 10.0)  # the first directions change a body most; kid axis last
 FOV_OVER = 3.0  # factor on a field of view that is estimated too large
 SAME_LAYER = 0.3  # gap between layers of depth where they are not labelled [m]
 WEIGHTS = {
@@ -35,7 +35,7 @@ WEIGHTS = {
     "fov": "fov", "map_confs": "map_confidence", "map_scales": "map_scale",
 }  # fmt: skip  # published name -> option of `LossConfig`
 Terms = dict[str, "Mean"]  # by published name
-_TINY = 1e-12  # stands in for a count of nothing
+_TINY = 1e-12  # divisor where nothing was counted
 _SMALLEST = 1e-44  # its logarithm is below -100
 
 

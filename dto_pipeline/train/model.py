@@ -41,7 +41,7 @@ class Predictions:
     depths: Tensor  # (L, B, Q, 2) its distance T_z and T_z / f [m, m / px]
     intrinsics: Tensor  # (B, 3, 3) camera
     scale_map: Tensor  # (T, 2) confidence and scale of the 28 px cells of all images
-    cells: tuple[Tensor, Tensor, list[int]] | None  # their rows and columns (T,), and their number in each image
+    cells: tuple[Tensor, Tensor, list[int]] | None  # rows and columns (T,) of the cells, and their number in each image
     input_size: int  # S
     j3ds: Tensor | None = None  # (L, B, Q, J, 3) joints before the camera [m], see `with_joints`
     j2ds: Tensor | None = None  # (L, B, Q, J, 2) their places
@@ -143,7 +143,7 @@ class MeshNetwork(nn.Module):
         return replace(found, known=replace(found, **{name: value[:, :, :slots] for name, value in heads.items()}))
 
     def _encode(self, images: Sequence[Tensor], given_map: Tensor | None) -> tuple[Any, Tensor, Tensor, Any]:
-        """Images -> T tokens, levels of each image in order: image, level (T,), place (T, 2) x, y in tokens of it,
+        """Images -> T tokens, by image and then by level: image, level (T,), place (T, 2) x, y in tokens of the level,
         memory, code (T, D), the most of an image; class tokens (B, C), scale map (cells, 2), cells."""
         count, device = len(images), self.level_embed.device
         grids = [blocks.z_order(*(-(-side // GROUP) * 2 for side in image.shape[1:]), device) for image in images]
@@ -241,7 +241,7 @@ class MeshNetwork(nn.Module):
         return functional.linear(patches.flatten(1), projection.weight.flatten(1), projection.bias)
 
     def _start(self) -> None:
-        """First values, as published: boxes stay, confidences are low, about 30 degrees."""
+        """First values, as published: boxes do not move, confidences are low, the field of view is about 30 degrees."""
         for name, weight in self.decoder["decoder"].named_parameters():
             if weight.dim() > 1 and not name.startswith("bbox_embed"):
                 nn.init.xavier_uniform_(weight)

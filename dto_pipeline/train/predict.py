@@ -1,7 +1,7 @@
 """Prediction: people of photographs by a trained network, shard by shard of a manifest.
 
-The input is the whole photograph, its longer side made S, so `transl` holds in both. Depends on image stores, manifests
-and label files, not on runs. Metres, radians, pixels.
+The network sees the whole photograph, resized to a longer side of S, so `transl` is the same in both. Depends on image
+stores, manifests and label files, not on runs. Metres, radians, pixels.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.data.storage import STORAGE_ERRORS, Location, absolute, list_names
 from dto_pipeline.data.tars import carry_tar_index, open_images
 from dto_pipeline.errors import DtoError
-from dto_pipeline.maths.person_matching import carry_to_camera
+from dto_pipeline.maths.camera import carry_to_camera
 from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.paths import SUBSET_NAME, name_subset
 from dto_pipeline.scene import Scene
@@ -112,11 +112,11 @@ def load_trained(
 def predict_scenes(
     trained: Trained, store: ImageStore, pictures: Iterable[Picture], min_confidence: float = 0.3, batch: int = 4
 ) -> Iterator[Scene]:
-    """One scene per picture, in order; a few batches are in memory at a time.
+    """One scene per picture, in order; two batches are in memory at a time.
 
-    A picture that cannot be read, or whose output is not finite, has a `problem` and no people. A person with unusable
-    numbers stays, with a problem; if all people have one, the picture has one too. `det_score` is the confidence;
-    people below `min_confidence` are left out.
+    A picture that cannot be read, or for which the network's output is not finite, has a `problem` and no people. A
+    person with unusable numbers stays, with a problem; if all people of a picture have one, the picture has one too.
+    People whose confidence (`det_score`) is below `min_confidence` are left out.
     """
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         reading = ((_empty_scene(one), pool.submit(_read, store, one, trained.input_size)) for one in pictures)

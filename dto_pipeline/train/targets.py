@@ -35,7 +35,7 @@ _ABSURD = 1e4  # of angles [rad], shape coefficients and places [m]: such labels
 
 @dataclass(frozen=True)
 class Targets(Tensors):
-    """The N people of B images, image after image; a missing label is marked by False, 0 or -1, never invented."""
+    """The N people of B images, image after image. Missing labels are marked by False, 0 or -1, never invented."""
 
     image: torch.Tensor  # (N,) int64 ascending, the image of each person
     has_body: torch.Tensor  # (N,) bool, pose, shape and place are labels; False for people known in the picture only
@@ -54,7 +54,7 @@ class Targets(Tensors):
     scale_map: torch.Tensor  # (T, 2) of the 28 px cells: 1 where a person is, and its size
     cell_image: torch.Tensor  # (T,) int64
     complete: torch.Tensor  # (B,) bool, everybody in the image is labelled
-    mapped: torch.Tensor  # (B,) bool, and everybody's cells are known
+    mapped: torch.Tensor  # (B,) bool, the cells of everybody labelled are known
     heights: torch.Tensor  # (B,) [px] without padding
     image_focals: torch.Tensor  # (B,) [px], 0 = unknown
     intrinsics: torch.Tensor  # (B, 3, 3) camera of the varied image; guessed where unknown
@@ -79,7 +79,7 @@ class ImageLabels:
 
 
 def unknown_people(count: int, intrinsics: np.ndarray) -> ImageLabels:
-    """People with unknown labels, before a guessed camera (3, 3)."""
+    """People whose labels are all unknown, seen by a camera (3, 3) that is a guess."""
     nothing = {"pose": (72,), "betas": (NUM_BETAS,), "transl": (3,)}
     unknown = {"boxes": (4,), "keypoints": (ANNOTATED_JOINTS, 2), "z_covariance": (count,)}
     arrays: dict[str, Any] = {name: np.zeros((count, *shape), np.float32) for name, shape in nothing.items()}
@@ -88,7 +88,7 @@ def unknown_people(count: int, intrinsics: np.ndarray) -> ImageLabels:
 
 
 def guess_camera(width: int, height: int) -> np.ndarray:
-    """(3, 3) of a photograph with an unknown camera, its longer side as focal length; never trained on."""
+    """(3, 3) camera of a photograph whose own is unknown: the longer side is the focal length. Never trained on."""
     return np.array([[max(width, height), 0, width / 2], [0, max(width, height), height / 2], [0, 0, 1]])
 
 
@@ -169,7 +169,7 @@ def see_people(labels: ImageLabels, size: tuple[int, int], draw: augment.Draw, r
     people = (labels.pose, labels.betas, labels.transl, labels.intrinsics[None])
     varied = augment.vary(*people, size, side, draw, rules.body, config.as_published)
     points, inside, boxes = _find_in_image(labels, draw, varied, rules)
-    # a body shows enough joints; a person that is only annotated shows one, or a box wider than a pixel
+    # a body must show enough joints; a person without a body must show one, or have a box wider than a pixel
     enough = np.where(shaped, inside.sum(1) >= rules.data.min_joints, inside.any(1) | (boxes[:, 2:] > 1 / side).all(1))
     enough &= np.isfinite(boxes).all(1) & (boxes[:, 2:] > _LEAST_SIDE).all(1)
     kept, pelvis_z = np.flatnonzero(enough), varied.joints[:, 0, 2]

@@ -27,8 +27,8 @@ _PEOPLE = np.array(
         *((101, 186, 232), (132, 112, 40), (94, 178, 60), (60, 76, 150), (240, 140, 158), (94, 92, 100)),
     ]
 ) / 255.0  # fmt: skip
-_TAG = np.array([22.0, 17.0])  # width and height reserved for a person's number [px]
-_DIRECTIONS, _RINGS = 16, 40  # places tried around the wanted one for a number
+_TAG = np.array([22.0, 17.0])  # width and height kept free for a person's number [px]
+_DIRECTIONS, _RINGS = 16, 40  # of the places that are tried around the wanted one of a number
 _LEADER_FROM = 14.0  # a number moved farther than this gets a line back to its person [px]
 _CUT = (1.0, 99.0)  # percentiles of disparity shown as the darkest and the brightest colour
 _FINER = 2  # meshes are drawn at this many times the size of the figure
@@ -43,22 +43,17 @@ _MOST_PIXELS = 1 << 27  # of a placeholder; no larger photograph is read
 
 
 def person_colours(count: int) -> np.ndarray:
-    """(count, 3) float RGB, one colour per person; after twelve they repeat, each round paler."""
+    """(count, 3) float RGB, one colour per person; every twelve people they repeat in a paler tone."""
     index = np.arange(count)
     paler = np.minimum(index // len(_PEOPLE) * 0.3, 0.75)[:, None]
     return _PEOPLE[index % len(_PEOPLE)] * (1 - paler) + paler
-
-
-def text_on(colour: np.ndarray) -> str:
-    """Dark or white text, whichever reads better on a colour."""
-    return INK if float(colour @ [0.299, 0.587, 0.114]) > 0.65 else PAPER
 
 
 def picture_size(size: Sequence[float] | np.ndarray, intrinsics: np.ndarray) -> tuple[int, int]:
     """Width and height of a photograph that may never have been read [px].
 
     Args:
-        size: what is known of them; 0 or not finite = unknown, then it is centred on its camera.
+        size: width and height; 0 or not finite = unknown, then the camera is taken to be centred.
         intrinsics: (3, 3) of that camera [px].
     """
     sides = np.asarray(size, np.float64)
@@ -81,7 +76,7 @@ def draw_meshes(
     intrinsics: torch.Tensor,
     longest_side: int,
 ) -> list[tuple[np.ndarray, dict[int, tuple[float, float]]]]:
-    """Draw B states of the people of a photograph over it, see-through and shaded, in one call of the rasteriser.
+    """Draw the people of a photograph over it in each of B states, shaded and semi-transparent.
 
     Args:
         photo: (H, W, 3) uint8 RGB.
@@ -122,7 +117,7 @@ def draw_meshes(
 
 
 def show_picture(axes: Axes, picture: np.ndarray, tops: dict[int, tuple[float, float]], reason: str = "") -> None:
-    """Show what `draw_meshes` drew with a number over each person; `reason`: why there is no photograph."""
+    """Show a picture of `draw_meshes` with a number over each person; `reason`: why there is no photograph."""
     axes.imshow(picture)
     axes.set_axis_off()
     if reason:
@@ -133,7 +128,7 @@ def show_picture(axes: Axes, picture: np.ndarray, tops: dict[int, tuple[float, f
 
 
 def number_people(axes: Axes, places: np.ndarray, people: np.ndarray, above: float) -> None:
-    """Write people's numbers, counted from 1, over their places; overlapping numbers move apart.
+    """Write people's numbers, from 1, over their places; numbers that would overlap are moved apart.
 
     Args:
         places: (n, 2) in the units of the axes, whose limits must not change afterwards.
@@ -147,6 +142,7 @@ def number_people(axes: Axes, places: np.ndarray, people: np.ndarray, above: flo
     for person, anchor, centre in zip(people.tolist(), anchors, centres, strict=True):
         colour = colours[person]
         moved = np.hypot(*(centre - anchor)) > _LEADER_FROM
+        is_light = float(colour @ [0.299, 0.587, 0.114]) > 0.65
         axes.annotate(
             str(person + 1),
             anchor,
@@ -156,7 +152,7 @@ def number_people(axes: Axes, places: np.ndarray, people: np.ndarray, above: flo
             ha="center",
             va="center",
             fontsize=7.5,
-            color=text_on(colour),
+            color=INK if is_light else PAPER,
             bbox={"boxstyle": "round,pad=0.25", "facecolor": colour, "edgecolor": INK, "linewidth": 0.6},
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 1} if moved else None,
             annotation_clip=False,
@@ -197,7 +193,7 @@ def draw_birds_eye(
     Args:
         places: (P, 2) x, z of each person [m]; NaN = not drawn.
         intrinsics: (3, 3) of the photograph [px]; image_width: of the photograph [px].
-        shown: (n, 2) points that must lie inside [m]; figures that are compared share them.
+        shown: (n, 2) points that must be visible [m]; the same for figures that are compared.
         truth: (P, 2) true places [m], hollow circles; None = unknown.
         z_sigma: (P,) standard deviation of z [m], bars along the line of sight; None or NaN = unknown.
     """
@@ -208,7 +204,7 @@ def draw_birds_eye(
     axes.set_xlim((left + right - span[0]) / 2, (left + right + span[0]) / 2)
     axes.set_ylim(-0.25, span[1] - 0.25)
     axes.yaxis.set_major_formatter("{x:g} m")
-    axes.set_facecolor(GROUND)  # what the camera cannot see is grey
+    axes.set_facecolor(GROUND)  # outside the field of view it stays grey
     edges = (np.array([0.0, image_width]) - intrinsics[0, 2]) / intrinsics[0, 0] * 2 * span[1]
     axes.fill([0, *edges], [0, 2 * span[1], 2 * span[1]], facecolor=PAPER, edgecolor=MUTED, linewidth=0.7, zorder=0.4)
     axes.plot(0, 0, marker="^", color=MUTED, markersize=9)
@@ -229,10 +225,10 @@ def draw_birds_eye(
 
 
 def draw_depth_map(axes: Axes, placed: PlacedScene) -> None:
-    """Show the scene's disparity, near is bright; without a map, why there is none."""
+    """Show the scene's disparity, bright is near; without a map say why there is none."""
     axes.set_axis_off()
     disparity = placed.scene.disparity
-    if disparity is None:  # no network's map is kept
+    if disparity is None:  # maps made by a network are not kept
         origin = placed.scene.origin.get("depth", "file")
         why = (
             "no depth map" if origin.endswith("file") else f"depth came from a network ({origin}); its map is not kept"
@@ -245,7 +241,7 @@ def draw_depth_map(axes: Axes, placed: PlacedScene) -> None:
 
 
 def fitted_people(placed: PlacedScene) -> np.ndarray:
-    """(n,) indices of people that have a depth and a group."""
+    """(n,) indices of the people who have a depth and a group."""
     z = placed.scene.transl[:, 2]
     return np.flatnonzero(np.isfinite(placed.depth_mean) & np.isfinite(z) & (placed.depth_group >= 0))
 

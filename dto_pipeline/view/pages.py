@@ -1,7 +1,8 @@
 """Compose the page of a scene: photographs with meshes, the scene from above, the fit, one line per person.
 
-One column for each state of the people (as labelled, as placed; in the demo by each solver, with the truth) and one for
-the depth map. A grey picture with the reason replaces a missing photograph. Only `save_png` writes files. Metres.
+There is a column for each state of the people (as labelled, as placed; in the demo by each solver, with the truth) and
+one for the depth map. A grey picture with the reason replaces a missing photograph. Only `save_png` writes files.
+Metres.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dto_pipeline.axes import HEIGHT_CLASSES, NUM_BETAS
 from dto_pipeline.data.files import replaced
 from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.labels import LabelsError
-from dto_pipeline.data.people import People as FilePeople
+from dto_pipeline.data.people import People
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PLACED, ImageStatus, UnusableImage
@@ -47,14 +48,14 @@ _DPI = 100
 _COLUMN, _TALLEST = 580, 700  # width of a column, greatest height of a photograph [px]
 _PLAN = 500  # height of the view from above [px]
 _EDGE, _HEAD, _CAPTION, _LINE = 44, 76, 60, 24  # margin, heights of title, caption and line of the table [px]
-_MOST_LINES = 1000  # of the table: a figure may have 65,535 px in height
+_MOST_LINES = 1000  # of the table: a figure may be 65,535 px high
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*(/[A-Za-z0-9_][A-Za-z0-9_.]*)*\.jpg")  # "-" stands for "/" only
 _LONGEST = 150  # letters: file systems take 255 bytes, endings included
 _DIGITS = 12  # of a sha256: among a million keys two are equal with a chance of 1 in 500
 
 
 @dataclass(frozen=True)
-class People:
+class DrawnPeople:
     """P bodies to draw; arrays share the first axis. A person that is not finite or has z <= 0 is left out."""
 
     pose: np.ndarray  # (P, 72) axis-angle [rad]
@@ -63,7 +64,7 @@ class People:
     z_sigma: np.ndarray | None = None  # (P,) standard deviation of z [m]
 
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Pose, betas (P, 11), transl and who can be drawn (P,) bool; others are zeros."""
+        """Pose, betas (P, 11), transl, and who can be drawn (P,) bool; numbers of the others are zeros."""
         values = [np.asarray(value, dtype=np.float32) for value in (self.pose, self.betas, self.transl)]
         present = np.all([np.isfinite(value).all(axis=1) for value in values], axis=0) & (values[2][:, 2] > 0)
         pose, betas, transl = (np.where(present[:, None], value, 0).astype(np.float32) for value in values)
@@ -74,12 +75,12 @@ class People:
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # column names, one line of cells per person
 
 
-def draw_scene(placed: Mapping[str, PlacedScene], body: BodyModel, truth: People | None = None) -> Image.Image:
+def draw_scene(placed: Mapping[str, PlacedScene], body: BodyModel, truth: DrawnPeople | None = None) -> Image.Image:
     """Draw a scene as labelled and as placed.
 
     Args:
-        placed: the scene by the name of its column ("after", or a solver); photograph, depth map and fitted lines are
-            the first one's.
+        placed: name of the column ("after", or a solver) -> scene; photograph, depth map and fitted lines come from the
+            first one.
         body: model of all bodies.
         truth: the same people where they really are; None = unknown.
 
@@ -102,12 +103,12 @@ def draw_scene(placed: Mapping[str, PlacedScene], body: BodyModel, truth: People
     return compose_page(title, photo, reason, scene_states(placed), camera, body, table, truth, fit)
 
 
-def scene_states(placed: Mapping[str, PlacedScene]) -> list[tuple[str, People]]:
-    """Captions and people of the columns; if nobody was placed there is one column."""
+def scene_states(placed: Mapping[str, PlacedScene]) -> list[tuple[str, DrawnPeople]]:
+    """Captions and people of the columns; only one column if nobody was placed."""
     first = next(iter(placed.values()))
-    states = [("labels as given", People(first.scene.pose, first.scene.betas, first.scene.transl))]
+    states = [("labels as given", DrawnPeople(first.scene.pose, first.scene.betas, first.scene.transl))]
     for name, item in placed.items():
-        after = People(item.scene.pose, item.betas, item.transl, item.z_sigma_m)
+        after = DrawnPeople(item.scene.pose, item.betas, item.transl, item.z_sigma_m)
         if any(status in PLACED for status in item.person_status):
             states.append((f"{name}, {'accepted' if item.is_accepted else 'not accepted'}", after))
         elif item.status is ImageStatus.PREDICTED:
@@ -115,7 +116,7 @@ def scene_states(placed: Mapping[str, PlacedScene]) -> list[tuple[str, People]]:
     return states
 
 
-def draw_file_image(people: FilePeople, image: int, body: BodyModel, images: ImageStore | None) -> Image.Image:
+def draw_file_image(people: People, image: int, body: BodyModel, images: ImageStore | None) -> Image.Image:
     """Draw one image of a file of people; without `images` the photograph is grey.
 
     Raises:
@@ -136,12 +137,12 @@ def draw_file_image(people: FilePeople, image: int, body: BodyModel, images: Ima
         raise LabelsError(f"{name}: the camera is not known, so its people cannot be drawn")
     heights = body.rest_height(torch.from_numpy(some.betas.astype(np.float64))).tolist()
     table = ("z", "height"), [list(map(_metres, pair)) for pair in zip(some.transl[:, 2], heights, strict=True)]
-    states = [(f"{some.num_people} people of the file", People(some.pose, some.betas, some.transl))]
+    states = [(f"{some.num_people} people of the file", DrawnPeople(some.pose, some.betas, some.transl))]
     return compose_page(name, photo, reason, states, camera, body, table)
 
 
-def person_table(placed: Mapping[str, PlacedScene], body: BodyModel, truth: People | None = None) -> Table:
-    """One line per person: class, age, prior [m]; heights and z [m] as given, by each column and true; statuses."""
+def person_table(placed: Mapping[str, PlacedScene], body: BodyModel, truth: DrawnPeople | None = None) -> Table:
+    """A line per person: class, age, prior [m]; heights and z [m] as given, of each column and true; statuses."""
     first = next(iter(placed.values()))
     true = [] if truth is None else ["true"]
     columns = ["class", "age", "prior", "height given", *placed, *true, "z given", *placed, *true]
@@ -182,17 +183,17 @@ def compose_page(
     title: str,
     photo: np.ndarray,
     reason: str,
-    states: Sequence[tuple[str, People]],
+    states: Sequence[tuple[str, DrawnPeople]],
     intrinsics: np.ndarray,
     body: BodyModel,
     table: Table,
-    truth: People | None = None,
+    truth: DrawnPeople | None = None,
     fit: PlacedScene | None = None,
 ) -> Image.Image:
     """Draw a column for each state and one for the fit, and the table below them.
 
     Args:
-        photo: (H, W, 3) uint8 RGB; reason: why it is none, "" = it is one.
+        photo: (H, W, 3) uint8 RGB; reason: why it is only a grey picture, "" = it is a photograph.
         states: captions and the same P people.
         intrinsics: (3, 3) [px]; body: model of all bodies.
         truth: where the people really are; fit: the scene whose depth map and fit are shown; None = neither.
@@ -246,7 +247,7 @@ def compose_page(
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
-def ground_places(people: People, body: BodyModel) -> np.ndarray:
+def ground_places(people: DrawnPeople, body: BodyModel) -> np.ndarray:
     """(P, 2) x, z of the middle of each body's joints [m], NaN where a person cannot be drawn."""
     *values, present = people.tensors()
     middle = body.joints(*values)[:, :24].mean(dim=1).numpy()
@@ -275,9 +276,9 @@ def save_png(picture: Image.Image, path: str | Path) -> None:
 
 
 def file_name(image_id: str) -> str:
-    """An image key as a file name, another one for every key: ``coco/a/b.jpg`` -> ``coco-a-b``.
+    """The file name of an image key, different for every key: ``coco/a/b.jpg`` -> ``coco-a-b``.
 
-    Where letters are lost on the way, or might be another key's, the first digits of the key's sha256 follow.
+    Where characters are lost, or another key could get the same name, the first digits of the key's sha256 follow.
     """
     if _PLAIN_KEY.fullmatch(image_id) and len(image_id) <= _LONGEST:
         return image_id.removesuffix(".jpg").replace("/", "-")

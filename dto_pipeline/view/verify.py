@@ -1,9 +1,9 @@
 """`dto verify`: receipts against label files, rows against the manifest, labels against what a fit may do.
 
-Reads everything, writes nothing; what could not be checked is listed. Broken is a finished shard that does not hold;
-doubtful is a person in a sound row whom the same run would give again (a check with a next step). Exit codes as of
-`dto run`: 0 every shard is done and holds, doubtful people or not; 1 something is broken, or shards were given up; 3
-the rest is pending.
+Reads everything, writes nothing, and lists what could not be checked. A finished shard that fails a check is broken. A
+person in an undamaged row who fails a check is doubtful: the same run would give the same person again. Exit codes as
+of `dto run`: 0 every shard is done and passes, with doubtful people or not; 1 something is broken, or shards were given
+up; 3 the rest is pending.
 """
 
 from __future__ import annotations
@@ -24,7 +24,15 @@ from dto_pipeline.data.manifest import ManifestError
 from dto_pipeline.data.receipts import LABELS, parse_name, shard_name
 from dto_pipeline.data.storage import base_name, exists
 from dto_pipeline.models.body import BodyModel, BodyModelError
-from dto_pipeline.run.folder import READABLE, SAME_COUNTS, SAME_HASH, check_label_file, find_strays, list_generations
+from dto_pipeline.run.folder import (
+    READABLE,
+    SAME_COUNTS,
+    SAME_HASH,
+    check_label_file,
+    find_strays,
+    list_generations,
+    scan_run,
+)
 from dto_pipeline.run.lease import read_holder
 from dto_pipeline.run.report import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
@@ -35,14 +43,14 @@ FOLDER, ROWS = "labels/ holds every shard once", "rows are the manifest's"
 
 @dataclass
 class Verdict:
-    """What was checked, what falls short, what could not be checked."""
+    """What was checked, what failed a check, and what could not be checked."""
 
     run_dir: str
     images: int = 0
     persons: int = 0
-    done: int = 0  # shards whose receipt holds; likewise below
-    pending: dict[int, str] = field(default_factory=dict)  # shards without a receipt -> what `dto run` will do
-    given_up: dict[int, str] = field(default_factory=dict)  # shards that failed for good -> last error
+    done: int = 0  # shards whose receipt is valid
+    pending: int = 0  # shards without a receipt
+    given_up: int = 0  # shards without attempts left
     rules: dict[str, Rule] = field(default_factory=dict)
     judgements: dict[str, Rule] = field(default_factory=dict)  # people who are doubtful; `broken` counts them
     unchecked: list[str] = field(default_factory=list)
@@ -84,7 +92,7 @@ class Verdict:
         width = max(len(rule.name) for rule in rules)
         lines = [
             f"{self.run_dir}: {self.images} images, {self.persons} persons",
-            f"  shards: {self.done} done, {len(self.given_up)} given up, {len(self.pending)} pending, "
+            f"  shards: {self.done} done, {self.given_up} given up, {self.pending} pending, "
             f"{self.rule(RECEIPTS).broken} broken",
         ]
         for rule in rules:
@@ -94,13 +102,12 @@ class Verdict:
             if rule.broken > examples:
                 lines.append(f"      ... and {rule.broken - examples} more; --limit N or --json show them")
             lines += [f"      next: {rule.next_step}"] if rule.broken and rule.next_step else []
-        for word, shards in (("given up", self.given_up), ("pending", self.pending)):
-            lines += [f"  {word}: {shard_name(shard)}: {text}" for shard, text in list(shards.items())[:examples]]
-            lines += [f"  {word}: ... and {len(shards) - examples} more"] if len(shards) > examples else []
         lines += [f"  not checked: {text}" for text in self.unchecked]
         end = "everything holds"
         if self.given_up or self.pending:
-            end = f"what is done holds; {len(self.given_up)} shards were given up, {len(self.pending)} are pending"
+            end = (
+                f"what is done holds; {self.given_up} shards were given up, {self.pending} are pending; see dto status"
+            )
         if self.doubtful:
             end += f"; {self.doubtful} people are doubtful, which running again will not change"
         return "\n".join([*lines, end if self.passed else "some of it does not hold"])
@@ -145,19 +152,13 @@ def verify_run(run_dir: str | Path, manifest: str | Path | None = None, body_pat
 
 
 def _check_receipts(run: RunFiles, verdict: Verdict) -> None:
-    """Sort the shards into done, broken (a receipt that does not hold), given up and pending."""
+    """Count the shards that are done, broken (no valid receipt), given up and pending."""
     scan = run.scan
     verdict.done = verdict.rule(RECEIPTS).checked = len(scan.done)
     for shard, reason in sorted(scan.void.items()):
         verdict.check(RECEIPTS, f"{shard_name(shard)}: {reason}; `dto run` does it again")
-    for shard in sorted({*range(run.identity.shards)} - scan.done.keys() - scan.void.keys()):
-        failure = scan.failures.get(shard)
-        if failure is not None and failure.given_up:
-            verdict.given_up[shard] = f"{failure.error}; `dto run --retry-failed` does it again"
-        elif shard in scan.orphans:
-            verdict.pending[shard] = "its labels lie there without a receipt; `dto run` adopts them if they are whole"
-        else:
-            verdict.pending[shard] = "no receipt; `dto run` does it" + (f"; tried: {failure.error}" if failure else "")
+    verdict.given_up = len(scan.given_up.keys() - scan.void.keys())
+    verdict.pending = run.identity.shards - verdict.done - len(scan.void) - verdict.given_up
 
 
 def _check_folder(run: RunFiles, verdict: Verdict) -> None:
@@ -169,9 +170,10 @@ def _check_folder(run: RunFiles, verdict: Verdict) -> None:
     offences = dict.fromkeys(
         find_strays(run.directory, run.identity), "it is no label file of this run; move it elsewhere"
     )
-    for name in map(base_name, run.scan.surplus):
+    scan = scan_run(run.directory, run.identity) if run.scan.surplus else run.scan  # a launch may just have ended
+    for name in map(base_name, scan.surplus):
         if place := parse_name(name):
-            counting = base_name(run.label_file(place[0]))
+            counting = base_name(scan.files[place[0]])
             offences[name] = f"{counting} counts, so its images are there twice; `dto run` removes it"
     verdict.rule(FOLDER)
     names = {name for name in run.directory.store.entries(LABELS) if name[0] not in "._"}  # readers skip the others

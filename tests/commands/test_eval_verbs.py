@@ -124,7 +124,7 @@ def test_every_action_has_help_and_corrections_are_named(capsys: pytest.CaptureF
             assert "(index, pckh, box, rank, budget, detection)" in " ".join(text.split())
 
 
-def test_difficulties_and_knobs_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_difficulties_and_options_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["synth", "--list"]) == 0
     out = capsys.readouterr().out
     assert "depth-noise" in out
@@ -139,7 +139,7 @@ def test_difficulties_and_knobs_are_listed(capsys: pytest.CaptureFixture[str]) -
         (["synth", "-o", "x", "--set", "speed=1"], "unknown key difficulty.speed"),
         (["eval", "meshes", "nowhere", "nowhere", "--body", "demo"], "nowhere does not exist"),
         (["eval", "synthetic", "nowhere.npz", "--truth", "nowhere", "--body", "demo"], "nowhere.npz does not exist"),
-        (["eval", "rh", "x.npz", "--annotations", "x_annots.npz", "--body", "demo"], "x_annots.npz does not exist"),
+        (["eval", "rh", "x.npz", "--annotations", "x_annots.npz", "--body", "demo"], "x_annots.npz: No such file"),
         (["eval", "benchmark", "--seed", "1"], "seed 1"),
         (["eval", "benchmark", "--difficulty", "extreme"], "'extreme'; choose from"),
     ],

@@ -1,4 +1,4 @@
-"""Released DTO-Humans as a source: everybody enters with a row, whoever is not as documented is named."""
+"""Released DTO-Humans as a source: every person has a row, and one that is not as documented is named."""
 
 from __future__ import annotations
 

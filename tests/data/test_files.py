@@ -96,7 +96,7 @@ def test_of_many_writers_without_hard_links_exactly_one_creates_the_file(tmp_pat
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
-def test_a_folder_that_cannot_be_synced_stops_nobody(tmp_path, monkeypatch, number):
+def test_a_folder_that_cannot_be_synced_does_not_stop_a_writer(tmp_path, monkeypatch, number):
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda fd: refusal(number)() if stat.S_ISDIR(os.fstat(fd).st_mode) else real(fd))
     write_bytes_atomic(tmp_path / "x", b"1")

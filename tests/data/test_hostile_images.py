@@ -1,4 +1,4 @@
-"""Images nobody meant well with: no interpreter starts, and memory and time stay bounded by what the header tells."""
+"""Hostile images: no interpreter starts, and memory and time stay within bounds that follow from the header."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import simplejpeg
 from PIL import Image
 
 from dto_pipeline.data import images
-from dto_pipeline.data.images import MAX_FILE_BYTES, ImageCorrupt, ImageFolder, decode_image
+from dto_pipeline.data.images import MAX_FILE_BYTES, ImageCorrupt, ImageStore, decode_image
 from tests.data.test_images import saved
 from tests.limited import run_limited
 
@@ -25,8 +25,8 @@ DECODE = """
 import sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from dto_pipeline.data.images import ImageCorrupt, ImageFolder
-folder = ImageFolder(Path(sys.argv[1]))
+from dto_pipeline.data.images import ImageCorrupt, ImageStore
+folder = ImageStore(Path(sys.argv[1]))
 def decode(name):
     try:
         return list(folder.read(name).rgb.shape)
@@ -126,12 +126,12 @@ def test_a_photograph_of_a_hundred_megapixels_is_decoded_in_less_than_two_gigaby
 
 def test_an_image_that_takes_more_than_the_limit_names_it(tmp_path):
     (tmp_path / "a.png").write_bytes(empty_png(2000, 2000))
-    assert ImageFolder(tmp_path).read("a.png", decode_memory_mb=27).rgb.shape == (2000, 2000, 3)
+    assert ImageStore(tmp_path).read("a.png", decode_memory_mb=27).rgb.shape == (2000, 2000, 3)
     with pytest.raises(
         ImageCorrupt, match=r"a PNG of 2000 x 2000 pixels, which takes 26 MiB .* limit is 26: raise run"
     ):
-        ImageFolder(tmp_path).read("a.png", decode_memory_mb=26)
-    assert ImageFolder(tmp_path).size("a.png") == (2000, 2000)
+        ImageStore(tmp_path).read("a.png", decode_memory_mb=26)
+    assert ImageStore(tmp_path).size("a.png") == (2000, 2000)
 
 
 def test_decoders_wait_until_their_memory_is_free():
@@ -185,7 +185,7 @@ def test_a_compressed_bitmap_is_refused():
         decode_image(header + info + bytes(1024) + b"\0\x01" * 8, "x.bmp")
 
 
-def test_a_jpeg_that_tells_two_readers_two_sizes_is_refused():
+def test_a_jpeg_in_which_two_readers_find_two_sizes_is_refused():
     data = saved(Image.new("RGB", (16, 16)), "JPEG")
     at = data.index(b"\xff\xc0")
     second = data[at : at + 5] + struct.pack(">HH", 8000, 8000) + data[at + 9 : at + 19]

@@ -10,8 +10,8 @@ from PIL import Image
 from dto_pipeline.data import images
 from dto_pipeline.data.images import (
     ImageCorrupt,
-    ImageFolder,
     ImageMissing,
+    ImageStore,
     decode_image,
     read_image,
 )
@@ -33,7 +33,7 @@ def test_a_jpeg_is_read_as_rgb_with_its_digest(tmp_path):
     assert image.rgb.shape == (HEIGHT, WIDTH, 3)
     assert image.rgb.dtype == np.uint8
     assert len(image.sha256) == 64
-    assert ImageFolder(path.parent).size("a.jpg") == (WIDTH, HEIGHT)
+    assert ImageStore(path.parent).size("a.jpg") == (WIDTH, HEIGHT)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16", "1", "CMYK"])
@@ -85,15 +85,15 @@ def test_an_exif_orientation_does_not_turn_the_pixels(tmp_path):
     exif[0x0112] = 6  # "turn me by 90 degrees"
     path = tmp_path / "turned.jpg"
     path.write_bytes(saved(Image.new("RGB", (40, 30)), "JPEG", exif=exif))
-    assert ImageFolder(tmp_path).size("turned.jpg") == (40, 30)
-    header = ImageFolder(tmp_path).header("turned.jpg")
+    assert ImageStore(tmp_path).size("turned.jpg") == (40, 30)
+    header = ImageStore(tmp_path).header("turned.jpg")
     assert header.orientation == 6
     assert "orientation 6" in header.explain(30, 40)
     assert header.explain(40, 30) == header.explain(31, 44) == ""
     assert read_image(path).rgb.shape == (30, 40, 3)
 
 
-def test_stray_bytes_that_only_libjpeg_minds_do_not_lose_an_image():
+def test_stray_bytes_that_only_libjpeg_complains_about_do_not_lose_an_image():
     end = JPEG.rindex(b"\xff\xd9")
     image = decode_image(JPEG[:end] + b"\x00\x01\x02" + JPEG[end:], "x")
     assert image.rgb.shape == (30, 40, 3)
@@ -104,7 +104,7 @@ def test_broken_files_are_corrupt_whatever_is_wrong_with_them(tmp_path, data):
     path = tmp_path / "x.jpg"
     path.write_bytes(data)
     with pytest.raises(ImageCorrupt) as caught:
-        ImageFolder(tmp_path).read("x.jpg")
+        ImageStore(tmp_path).read("x.jpg")
     assert caught.value.status is ImageStatus.IMAGE_CORRUPT
     assert str(tmp_path) not in str(caught.value)
     assert "0x" not in str(caught.value)
@@ -114,12 +114,12 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
     with pytest.raises(ImageMissing):
         read_image(tmp_path / "none.jpg")
     with pytest.raises(ImageMissing):
-        ImageFolder(tmp_path).size("none.jpg")
+        ImageStore(tmp_path).size("none.jpg")
     (tmp_path / "folder").mkdir()
     with pytest.raises(ImageCorrupt):
         read_image(tmp_path / "folder")
     with pytest.raises(ImageCorrupt):
-        ImageFolder(tmp_path).size("folder")
+        ImageStore(tmp_path).size("folder")
 
 
 def test_a_header_that_claims_a_huge_image_is_refused_without_decoding():
@@ -131,7 +131,7 @@ def test_a_header_that_claims_a_huge_image_is_refused_without_decoding():
 
 def test_a_folder_of_images_opens_nothing_outside_itself(tmp_path):
     write_image(tmp_path, "../secret.jpg")
-    folder = ImageFolder(tmp_path / "images")
+    folder = ImageStore(tmp_path / "images")
     for name in ("../secret.jpg", str(tmp_path / "secret.jpg")):
         with pytest.raises(ImageCorrupt, match="leaves its folder"):
             folder.read(name)

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from dto_pipeline.collate import keep_labels
-from dto_pipeline.data.images import ImageFolder, ImageMissing
+from dto_pipeline.data.images import ImageMissing, ImageStore
 from dto_pipeline.data.label_files import (
     LabelColumns,
     find_label_files,
@@ -129,4 +129,4 @@ def test_workers_give_the_same_items_and_a_lost_photograph_is_an_error(columns: 
     batches = list(DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=list))
     assert [item["image_id"] for batch in batches for item in batch] == dataset.image_ids
     with pytest.raises(ImageMissing):
-        LabelDataset(columns, ImageFolder(tmp_path), "all")[0]
+        LabelDataset(columns, ImageStore(tmp_path), "all")[0]

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dto_pipeline.data import parquet
-from dto_pipeline.data.images import ImageFolder, ImageHeader
+from dto_pipeline.data.images import ImageHeader, ImageStore
 from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.rle import encode_rle
@@ -140,7 +140,7 @@ def test_a_name_that_leaves_the_folder_costs_its_image_and_is_never_opened(root,
         asked.append(image_file)
         return ImageHeader(WIDTH, HEIGHT)
 
-    monkeypatch.setattr(ImageFolder, "header", header)
+    monkeypatch.setattr(ImageStore, "header", header)
     manifest, report = build_small(root, [name, "c.jpg", name])
     assert asked == ["c.jpg"]
     rows = all_rows(manifest)
@@ -196,6 +196,12 @@ def test_an_image_of_another_size_than_its_camera_is_refused_unless_centres_are_
     assert row["width"] == 2 * WIDTH
     free, _ = build_small(root, NAMES, principal_point="free")
     assert all(row["problem_status"] is None for row in all_rows(free))
+
+
+def test_a_placeholder_of_one_pixel_is_a_file_to_put_back_and_no_fault_of_the_label(root):
+    write_image(root, "c.jpg", width=1, height=1)  # so small that the camera is beyond the bounds too
+    statuses = [row["problem_status"] for row in all_rows(build_small(root, NAMES)[0])]
+    assert statuses == [None, None, "size_mismatch"]
 
 
 def test_people_that_cannot_be_used_are_counted_by_reason(root):

@@ -73,7 +73,7 @@ def test_a_broken_tar_costs_its_broken_members_and_everything_is_reported(tmp_pa
     status = [row["problem_status"] for row in all_rows(manifest)]
     gone = "image_missing"
     assert status == [None, "image_corrupt", None, gone, gone, gone, gone, None]
-    assert "ends at the first dot" in all_rows(manifest)[4]["problem"]
+    assert "in none of the tars" in all_rows(manifest)[4]["problem"]
     reasons = found(tmp_path)
     assert reasons["repeated_key", "2.tar!a/b/twice.jpg"] == "has the key of 1.tar!a/b/twice.jpg, which is taken"
     assert "leaves its folder" in reasons["tar_member_refused", "0.tar!../a/b/up.jpg"]

@@ -1,4 +1,4 @@
-"""What a server may answer, one answer after the other: each becomes a fact or a sentence."""
+"""What a server may answer: each answer becomes a result or an error with advice."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from dto_pipeline.data import object_store
 from dto_pipeline.data.object_store import RemoteStore
-from dto_pipeline.data.storage import StoreError, open_input, open_store, read_head
+from dto_pipeline.data.storage import StoreError, error_text, open_store
 from tests.s3_server import ENVIRONMENT
 
 Answer = tuple[int, bytes]
@@ -113,13 +113,35 @@ def test_an_object_that_is_not_there_is_a_missing_file(server, store):
             ask("labels/x")
 
 
-def test_an_answer_that_breaks_off_is_asked_for_again_a_bounded_number_of_times(server, store):
+def test_a_request_whose_answer_breaks_off_is_sent_again_a_bounded_number_of_times(server, store):
     server.answers = [(200, b"half..."), (206, b" more")]
     assert store.read("labels/x") == b"half... more"
 
     server.answers = [(200, b"..."), (206, b""), (206, b"")]
-    with pytest.raises(StoreError, match="does not answer"):
+    with pytest.raises(StoreError, match="answers break off") as raised:
         store.read("labels/x")
+    assert error_text(raised.value) == "the server's answers break off; check network and proxy"
+
+
+def listing(*names: str, more: bool = False, cut: bool = False) -> Answer:
+    fields = "<LastModified>2026-11-30T00:00:00Z</LastModified><ETag>1</ETag><Size>3</Size>"
+    found = "".join(f"<Contents><Key>runs/a b/{name}</Key>{fields}</Contents>" for name in names)
+    going = "<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>" if more else ""
+    return 200, f"<ListBucketResult>{found}{going}</ListBucketResult>".encode() + b"..." * cut
+
+
+def test_a_listing_that_breaks_off_goes_on_behind_its_last_page_a_bounded_number_of_times(server, store):
+    server.answers = [listing("a", cut=True), listing("a")]
+    assert store.entries() == {"a": 3}
+
+    page = [f"{number:02}" for number in range(50)]  # obstore hands out fifty at once
+    server.answers = [listing(*page, more=True), listing("a", cut=True), listing("a")]
+    assert list(store.walk()) == [*page, "a"]
+    assert server.asked[-1].endswith("start-after=runs%2Fa+b%2F49")
+
+    server.answers = [listing("a", cut=True)] * 3
+    with pytest.raises(StoreError, match="answers break off"):
+        store.entries()
 
 
 def test_creating_is_one_conditional_put_and_412_means_that_somebody_was_first(server, store):
@@ -161,16 +183,16 @@ def test_any_part_of_an_object_is_read_and_an_empty_one_has_none():
     store.replace("x", b"0123456789")
     store.replace("empty", b"")
 
-    with open_input("memory://parts/x") as source:
+    with store.open("x") as source:
         assert (source.size(), source.read_at(3, 5), source.read_at(9, 8)) == (10, b"567", b"89")
-    assert read_head("memory://parts", "x", 99) == b"0123456789"
-    assert read_head("memory://parts", "empty", 99) == store.read("empty", -5) == b""
+    assert store.read("x", 99) == b"0123456789"
+    assert store.read("empty", 99) == store.read("empty", -5) == b""
 
 
 def test_a_web_server_that_sends_no_parts_of_files_is_named_with_what_to_do(server):
     server.answers = [(200, b"0123456789"), (200, b"0123456789")]
     with pytest.raises(StoreError, match="sends no parts of files; fetch them"):
-        read_head(f"http://{server.address}/images", "a b.jpg", 4)
+        open_store(f"http://{server.address}/images").read("a b.jpg", 4)
 
 
 def test_a_profile_is_refused_with_the_command_that_gives_its_keys(monkeypatch):
@@ -192,7 +214,7 @@ def _forked(root: str, told) -> None:
         told.put(str(error))
 
 
-def test_a_forked_process_is_told_instead_of_waiting_for_ever(server, store):
+def test_requests_of_a_forked_process_are_refused_instead_of_waiting_for_ever(server, store):
     server.answers = [(200, b"")]
     store.read("x")
     context = multiprocessing.get_context("fork")
@@ -215,7 +237,7 @@ def test_places_that_nothing_opens_are_refused():
         RemoteStore("az://x")
 
 
-def test_memory_is_one_however_many_other_places_were_opened_since_it_was() -> None:
+def test_memory_stays_one_store_however_many_other_places_were_opened() -> None:
     kept = open_store("memory://kept")
     kept.replace("a", b"1")
     for number in range(70):  # more than clients are kept

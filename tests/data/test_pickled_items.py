@@ -1,4 +1,4 @@
-"""A pickled dictionary read item by item says what numpy's own reader says, in any protocol, and runs nothing."""
+"""A pickled dictionary read item by item equals what numpy reads, in any protocol, and nothing is run."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_objects_that_images_share_are_the_same_in_each(protocol: int, tmp_path:
     assert same(read(npz(tmp_path / "a.npz", dumped(annots, protocol))), annots)
 
 
-def test_a_pickle_that_remembers_only_what_it_needs_is_read(tmp_path: Path) -> None:
+def test_a_pickle_without_unused_memo_entries_is_read(tmp_path: Path) -> None:
     annots = released_annots(300, 2)
     assert same(read(npz(tmp_path / "a.npz", pickletools.optimize(dumped(annots)))), annots)
 
@@ -131,7 +131,7 @@ def test_arrays_of_another_kind_are_named(values: np.ndarray, tmp_path: Path) ->
         read(tmp_path / "a.npz")
 
 
-def test_an_image_listed_twice_far_apart_is_refused_in_the_words_of_its_reader(tmp_path: Path) -> None:
+def test_an_image_listed_twice_far_apart_is_refused_with_the_readers_message(tmp_path: Path) -> None:
     raw = dumped(released_annots(1500, 1)).replace(b"001400.jpg", b"000003.jpg")
     with pytest.raises(LabelFileError, match=r"a\.npz: image 000003\.jpg is listed twice; expected every image once$"):
         open_ma_hmr(npz(tmp_path / "a.npz", raw))

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dto_pipeline.data.images import ImageFolder
+from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.scenes import SceneLoader
 from dto_pipeline.data.sources.sidecar import write_sidecar
@@ -45,7 +45,7 @@ def give_masks(root, masks, **columns):
 
 def load(manifest, rows=None, side=512, **options):
     table = manifest.read_shard(0) if rows is None else rows
-    return SceneLoader(ImageFolder(manifest.images_root), DepthFiles(manifest.depth_root), side).load(table, **options)
+    return SceneLoader(ImageStore(manifest.images_root), DepthFiles(manifest.depth_root), side).load(table, **options)
 
 
 def replaced(table: pa.Table, column: str, values: list) -> pa.Table:
@@ -238,7 +238,7 @@ def test_an_unforeseen_error_costs_one_image_and_tells_its_text(root):
 
     manifest, _ = build_small(root, NAMES)
     depth = Broken(manifest.depth_root)
-    first, second = SceneLoader(ImageFolder(manifest.images_root), depth).load(manifest.read_shard(0))
+    first, second = SceneLoader(ImageStore(manifest.images_root), depth).load(manifest.read_shard(0))
     assert first.problem is not None
     assert first.problem[0] is ImageStatus.INTERNAL_ERROR
     assert "unforeseen" in first.problem[1]
@@ -267,7 +267,7 @@ def test_slices_of_a_shard_load_their_own_people(root):
 
 def test_without_a_depth_source_disparity_is_left_to_a_later_stage(root):
     manifest, _ = build_small(root, NAMES)
-    scene = SceneLoader(ImageFolder(manifest.images_root), None).load(manifest.read_shard(0))[0]
+    scene = SceneLoader(ImageStore(manifest.images_root), None).load(manifest.read_shard(0))[0]
     assert scene.problem is None
     assert scene.disparity is None
     assert "depth" not in scene.origin

@@ -83,7 +83,7 @@ def test_a_chumpy_selection_is_followed(plain: Model, tmp_path: Path) -> None:
     _assert_equal(read_smpl(_write(tmp_path / "model.pkl", data)), plain)
 
 
-def test_300_directions_are_cut_to_ten_and_said_so(
+def test_300_directions_are_cut_to_ten_with_a_line_in_the_log(
     plain: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     wide = np.zeros((6890, 3, 300), np.float16)

@@ -1,6 +1,7 @@
 """Tars read in place: what the index finds, what it refuses, and that damage costs one member."""
 
 import io
+import json
 import os
 import tarfile
 
@@ -33,17 +34,22 @@ def tar_bytes(files, form=tarfile.PAX_FORMAT):
     return buffer.getvalue()
 
 
-def listing(data):
-    return walk_tar(pa.BufferReader(data))
+def members(data):
+    return walk_tar(pa.BufferReader(data))[0]
+
+
+def problem(data):
+    """What is wrong with the tar as a whole."""
+    return walk_tar(pa.BufferReader(data))[1]
 
 
 def usable(data):
     """name -> contents, read where the listing says."""
-    return {m.name: data[m.offset : m.offset + m.size] for m in listing(data).members if m.problem is None}
+    return {m.name: data[m.offset : m.offset + m.size] for m in members(data) if m.problem is None}
 
 
 def problems(data):
-    return {m.name: m.problem for m in listing(data).members if m.problem}
+    return {m.name: m.problem for m in members(data) if m.problem}
 
 
 @pytest.fixture
@@ -71,7 +77,7 @@ def test_whatever_tarfile_writes_is_read_back(form, files):
         files = {name: data for name, data in files.items() if len(name.encode()) < 100}
     data = tar_bytes(files.items(), form)
     assert usable(data) == files
-    assert listing(data).problem is None
+    assert problem(data) is None
 
 
 @given(st.data())
@@ -81,14 +87,14 @@ def test_damaged_bytes_never_raise_and_never_point_outside(data):
     for at in data.draw(st.lists(st.integers(0, len(good) - 1), max_size=6)):
         good[at] = data.draw(st.integers(0, 255))
     broken = bytes(good[: data.draw(st.integers(0, len(good)))])
-    for member in listing(broken).members:
+    for member in members(broken):
         assert member.problem or member.offset + member.size <= len(broken)
 
 
 @given(st.binary(max_size=3000))
 @settings(max_examples=40, deadline=None)
 def test_bytes_that_are_no_tar_are_a_problem(data):
-    assert listing(data).problem
+    assert problem(data)
     assert not usable(data)
 
 
@@ -101,25 +107,25 @@ def test_contents_are_the_bytes_written(indexed):
     assert list(index.problems()) == []
 
 
-def test_truncated_tar_keeps_its_good_members_and_tells_the_rest():
+def test_a_truncated_tar_keeps_its_good_members_and_names_the_rest():
     whole = tar_bytes([("1.jpg", b"1" * 600), ("2.jpg", b"2" * 600), ("3.jpg", b"3" * 600)])
     cut = whole[: 1536 + 512 + 100]  # inside the contents of 2.jpg
     assert usable(cut) == {"1.jpg": b"1" * 600}
     assert problems(cut) == {"2.jpg": "is truncated: 100 of 600 bytes are there"}
-    assert listing(cut).problem == "is truncated at byte 2148"
+    assert problem(cut) == "is truncated at byte 2148"
 
 
 def test_tar_cut_between_members_has_no_end_marker():
     whole = tar_bytes([("1.jpg", b"1" * 600), ("2.jpg", b"2" * 600)])
     assert usable(whole[:1536]) == {"1.jpg": b"1" * 600}
-    assert "no end marker" in listing(whole[:1536]).problem
+    assert "no end marker" in problem(whole[:1536])
 
 
 def test_damaged_header_costs_one_member():
     data = bytearray(tar_bytes([("1.jpg", b"1" * 600), ("2.jpg", b"2" * 600), ("3.jpg", b"3" * 600)]))
     data[1536 + 130] ^= 0xFF
     assert list(usable(bytes(data))) == ["1.jpg", "3.jpg"]
-    assert listing(bytes(data)).problem == "has a damaged header at byte 1536; goes on at byte 3072"
+    assert problem(bytes(data)) == "has a damaged header at byte 1536; goes on at byte 3072"
 
 
 @pytest.mark.parametrize("name", ["../up.jpg", "a/../../up.jpg", "/etc/passwd.jpg", "C:/x.jpg", "a\\b.jpg", "a\nb.jpg"])
@@ -148,29 +154,29 @@ def test_folders_are_not_members():
     assert problems(data) == {}
 
 
-def test_repeated_name_keeps_the_first_and_is_told():
+def test_of_a_repeated_name_the_first_is_kept_and_the_other_named():
     data = tar_bytes([("1.jpg", b"first"), ("./1.jpg", b"second")])
     assert usable(data) == {"1.jpg": b"first"}
     assert problems(data) == {"1.jpg": "repeats the name of the member at byte 512"}
 
 
-def test_members_behind_the_end_marker_are_told():
+def test_members_behind_the_end_marker_are_reported():
     data = tar_bytes([("1.jpg", b"1")]) + tar_bytes([("2.jpg", b"2")])
     assert list(usable(data)) == ["1.jpg"]
-    assert "goes on behind its end marker at byte 10240" in listing(data).problem
+    assert "goes on behind its end marker at byte 10240" in problem(data)
 
 
 def test_compressed_tar_is_refused_with_advice():
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         tar.addfile(entry("1.jpg", size=1), io.BytesIO(b"1"))
-    assert listing(buffer.getvalue()).problem == "is compressed (gzip) and cannot be read in place; decompress it"
+    assert problem(buffer.getvalue()) == "is compressed (gzip) and cannot be read in place; decompress it"
 
 
 def test_sizes_in_base_256_are_read_and_absurd_ones_are_truncations():
     info = entry("big.jpg", size=9 * 2**33)
     header = info.tobuf(tarfile.GNU_FORMAT)
-    assert listing(header + b"x" * 512).members[0].problem == f"is truncated: 512 of {9 * 2**33} bytes are there"
+    assert members(header + b"x" * 512)[0].problem == f"is truncated: 512 of {9 * 2**33} bytes are there"
 
 
 def test_a_refused_entry_never_hides_a_usable_one_of_its_name(indexed):
@@ -266,3 +272,14 @@ def test_addresses_split_at_the_end_of_the_tars_name():
     assert split_address("s/000.tar!a/b!c.jpg") == ("s/000.tar", "a/b!c.jpg")
     assert split_address("a/b!c.jpg") is None
     assert split_address("a.tar!") is None
+
+
+def test_an_index_that_leads_out_of_the_folder_is_refused(indexed, tmp_path):
+    index = indexed(t=tar_bytes([("1.jpg", b"1")]))
+    table = pa.parquet.read_table(index.path)
+    for tar in ("../t.tar", ["t.tar"], 5):
+        summaries = json.dumps([[tar, 10240, 1, 0, None]])
+        metadata = {"schema": "dto-tar-index/1", "tars": summaries}
+        pa.parquet.write_table(table.replace_schema_metadata(metadata), index.path)
+        with pytest.raises(TarIndexError, match="cannot be used"):
+            TarImages(index.path, tmp_path)

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dto_pipeline.evaluate.matching import MIN_IOU, box_iou, by_image, joint_boxes, match_bodies
+from dto_pipeline.evaluate.matching import MIN_IOU, by_image, match_bodies
+from dto_pipeline.maths.person_matching import box_iou, joint_boxes
 
 BODY = np.array([[0.0, 0.0], [10.0, 0.0], [10.0, 30.0], [0.0, 30.0]])
 

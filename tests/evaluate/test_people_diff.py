@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dto_pipeline.data.people import People, read_people
-from dto_pipeline.evaluate.people_diff import PeopleDiff, Side, diff_people
+from dto_pipeline.evaluate.people_diff import PeopleDiff, diff_people
 from dto_pipeline.models.body import BodyModel
 from tests.evaluate.people import images_of
 from tests.released_files import released_annots, write_released
@@ -23,7 +23,7 @@ def people_of(annots: dict[str, Any], path: Path) -> People:
 
 
 def compare(before: People, after: People, **options: Any) -> PeopleDiff:
-    return diff_people(Side("before", before), Side("after", after), **options)
+    return diff_people(before, after, **options)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_twins_of_one_pose_are_told_apart_by_shape_and_then_by_place(tmp_path: P
     assert compare(people_of(annots, tmp_path / "a.npz"), people_of(mixed, tmp_path / "b.npz")).equal
 
 
-def test_people_of_other_poses_meet_by_their_place_in_the_picture(pair, tmp_path: Path) -> None:
+def test_people_of_different_poses_are_matched_by_their_place_in_the_picture(pair, tmp_path: Path) -> None:
     before, after = pair
     for crowd in after.values():
         for person in crowd:

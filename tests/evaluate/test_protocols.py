@@ -41,7 +41,9 @@ def test_the_truth_has_no_errors_against_itself(crowd: Path, regressor: Path, tm
     assert found["nmje"] == found["nmve"] == 0
 
 
-def test_what_does_not_fit_is_refused(crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_of_vertices_or_regressors_that_do_not_fit_the_body_are_refused(
+    crowd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     np.save(tmp_path / "small.npy", np.zeros((17, 10)))
     np.savez(tmp_path / "r.npz", J=np.ones((17, 6890)))
     (tmp_path / "cut.npy").write_bytes(b"PK\3\4")

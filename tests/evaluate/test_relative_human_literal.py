@@ -91,7 +91,7 @@ def draw_image(seed):
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=6))
 @settings(max_examples=150, deadline=None)
-def test_reference_mode_is_the_description_word_for_word(seeds):
+def test_reference_mode_equals_plain_loops_over_the_published_description(seeds):
     images = [draw_image(seed) for seed in seeds]
     result = evaluate_relative_human(images, "reference")
     literally = [match_literally(image) for image in images]

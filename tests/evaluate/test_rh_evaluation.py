@@ -72,7 +72,7 @@ def test_recorded_numbers_come_out_in_mode_reference(
 @pytest.mark.parametrize("mode", MODES)
 def test_everybody_is_counted_once(recorded: Recorded, body: BodyModel, regressor: np.ndarray, mode: str) -> None:
     people, annotations, _ = recorded
-    counts = evaluate_rh(people, annotations, body, regressor, mode, resamples=10).counts
+    counts = evaluate_rh(people, annotations, body, regressor, mode).counts
     assert counts["matched"] + counts["extra"] == counts["people predicted"] == people.num_people
     assert counts["matched"] + counts["missed"] == counts["people annotated"]
 
@@ -81,9 +81,9 @@ def test_a_broken_prediction_is_extra_and_its_person_missed(
     recorded: Recorded, body: BodyModel, regressor: np.ndarray
 ) -> None:
     people, annotations, _ = recorded
-    before = evaluate_rh(people, annotations, body, regressor, "corrected", 0).counts
+    before = evaluate_rh(people, annotations, body, regressor, "corrected").counts
     people.pose[0, 0] = np.nan
-    after = evaluate_rh(people, annotations, body, regressor, "corrected", 0).counts
+    after = evaluate_rh(people, annotations, body, regressor, "corrected").counts
     assert after["people predicted that cannot be used"] == 1
     assert after["people predicted"] == before["people predicted"]
     assert after["matched"] == before["matched"] - 1
@@ -104,9 +104,9 @@ def test_measures_of_one_image_are_measures_of_the_file_with_that_image(
     recorded: Recorded, body: BodyModel, regressor: np.ndarray
 ) -> None:
     people, annotations, _ = recorded
-    rows = evaluate_rh(people, annotations, body, regressor, "corrected", 0).as_csv().splitlines()
+    rows = evaluate_rh(people, annotations, body, regressor, "corrected").as_csv().splitlines()
     name = str(people.images[0])
-    alone = evaluate_rh(people, {name: annotations[name]}, body, regressor, "corrected", 0)
+    alone = evaluate_rh(people, {name: annotations[name]}, body, regressor, "corrected")
     cells = dict(zip(rows[0].split(","), rows[1 + list(annotations).index(name)].split(","), strict=True))
     for measure in MEASURES:
         expected = alone.estimates["corrected"][measure.key].value

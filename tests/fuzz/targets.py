@@ -224,7 +224,7 @@ def _damage_pickle(random_: random.Random, data: bytes, others: Sequence[bytes])
 def _read_tar(path: Path) -> None:
     """No member reaches beyond the file, or out of the folder."""
     data = path.read_bytes()
-    for member in walk_tar(pa.BufferReader(data)).members:
+    for member in walk_tar(pa.BufferReader(data))[0]:
         if member.problem is None:
             assert 0 <= member.offset <= member.offset + member.size <= len(data)
             assert not member.name.startswith("/")

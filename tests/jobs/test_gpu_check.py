@@ -92,7 +92,7 @@ def test_a_step_that_hangs_dies_or_raises_costs_itself_only(tmp_path: Path, monk
     assert run("works")["figures"] == {"a": 1}
 
 
-def test_a_device_that_places_people_otherwise_is_told(body: BodyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_places_people_differently_is_reported(body: BodyModel, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = job("gpu_measure", monkeypatch)
     exact = SceneOptimizer(body, PipelineConfig())
     batch = collate_scenes([make_scene(body, [Stander(x=0.8 * i, z=4.0 + i) for i in range(3)])])

@@ -76,7 +76,7 @@ COMMANDS = _all_commands()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_a_page_says_command_time_result_and_what_to_change(page: Path) -> None:
+def test_a_job_file_says_its_command_time_result_and_what_to_change(page: Path) -> None:
     header = _header(page)
 
     assert re.match(r"[A-Z].*[.:]", header.strip()), header[:80]
@@ -85,14 +85,14 @@ def test_a_page_says_command_time_result_and_what_to_change(page: Path) -> None:
     assert re.search(r"^ +(bash|sbatch|kubectl|ray) ", header, re.M)
 
 
-def test_commands_are_found_on_every_kind_of_page() -> None:
+def test_commands_are_found_in_every_kind_of_job_file() -> None:
     names = {name.partition(":")[0] for name, _ in COMMANDS}
     assert names >= {"jobs/generate.sh", "jobs/kuberay.yaml", "jobs/slurm.sh", "jobs/cluster.yaml", "docs/cluster.md"}
     assert sum(command[0] == "run" for _, command in COMMANDS) >= 5
 
 
 @pytest.mark.parametrize(("where", "command"), COMMANDS, ids=lambda value: value if isinstance(value, str) else None)
-def test_every_command_of_a_page_is_one_that_the_parser_takes(where: str, command: list[str]) -> None:
+def test_the_parser_takes_every_command_of_a_job_file(where: str, command: list[str]) -> None:
     arguments = build_parser().parse_args(command)
 
     # options that do not exist are refused here
@@ -146,7 +146,7 @@ def test_the_jobs_environment_is_one_that_ray_takes_and_pins_what_the_tests_ran_
         assert pinned == constraints.get(name, version(name)), line
 
 
-def test_every_page_names_the_ray_that_is_pinned() -> None:
+def test_every_job_file_names_the_version_of_ray_that_is_pinned() -> None:
     pinned = re.search(r"^ray==(.+)$", (ROOT / "constraints.txt").read_text(), re.M)
     assert pinned is not None
     texts = [path.read_text() for path in (*PAGES, JOBS / "Dockerfile")]

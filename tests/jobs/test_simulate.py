@@ -80,7 +80,7 @@ def test_lost_work_grows_with_the_shard() -> None:
     assert lost[1] == pytest.approx(2.0 / 300.0, rel=0.35)
 
 
-def test_preempted_workers_cost_no_tries() -> None:
+def test_preempted_workers_cost_no_attempts() -> None:
     result = simulate(dataclasses.replace(STORMY, preempted=1.0))
 
     assert result.deaths == result.preemptions > 0
@@ -103,14 +103,14 @@ def test_a_run_whose_workers_all_hang_while_they_load_stops_and_says_so() -> Non
     assert (result.done, result.wall_s) == (0, pytest.approx(100.0, abs=10.0))
 
 
-def test_a_long_wait_for_a_place_is_no_hanging() -> None:
+def test_waiting_for_cpus_and_gpus_does_not_count_as_hanging() -> None:
     result = simulate(dataclasses.replace(CALM, queue_s=5000.0), RunConfig(warm_up_timeout_s=61.0))
 
     assert (result.aborted, result.done) == ("", 640)
     assert result.wall_s == pytest.approx(5000.0 + 60.0 + 40 * 4.0)
 
 
-def test_poison_is_given_up_and_nothing_else_is() -> None:
+def test_shards_that_kill_every_worker_are_given_up_and_no_others() -> None:
     result = simulate(dataclasses.replace(STORMY, mtbf_s=3000.0, poison=3))
 
     assert (len(result.given_up), result.unlucky, result.done) == (3, 0, 637)

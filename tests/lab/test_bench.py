@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gpu_data import build_large_network
+from depth_tiny import build_large_network
 from transformers import AutoModelForDepthEstimation
 
 from dto_pipeline.collate import collate_scenes

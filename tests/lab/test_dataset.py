@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dto_pipeline.data.images import ImageCorrupt, ImageFolder, read_image
+from dto_pipeline.data.images import ImageCorrupt, ImageStore, read_image
 from dto_pipeline.data.rle import decode_rle
 from dto_pipeline.data.sources.camerahmr import open_camerahmr
 from dto_pipeline.data.sources.rows import LabelRows
@@ -44,8 +44,8 @@ def labels(demo: CrowdData) -> tuple[np.ndarray, LabelRows]:
 
 
 @pytest.fixture(scope="module")
-def images(demo: CrowdData) -> ImageFolder:
-    return ImageFolder(demo.root / "images")
+def images(demo: CrowdData) -> ImageStore:
+    return ImageStore(demo.root / "images")
 
 
 def image_of(demo: CrowdData, kind: str) -> str:
@@ -77,7 +77,7 @@ def test_label_rows_and_truth_rows_are_the_same_people(demo: CrowdData, labels: 
     assert np.isfinite(rows.bbox_xyxy).all()
 
 
-def test_cameras_fit_their_images(demo: CrowdData, labels: tuple[np.ndarray, LabelRows], images: ImageFolder) -> None:
+def test_cameras_fit_their_images(demo: CrowdData, labels: tuple[np.ndarray, LabelRows], images: ImageStore) -> None:
     for name, camera in zip(labels[0].tolist(), labels[1].intrinsics, strict=True):
         if demo.broken.get(name) not in ("missing_image", "truncated_image"):
             scale = 1.5 if demo.broken.get(name) == "wrong_size" else 1.0
@@ -94,7 +94,7 @@ def test_masks_decode_to_the_size_of_their_image(demo: CrowdData) -> None:
     assert decode_rle(rows.mask_rle[0].as_py(), int(rows.mask_height[0]), int(rows.mask_width[0])).any()
 
 
-def test_every_image_has_a_depth_map_of_its_size(demo: CrowdData, images: ImageFolder) -> None:
+def test_every_image_has_a_depth_map_of_its_size(demo: CrowdData, images: ImageStore) -> None:
     depth = DepthFiles(demo.root / "depth")
     for name in np.unique(read_truth(demo.root)["image_name"]).tolist():
         if demo.broken.get(name) not in ("missing_image", "truncated_image", "zero_disparity"):
@@ -103,7 +103,7 @@ def test_every_image_has_a_depth_map_of_its_size(demo: CrowdData, images: ImageF
 
 
 def test_broken_images_fail_the_way_the_readme_says(
-    demo: CrowdData, labels: tuple[np.ndarray, LabelRows], images: ImageFolder
+    demo: CrowdData, labels: tuple[np.ndarray, LabelRows], images: ImageStore
 ) -> None:
     assert not (demo.root / "images" / image_of(demo, "missing_image")).exists()
     with pytest.raises(ImageCorrupt):

@@ -28,7 +28,7 @@ def test_without_the_package_the_next_step_is_named_and_nothing_is_written(
     with pytest.raises(AnnyMissing, match=r"pip install 'dto-pipeline\[anny\]'"):
         SynthScene(3, 0, body, choose_difficulty("foreign")).truth  # noqa: B018
     with pytest.raises(AnnyMissing):  # before any other difficulty is worked on
-        measure(BenchmarkSettings(images=10**6, seed=9, difficulties=("easy", "foreign")), PipelineConfig(), body)
+        measure(BenchmarkSettings(images=10**6, seed=9, difficulties=("easy", "foreign")), PipelineConfig())
     assert main(["synth", "--bodies", "anny", "-o", str(tmp_path / "crowds"), "--quiet"]) == 2
     assert not (tmp_path / "crowds").exists()
 

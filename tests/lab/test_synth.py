@@ -21,8 +21,9 @@ from dto_pipeline.lab.benchmark import (
     SWITCHES,
     BenchmarkError,
     BenchmarkSettings,
+    as_page,
+    measure,
     override,
-    run_benchmark,
 )
 from dto_pipeline.lab.crowd_files import CrowdFilesError, write_synth
 from dto_pipeline.lab.difficulty import DIFFICULTIES, choose_difficulty
@@ -157,25 +158,23 @@ def test_options_change_a_difficulty_and_unknown_difficulties_are_named() -> Non
         choose_difficulty("extreme")
 
 
-def test_a_benchmark_leaves_a_page_in_which_each_method_and_switch_has_a_row(
-    body: BodyModel, tmp_path: Path, golden_folder: Path
-) -> None:
+def test_a_benchmark_leaves_a_page_in_which_each_method_and_switch_has_a_row(golden_folder: Path) -> None:
     settings = BenchmarkSettings(
         images=4, seed=9, difficulties=("standard", "children"), recorded=golden_folder, resamples=20
     )
-    report = run_benchmark(tmp_path, settings, override(PipelineConfig(), "solver.max_height=2.2"), body)
-    page = (tmp_path / "benchmark.md").read_text()
+    report = measure(settings, override(PipelineConfig(), "solver.max_height=2.2"))
+    page = as_page(report)
     assert "Config changed: solver.max_height: 2.1 -> 2.2." in page
     for words in (*METHODS, "label input of people accepted by joint", *SWITCHES):
         assert f"| {words} |" in page
-    numbers = json.loads((tmp_path / "benchmark.json").read_text())
+    numbers = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert set(numbers["difficulties"]) == {"standard", "children", OWN, POOLED, RECORDED}
     pooled = report.figures[POOLED]
     assert 0 < pooled["people"][MOVED] < pooled["people"][EVERYBODY]
     found, moved, accepted = (pooled["errors"][whom] for whom in (EVERYBODY, MOVED, ACCEPTED["joint"]))
     assert moved["label input"]["depth_error"].value < found["label input"]["depth_error"].value  # the others are worst
-    for measure in ("depth_error", "pair_depth_error", "height_error"):
-        assert found["joint"][measure].value < 0.8 * found["paper"][measure].value < found["label input"][measure].value
+    for key in ("depth_error", "pair_depth_error", "height_error"):
+        assert found["joint"][key].value < 0.8 * found["paper"][key].value < found["label input"][key].value
     assert accepted["joint"]["depth_error"].value < accepted["label input"]["depth_error"].value
     inside = pooled["intervals"]["z"]
     assert 0 < inside["0.50"] < inside["0.80"] < inside["0.95"] <= 1

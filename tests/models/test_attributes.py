@@ -93,7 +93,7 @@ def test_what_labels_say_is_never_overruled(body: BodyModel, tmp_path: Path) -> 
     assert scene.origin["attributes"].startswith("sidecar + vit@")
 
 
-def test_source_none_forgets_what_labels_say(body: BodyModel) -> None:
+def test_source_none_ignores_ages_and_genders_of_the_labels(body: BodyModel) -> None:
     scene = crowd(body)
     scene.age_years[:] = 30
     Perception(PipelineConfig(attributes=AttributeConfig(source="none")), body).perceive([scene], StageClock())
@@ -101,7 +101,7 @@ def test_source_none_forgets_what_labels_say(body: BodyModel) -> None:
     assert scene.origin["attributes"] == "unknown"
 
 
-def test_the_first_that_knows_is_believed(body: BodyModel) -> None:
+def test_of_several_networks_the_first_that_knows_an_age_decides(body: BodyModel) -> None:
     scene, perception = crowd(body), Perception(PipelineConfig(), body)
     first, second = [[3.0, np.nan], [np.nan, np.nan], [5.0, np.nan]], [[9.0, 0.2], [8.0, np.nan], [7.0, 0.9]]
     networks: list[Any] = [

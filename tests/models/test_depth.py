@@ -78,7 +78,7 @@ def test_object_arrays_are_not_unpickled(tmp_path):
         DepthFiles(tmp_path).load("x.npz", 3, 4)
 
 
-def test_a_map_that_is_nowhere_is_missing(tmp_path):
+def test_a_map_without_a_file_is_depth_missing(tmp_path):
     for depth, name in ((DepthFiles(tmp_path), "none.npy"), (DepthFiles(tmp_path), None), (DepthFiles(None), "x.npy")):
         with pytest.raises(DepthMissing) as caught:
             depth.load(name, 3, 4)
@@ -126,7 +126,7 @@ def test_a_header_is_believed_only_as_far_as_the_image_goes(tmp_path, suffix):
         DepthFiles(tmp_path).load(path.name, 1 << 20, 1 << 20)  # should an image ever be that large
 
 
-def test_files_that_are_something_else_than_their_name_are_invalid(tmp_path):
+def test_files_whose_content_is_not_what_their_name_ends_in_are_invalid(tmp_path):
     stream = io.BytesIO()
     np.savez(stream, disparity=RAMP)
     (tmp_path / "zip.npy").write_bytes(stream.getvalue())

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from torch import nn
 from transformers import Dinov2Config, Dinov2Model
 
 from dto_pipeline.config import AttributeConfig, MaskConfig
 from dto_pipeline.config_tree import ConfigError
 from dto_pipeline.models.networks import ModelError, ModelReference
 from dto_pipeline.models.people_networks import InstanceNetwork, build_attribute_models
-from dto_pipeline.models.pretrained import build_from_weights, check_weights, load_dinov2
+from dto_pipeline.models.pretrained import check_weights, load_dinov2
 from dto_pipeline.train.config import train_config_from_dict
 from tests.tiny_models import save_classifier, save_mask2former
 
@@ -67,39 +65,6 @@ def test_a_head_of_another_task_is_no_harm_to_an_encoder(tmp_path: Path) -> None
     weights["classifier.weight"] = weights["encoder.layer.1.norm2.weight"].copy()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     load_encoder_of(folder)
-
-
-def make() -> nn.Module:
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-
-
-def test_weights_that_fit_come_back_in_the_network() -> None:
-    weights = make().state_dict()
-    again = build_from_weights(make, weights, "x")
-    assert all(torch.equal(again.state_dict()[name], value) for name, value in weights.items())
-
-
-@pytest.mark.parametrize(
-    ("changes", "mentions"),
-    [
-        ({"0.bias": None}, "missing (1): 0.bias"),
-        ({"more": torch.ones(1)}, "unexpected (1): more"),
-        ({"0.weight": torch.ones(4, 4)}, "of another shape (1): 0.weight (4, 4), expected (4, 3)"),
-    ],
-)
-def test_weights_of_another_network_are_named(changes: dict[str, torch.Tensor | None], mentions: str) -> None:
-    changed = {**make().state_dict(), **changes}
-    weights = {name: value for name, value in changed.items() if value is not None}
-    with pytest.raises(ModelError, match=re.escape(mentions)):
-        build_from_weights(make, weights, "a.pt")
-
-
-def test_a_network_that_does_not_fit_takes_no_memory() -> None:
-    def huge() -> nn.Module:
-        return nn.Linear(1 << 20, 1 << 20)  # 4 TiB
-
-    with pytest.raises(ModelError, match="of another shape"):
-        build_from_weights(huge, {"weight": torch.ones(1), "bias": torch.ones(1)}, "a.pt")
 
 
 @pytest.mark.parametrize(

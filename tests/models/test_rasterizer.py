@@ -165,7 +165,7 @@ def test_a_body_that_reaches_behind_the_camera_keeps_both_sides(body: BodyModel)
     assert torch.equal(every.face, turned.face)
 
 
-def test_company_changes_no_bit_of_a_body(body: BodyModel) -> None:
+def test_other_people_of_a_batch_change_no_bit_of_a_body(body: BodyModel) -> None:
     vertices = crowd(body, scenes=13, people=3)
     together = view(body, vertices, closed=True)
     for scene in range(len(vertices)):

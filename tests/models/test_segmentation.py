@@ -152,7 +152,7 @@ def test_a_network_that_knows_no_people_is_refused(tmp_path: Path) -> None:
         InstanceNetwork(MaskConfig(model=str(save_mask2former(tmp_path / "zoo", ("cat", "dog")))))
 
 
-def test_a_missing_segmentation_network_is_told_with_its_own_option(tmp_path: Path) -> None:
+def test_a_missing_segmentation_network_is_refused_by_the_name_of_its_option(tmp_path: Path) -> None:
     with pytest.raises(ModelMissing, match=r"masks\.model"):
         InstanceNetwork(MaskConfig(model=str(tmp_path / "nowhere")))
     with pytest.raises(ModelError, match=r"masks\.revision"):

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from dto_pipeline.config import PipelineConfig, load_config
-from dto_pipeline.data.receipts import Receipt
-from dto_pipeline.data.storage import Location, as_location, open_store
+from dto_pipeline.data.receipts import Receipt, parse_receipt
+from dto_pipeline.data.storage import Location, as_location, open_store, read_bytes
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import Failure, parse_failure
 from dto_pipeline.run.worker import ShardRunner
@@ -108,6 +108,10 @@ def remote_labels(uri: str) -> dict[str, bytes]:
 def first_name(name: str) -> str:
     """A label file's name without its generation."""
     return re.sub(r"\.r\d+(?=\.parquet$)", "", name)
+
+
+def read_receipt(path: Location) -> Receipt:
+    return parse_receipt(read_bytes(path), path)
 
 
 def read_failure(path: Path) -> Failure:

@@ -54,7 +54,13 @@ def make_receipt(shard: int, **changes) -> Receipt:
 def make_manifest(shards: int = 3, images: int = 4, people: int = 9, **changes: Any) -> Any:
     """As far as identity and plan look at one: shards of so many images and people each."""
     sizes = [SimpleNamespace(images=images, people=people)] * shards
-    facts = {"fingerprint": "manifest", "subset": "tiny", "num_shards": shards, "shard_sizes": sizes}
+    facts = {
+        "fingerprint": "manifest",
+        "path": "m.parquet",
+        "subset": "tiny",
+        "num_shards": shards,
+        "shard_sizes": sizes,
+    }
     facts |= {"num_images": shards * images, "num_people": shards * people}
     return SimpleNamespace(**{**facts, **changes})
 

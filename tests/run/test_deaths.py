@@ -115,15 +115,6 @@ def test_a_death_without_a_note_of_an_image_in_that_attempt_gets_no_further_one(
     assert read_note(directory, 0) is None
 
 
-def test_a_shard_that_lacks_nothing_but_its_receipt_is_not_given_up(directory):
-    directory.store.create(label_name(0), b"labels")
-    deaths = Deaths(directory)
-    assert deaths.allows_another(3)
-
-    directory.store.create(receipt_name(0), b"{}")  # a repair of a finished shard: its death is its own
-    assert not deaths.allows_another(3)
-
-
 def test_a_shard_of_nothing_but_poison_is_given_up_in_the_end(directory):
     deaths = Deaths(directory)
     another, attempt = True, 2

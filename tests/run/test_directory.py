@@ -23,15 +23,15 @@ HERE = (os.getpid(), socket.gethostname())
 NAMED = load_config(overrides=["body.model_path=demo"])
 
 
-def _identity(tmp_path, config=None, **changes):
-    return identify_run(config or NAMED, make_manifest(**changes), tmp_path / "m.parquet")
+def _identity(config=None, **changes):
+    return identify_run(config or NAMED, make_manifest(**changes))
 
 
 @pytest.fixture
 def run(tmp_path):
     """A fresh run and its identity."""
     directory = RunDirectory(tmp_path / "run")
-    identity = _identity(tmp_path)
+    identity = _identity()
     files.open_run(directory, identity)
     return directory, identity
 
@@ -47,15 +47,13 @@ def _finish(run, shard: int, label: bytes = b"label", **changes):
 def test_a_run_reopened_with_the_same_settings_is_the_same_run(run, tmp_path):
     directory, identity = run
 
-    assert files.open_run(directory, _identity(tmp_path)) == identity
+    assert files.open_run(directory, _identity()) == identity
 
 
 def test_the_manifest_may_have_moved_and_the_run_room_may_change(run, tmp_path):
     directory, identity = run
-    moved = identify_run(
-        load_config(overrides=["run.workers=7", "body.model_path=demo"]),
-        make_manifest(),
-        tmp_path / "elsewhere.parquet",
+    moved = _identity(
+        load_config(overrides=["run.workers=7", "body.model_path=demo"]), path=tmp_path / "elsewhere.parquet"
     )
 
     assert files.open_run(directory, moved) == identity
@@ -66,7 +64,7 @@ def test_every_difference_is_named_on_its_own_line(run, tmp_path):
     config = load_config(overrides=["body.model_path=demo", "solver.max_height=2.2", "prior.gender_prior=false"])
 
     with pytest.raises(RunMismatch) as caught:
-        files.open_run(run[0], _identity(tmp_path, config, fingerprint="other"))
+        files.open_run(run[0], _identity(config, fingerprint="other"))
 
     lines = str(caught.value).splitlines()[1:]
     assert lines == [
@@ -81,7 +79,7 @@ def test_another_solver_is_one_difference_and_not_all_of_its_options(run, tmp_pa
     config = load_config(overrides=["body.model_path=demo", "solver.mode=joint"])
 
     with pytest.raises(RunMismatch) as caught:
-        files.open_run(run[0], _identity(tmp_path, config))
+        files.open_run(run[0], _identity(config))
 
     assert str(caught.value).splitlines()[1:] == ["solver.mode: 'paper' -> 'joint'"]
 
@@ -91,7 +89,7 @@ def test_another_library_version_is_refused(run, tmp_path, monkeypatch):
     monkeypatch.setattr(identities, "version", lambda name: "0.0" if name == "torch" else "1.0")
 
     with pytest.raises(RunMismatch, match=r"versions.torch: '.*' -> '0\.0'"):
-        files.open_run(run[0], _identity(tmp_path))
+        files.open_run(run[0], _identity())
 
 
 def test_a_folder_without_run_json_is_not_a_run(tmp_path):
@@ -144,7 +142,7 @@ def test_of_two_generations_the_newer_one_counts_and_the_other_label_file_goes(r
     scan = files.scan_run(*run)
     assert scan.done[1] == newer
     assert [base_name(path) for path in scan.files.values()] == ["shard-00001.r1.parquet", "shard-00002.parquet"]
-    files.settle_records(run[0], scan)
+    files.remove_surplus(run[0], scan)
     assert sorted(path.name for path in run[0].at("labels").iterdir()) == [
         "shard-00001.r1.parquet",
         "shard-00002.parquet",
@@ -167,15 +165,6 @@ def test_a_failure_never_counts_as_done_and_yields_to_a_receipt(run):
 
     _finish(run, 1)
     assert files.scan_run(*run).failures == {}
-
-
-def test_the_failure_of_a_shard_that_was_done_in_the_end_is_taken_away(run):
-    files.record_failure(run[0], Failure(1, 2, False, "it died", "a:1", 5.0))
-    _finish(run, 1)
-    files.settle_records(run[0], files.scan_run(*run))
-
-    assert list(run[0].at("failures").iterdir()) == []
-    assert files.scan_run(*run).done.keys() == {1}
 
 
 def test_a_place_that_cannot_hold_a_run_is_named(tmp_path):

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory, RunMismatch
 from dto_pipeline.run.loop import RunAborted
 from dto_pipeline.run.report import RunSummary, read_status
-from tests.run.chaos import RAISE, RAISE_ONCE, ChaosRunner, label_bytes, read_failure, tiny_config
+from tests.run.chaos import RAISE, RAISE_ONCE, ChaosRunner, label_bytes, read_failure, read_receipt, tiny_config
 from tests.tiny_dataset import write_tiny_dataset
 
 SHARDS = 6

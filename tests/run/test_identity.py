@@ -129,25 +129,12 @@ def test_a_worker_that_misses_a_place_says_which_before_its_first_shard(
         ShardRunner(with_body(tmp_path / "gone.npz"), tiny.manifest, runs[0]).warm_up()
 
 
-def test_more_threads_than_the_cpus_can_use_are_refused_by_driver_dry_run_and_worker(
-    tiny: TinyDataset, bodies: tuple[Path, Path], runs: tuple[Path, Path]
-) -> None:
-    config = with_body(bodies[0])
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, torch_threads=999))
-    said = r"run\.torch_threads is 999; expected at most \d+, 4 for each of the \d+ CPUs"
-    with pytest.raises(RunDirectoryError, match=said):
-        run_pipeline(tiny.manifest, runs[0], config, progress=False)
-    assert "torch_threads" in plan_pipeline(tiny.manifest, runs[0], config).refusals[0]
-    with pytest.raises(RunDirectoryError, match=said):
-        ShardRunner(config, tiny.manifest, runs[0]).warm_up()
-
-
 def test_labels_of_another_body_are_not_adopted(
     tiny: TinyDataset, bodies: tuple[Path, Path], runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
     manifest = Manifest.open(tiny.manifest)
     ids = manifest.read_shard(0).column("image_id").to_pylist()
-    own, other = (identify_run(with_body(body), manifest, tiny.manifest) for body in bodies)
+    own, other = (identify_run(with_body(body), manifest) for body in bodies)
     shutil.copytree(runs[0] / "labels", tmp_path / "run" / "labels")
     directory = RunDirectory(tmp_path / "run")
     assert find_orphan(directory, own, 0, 0, ids) is not None
@@ -162,22 +149,22 @@ def test_every_deciding_file_of_a_network_folder_is_a_part_of_the_run(
     (folder / "preprocessor_config.json").write_text("{}")
     config = load_config(overrides=["body.model_path=demo", "depth.source=model", f"depth.model={folder}"])
     manifest = Manifest.open(tiny.manifest)
-    before = identify_run(config, manifest, tiny.manifest)
+    before = identify_run(config, manifest)
     moved = shutil.copytree(folder, tmp_path / "elsewhere" / "renamed")
     elsewhere = load_config(overrides=["body.model_path=demo", "depth.source=model", f"depth.model={moved}"])
-    assert identify_run(elsewhere, manifest, tiny.manifest).config_hash == before.config_hash
+    assert identify_run(elsewhere, manifest).config_hash == before.config_hash
     (folder / "README.md").write_text("decides nothing")
-    assert identify_run(config, manifest, tiny.manifest).config_hash == before.config_hash
+    assert identify_run(config, manifest).config_hash == before.config_hash
     with (folder / file).open("ab") as stream:
         stream.write(b"\n")
-    assert identify_run(config, manifest, tiny.manifest).config_hash != before.config_hash
+    assert identify_run(config, manifest).config_hash != before.config_hash
 
 
 def test_a_hub_network_is_identified_by_its_commit(tiny: TinyDataset) -> None:
     def identity(commit: str) -> tuple[str, str]:
         overrides = ["body.model_path=demo", "depth.source=model", "depth.model=somebody/network"]
         config = load_config(overrides=[*overrides, f"depth.revision='{commit}'"])
-        found = identify_run(config, Manifest.open(tiny.manifest), tiny.manifest)
+        found = identify_run(config, Manifest.open(tiny.manifest))
         return found.inputs["depth network"], found.config_hash
 
     one, other = identity("a" * 40), identity("b" * 40)

@@ -188,7 +188,7 @@ def test_what_a_driver_does_that_lost_its_run_changes_no_label_that_counts(tmp_p
     store.remove(label_name(1))
     store.remove(label_name(2))
     finish(1, 1)
-    files.settle_records(directory, found)
+    files.remove_surplus(directory, found)
     files.record_failure(directory, Failure(1, 3, True, "it raised", "a:1", 5.0))
 
     counted = count_labels(directory.root, "config", "manifest")
@@ -210,18 +210,6 @@ def test_status_names_a_driver_of_another_host(tmp_path):
 def test_on_a_local_folder_a_paused_driver_of_this_machine_is_never_taken_for_dead(tmp_path):
     with DriverLock(tmp_path, CALM), pytest.raises(RunLocked, match=r"being worked on by process \d+"):
         DriverLock(tmp_path, QUICK, jumping_clock(1000.0)).__enter__()
-
-
-def test_a_process_that_could_not_give_a_run_back_may_drive_it_again(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    lock = DriverLock(tmp_path, CALM).__enter__()
-    with monkeypatch.context() as patched:
-        patched.setattr(LocalStore, "replace", full)
-        lock.__exit__()
-    with DriverLock(tmp_path, CALM):
-        assert read_newest(LocalStore(tmp_path))[0] == 2
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0, "more than 0"), (30, "at most a third")])

@@ -23,7 +23,7 @@ def run(tmp_path):
     """Four shards of four images, nothing done; the ledger's parts are at hand."""
     manifest = make_manifest(4)
     directory = RunDirectory(tmp_path / "run")
-    identity = identify_run(load_config(overrides=["body.model_path=demo"]), manifest, tmp_path / "m.parquet")
+    identity = identify_run(load_config(overrides=["body.model_path=demo"]), manifest)
     files.open_run(directory, identity)
     plan = survey_run(directory, identity, manifest, RunScan(directory.root), Selection(), Retry())
     ledger = FileLedger(directory, plan, RunConfig(), progress=False)

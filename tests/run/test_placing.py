@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dto_pipeline.data.images import ImageFolder
+from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.scenes import SceneLoader
 from dto_pipeline.errors import DeviceLost
@@ -57,7 +57,7 @@ def manifest(tmp_path_factory, body):
 
 
 def _place(manifest, optimizer, clock=None):
-    placer = ScenePlacer(optimizer, CONFIG, ImageFolder(manifest.images_root), DepthFiles(manifest.depth_root))
+    placer = ScenePlacer(optimizer, CONFIG, ImageStore(manifest.images_root), DepthFiles(manifest.depth_root))
     return placer.place(manifest.read_shard(0), clock or StageClock())
 
 
@@ -131,7 +131,7 @@ def test_every_stage_is_timed(manifest, body):
     assert stages <= clock.seconds.keys()
 
 
-class Counting(ImageFolder):
+class Counting(ImageStore):
     """A folder that notes with what limit it is asked, and decodes with none left."""
 
     def read(self, image_file, decode_memory_mb=0, least_side=0):
@@ -158,12 +158,12 @@ def test_an_image_that_takes_more_memory_than_the_option_costs_itself_and_no_lab
 
 def test_a_label_on_the_kid_axis_is_refused_by_a_model_without_one(manifest, body):
     rows = manifest.read_shard(0)
-    scenes = SceneLoader(ImageFolder(manifest.images_root), DepthFiles(manifest.depth_root)).load(rows)
+    scenes = SceneLoader(ImageStore(manifest.images_root), DepthFiles(manifest.depth_root)).load(rows)
     scenes[0].betas[0, 10] = 0.4
     placer = ScenePlacer(
         SceneOptimizer(load_body("demo", kid_axis=False), CONFIG),
         CONFIG,
-        ImageFolder(manifest.images_root),
+        ImageStore(manifest.images_root),
         DepthFiles(manifest.depth_root),
     )
     placed = placer._place_batch(scenes, StageClock())
@@ -172,7 +172,7 @@ def test_a_label_on_the_kid_axis_is_refused_by_a_model_without_one(manifest, bod
     assert all(status is not PersonStatus.INVALID_LABEL for status in placed[1].person_status)
 
 
-class Watched(ImageFolder):
+class Watched(ImageStore):
     """`names`: of the images that were read, in order."""
 
     def __init__(self, root):

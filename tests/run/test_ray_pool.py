@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory
 from dto_pipeline.run.loop import RunAborted
@@ -32,6 +31,7 @@ from tests.run.chaos import (
     PoisonRunner,
     label_bytes,
     read_failure,
+    read_receipt,
     remote_labels,
     tiny_config,
 )

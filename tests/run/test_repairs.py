@@ -9,7 +9,6 @@ import pytest
 import dto_pipeline as dto
 from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.labels import read_labels, splice_rows
-from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.data.sources.dto_labels import open_dto_labels
 from dto_pipeline.data.sources.rows import SourceOptions
 from dto_pipeline.data.storage import LocalStore, base_name
@@ -20,7 +19,7 @@ from dto_pipeline.run.folder import RunDirectory, read_run_labels
 from dto_pipeline.run.report import read_status
 from dto_pipeline.run.worker import ShardRunner
 from dto_pipeline.view.verify import verify_run
-from tests.run.chaos import label_bytes, tiny_config
+from tests.run.chaos import label_bytes, read_receipt, tiny_config
 from tests.tiny_dataset import write_tiny_dataset
 
 

@@ -17,7 +17,7 @@ from tests.run.fakes import make_manifest, make_receipt
 def run(tmp_path):
     """Five shards of four images: 0 and 1 done, 2 given up, 3 tried once, 4 untouched."""
     directory = RunDirectory(tmp_path / "run")
-    identity = identify_run(load_config(overrides=["body.model_path=demo"]), make_manifest(5), tmp_path / "m.parquet")
+    identity = identify_run(load_config(overrides=["body.model_path=demo"]), make_manifest(5))
     files.open_run(directory, identity)
     for shard in (0, 1):
         directory.label_file(shard).write_bytes(b"label")

@@ -14,7 +14,6 @@ import pytest
 from dto_pipeline.data import object_store
 from dto_pipeline.data.manifest import Manifest, ManifestError
 from dto_pipeline.data.object_store import RemoteStore
-from dto_pipeline.data.receipts import read_receipt
 from dto_pipeline.data.storage import StoreError, open_store
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.driver import run_pipeline
@@ -24,7 +23,7 @@ from dto_pipeline.run.report import read_status
 from dto_pipeline.run.worker import ShardRunner
 from dto_pipeline.view.verify import verify_run
 from tests.faulty_proxy import BUSY, CUT, SILENT, faulty_proxy
-from tests.run.chaos import remote_labels, tiny_config
+from tests.run.chaos import read_receipt, remote_labels, tiny_config
 from tests.s3_server import ENVIRONMENT, s3_client, s3_uri, serve_s3
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 from dto_pipeline.cli import main
 from dto_pipeline.config import PipelineConfig, load_config
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.data.receipts import parse_receipt, read_receipt
+from dto_pipeline.data.receipts import parse_receipt
 from dto_pipeline.models.networks import locate_body
 from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.run.folder import RunDirectory
@@ -24,6 +24,7 @@ from dto_pipeline.run.report import RunSummary, read_status
 from dto_pipeline.run.sanity import ALONE_SHARE, MOST, TOO_TALL_SHARE, Sanity, count_signs, judge_run
 from dto_pipeline.view.report import write_report
 from dto_pipeline.view.run_files import open_run_files
+from tests.run.chaos import read_receipt
 from tests.run.fakes import make_manifest, make_receipt
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset
 
@@ -49,7 +50,7 @@ def run(sound: TinyDataset, folder: Path, depth: Change | None = None, mode: str
 
 
 def judge(signs: dict[str, int], people: dict[str, int] | None = None, *config: str) -> Sanity:
-    identity = identify_run(load_config(overrides=["body.model_path=demo", *config]), make_manifest(), "m.parquet")
+    identity = identify_run(load_config(overrides=["body.model_path=demo", *config]), make_manifest())
     people = people or {"moved": 300}
     receipt = make_receipt(0, images=100, persons=sum(people.values()), person_status=people, signs=signs)
     return judge_run(identity, [receipt])
@@ -200,7 +201,7 @@ def test_what_is_seldom_right_is_a_warning_and_of_a_few_people_nothing_is_said(
 
 def test_a_run_of_images_with_one_person_each_places_nobody_and_says_so() -> None:
     def judged(images: dict[str, int], people: dict[str, int]) -> list[str]:
-        identity = identify_run(load_config(overrides=["body.model_path=demo"]), make_manifest(), "m.parquet")
+        identity = identify_run(load_config(overrides=["body.model_path=demo"]), make_manifest())
         counts = {"rows": sum(images.values()), "images": sum(images.values()), "persons": sum(people.values())}
         receipt = make_receipt(0, **counts, image_status=images, person_status=people, signs={"far": 1})
         return judge_run(identity, [receipt]).contradictions

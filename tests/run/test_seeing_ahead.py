@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dto_pipeline.config import DepthConfig, MaskConfig, PipelineConfig, RunConfig
-from dto_pipeline.data.images import ImageFolder
+from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.labels import read_label_metadata, read_placed
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.models.body import BodyModel
@@ -47,7 +47,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> PipelineConfig:
 
 def place(crowd: TinyDataset, config: PipelineConfig, body: BodyModel, perception: Perception) -> list[PlacedScene]:
     manifest = Manifest.open(crowd.manifest)
-    images = ImageFolder(Path(manifest.images_root))
+    images = ImageStore(Path(manifest.images_root))
     placer = ScenePlacer(SceneOptimizer(body, config), config, images, None, perception)
     return placer.place(manifest.read_shard(0), StageClock())
 

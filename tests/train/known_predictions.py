@@ -15,10 +15,9 @@ def perfect_predictions(batch: TrainBatch, body: BodyModel, queries: int, layers
     targets, count = batch.targets, len(batch.images)
 
     def of_queries(values: torch.Tensor, fill: float) -> torch.Tensor:
-        rows, real = pad_rows(values, targets.image, count)
-        shape = (count, queries - rows.shape[1], *rows.shape[2:])
+        rows, real = pad_rows(values, targets.image, count, queries)
         rows = torch.where(real.reshape(*real.shape, *[1] * (rows.ndim - 2)), rows, fill)
-        return torch.cat([rows, rows.new_full(shape, fill)], dim=1).expand(layers, count, queries, *rows.shape[2:])
+        return rows.expand(layers, *rows.shape)
 
     transl = of_queries(targets.transl, 3.0)
     focal = targets.intrinsics[:, 0, 0]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dto_pipeline.data.images import ImageFolder
+from dto_pipeline.data.images import ImageStore
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.train.augment import (
     Draw,
@@ -210,7 +210,7 @@ def test_a_large_jpeg_is_read_smaller_and_keeps_its_size(tmp_path: Path) -> None
     flat = np.tile(np.linspace(0, 255, 640).astype(np.uint8)[None, :, None], (480, 1, 3))
     Image.fromarray(flat).save(tmp_path / "a.jpg", quality=95)
     Image.fromarray(flat).save(tmp_path / "a.png")
-    store = ImageFolder(tmp_path)
+    store = ImageStore(tmp_path)
     small, same = store.read("a.jpg", least_side=SIDE), store.read("a.jpg", least_side=400)
     assert small.rgb.shape == (180, 240, 3)  # three eighths
     assert same.rgb.shape == (480, 640, 3)

@@ -206,9 +206,12 @@ def test_a_checkpoint_that_lacks_something_is_refused_with_file_and_key(data: Tr
     torch.save(whole | {"config": {"loop": {"speed": 1}}}, path)
     with pytest.raises(CheckpointError, match=r"less\.pt: its config cannot be used: .*speed"):
         read_checkpoint(path)
-    torch.save(whole | {"weights": {}}, path)
-    with pytest.raises(CheckpointError, match=r"less\.pt does not fit its own config: .*missing"):
-        restore_network(read_checkpoint(path))
+    more, other = {"more": torch.ones(1)}, {"conf_head.weight": torch.ones(2, 48)}
+    changed = {"missing": {}, r"unexpected \(1\): more": whole["weights"] | more, "shape": whole["weights"] | other}
+    for words, weights in changed.items():
+        torch.save(whole | {"weights": weights}, path)
+        with pytest.raises(CheckpointError, match=rf"less\.pt does not fit its own config: .*{words}"):
+            restore_network(read_checkpoint(path))
 
 
 def test_a_checkpoint_that_describes_a_giant_is_refused_before_anything_is_built(

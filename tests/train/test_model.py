@@ -71,7 +71,7 @@ def test_cells_come_in_z_order_so_that_groups_follow_each_other() -> None:
 def test_rows_of_unequal_length_are_padded_and_found_again() -> None:
     values = torch.arange(12.0).view(6, 2)
     image = image_numbers([1, 0, 5])
-    rows, real = pad_rows(values, image, 3)
+    rows, real = pad_rows(values, image, 3, 5)
     assert rows.shape == (3, 5, 2)
     assert real.sum(1).tolist() == [1, 0, 5]
     assert torch.equal(rows[real], values)

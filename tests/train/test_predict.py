@@ -15,7 +15,7 @@ from PIL import Image
 
 from dto_pipeline.cli import main
 from dto_pipeline.commands.predict import predict_run
-from dto_pipeline.data.images import ImageFolder
+from dto_pipeline.data.images import ImageStore
 from dto_pipeline.data.label_files import find_label_files, flatten_table
 from dto_pipeline.data.labels import read_labels, read_placed
 from dto_pipeline.data.manifest import Manifest
@@ -67,7 +67,7 @@ def tiny(tmp_path: Path, body: BodyModel) -> TinyDataset:
 
 
 def predict_one(body: BodyModel, root: Path, picture: Picture, network: StandIn) -> Scene:
-    (scene,) = predict_scenes(stand_in(body, network), ImageFolder(root), [picture])
+    (scene,) = predict_scenes(stand_in(body, network), ImageStore(root), [picture])
     return scene
 
 
@@ -127,7 +127,7 @@ def test_a_camera_that_no_picture_can_have_costs_its_picture_only(body: BodyMode
     write_image(tmp_path / "a.png")
     cameras = [(1e-9, 100.0, 0.0, 0.0), (math.nan, 1.0, 0.0, 0.0), (100.0, 100.0, 60.0, 40.0)]
     pictures = [Picture(f"x/{k}", "x", "a.png", "a.png", camera) for k, camera in enumerate(cameras)]
-    first, second, third = predict_scenes(stand_in(body), ImageFolder(tmp_path), pictures)
+    first, second, third = predict_scenes(stand_in(body), ImageStore(tmp_path), pictures)
     assert first.problem is not None
     assert first.problem[0] == ImageStatus.LABEL_INVALID
     assert "focal length beyond" in first.problem[1]

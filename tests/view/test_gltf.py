@@ -43,14 +43,13 @@ def glb(placed: PlacedScene, body: BodyModel) -> bytes:
     return scene_to_glb(placed, body)
 
 
-def test_the_scene_holds_everybody_who_can_be_drawn_the_lines_and_the_camera(glb: bytes) -> None:
+def test_the_scene_holds_everybody_who_can_be_drawn_and_the_camera(glb: bytes) -> None:
     document, _ = parse(glb)
     assert document["asset"]["version"] == "2.0"
     (scene,) = document["scenes"]
     assert [document["nodes"][node]["name"] for node in scene["nodes"]] == [
         "person 1 (not run)",
         "person 2 (not run)",
-        "field of view",
         "camera of the photograph",
     ]
 
@@ -68,15 +67,10 @@ def test_people_stand_upright_in_the_y_up_frame_where_their_labels_put_them(
 
 
 def test_the_camera_sees_what_the_photograph_saw(glb: bytes, placed: PlacedScene) -> None:
-    document, scene = parse(glb)
+    document, _ = parse(glb)
     camera = document["cameras"][0]["perspective"]
     assert camera["aspectRatio"] == pytest.approx(320 / 240)
     assert math.tan(camera["yfov"] / 2) == pytest.approx(120 / placed.scene.intrinsics[1, 1])
-    points = np.asarray(scene.geometry["field of view"].vertices)
-    corners = points[np.abs(points).max(axis=1) > 0] * Y_UP
-    pixels = corners @ placed.scene.intrinsics.T
-    seen = np.unique((pixels[:, :2] / pixels[:, 2:]).round(3), axis=0)
-    np.testing.assert_allclose(seen, [[0, 0], [0, 240], [320, 0], [320, 240]], atol=2e-3)
 
 
 def test_materials_are_one_per_person_and_differ(glb: bytes) -> None:
@@ -90,4 +84,5 @@ def test_a_scene_without_anybody_is_still_a_file(placed: PlacedScene, body: Body
     empty = make_scene(body, [Stander(x=0, z=4)])
     empty.transl[:] = np.nan
     document, _ = parse(scene_to_glb(keep_labels(empty), body))
-    assert [mesh["name"] for mesh in document["meshes"]] == ["field of view"]
+    assert [node["name"] for node in document["nodes"] if "camera" in node] == ["camera of the photograph"]
+    assert not document.get("meshes")

@@ -14,7 +14,7 @@ from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import ImageStatus, PersonStatus
 from dto_pipeline.view.drawing import missing_photo
 from dto_pipeline.view.pages import (
-    People,
+    DrawnPeople,
     compose_page,
     draw_scene,
     ground_places,
@@ -29,11 +29,11 @@ GREY = np.full((240, 320, 3), 128, dtype=np.uint8)
 
 
 @pytest.fixture
-def people() -> People:
+def people() -> DrawnPeople:
     """Two people standing side by side, 4 and 6 m away."""
     pose = np.zeros((2, 72))
     pose[:, 0] = np.pi
-    return People(pose, np.zeros((2, 11)), np.array([[-0.8, 0.1, 4.0], [0.9, 0.1, 6.0]]))
+    return DrawnPeople(pose, np.zeros((2, 11)), np.array([[-0.8, 0.1, 4.0], [0.9, 0.1, 6.0]]))
 
 
 @pytest.fixture
@@ -41,14 +41,14 @@ def placed(body: BodyModel) -> PlacedScene:
     return keep_labels(make_scene(body, [Stander(x=0, z=4), Stander(x=1, z=5)], size=(120, 160)))
 
 
-def test_people_stand_where_their_joints_are(body: BodyModel, people: People) -> None:
+def test_people_stand_where_their_joints_are(body: BodyModel, people: DrawnPeople) -> None:
     np.testing.assert_allclose(ground_places(people, body), people.transl[:, [0, 2]], atol=0.06)
 
 
-def test_a_person_that_is_not_finite_costs_only_itself(body: BodyModel, people: People) -> None:
+def test_a_person_that_is_not_finite_costs_only_itself(body: BodyModel, people: DrawnPeople) -> None:
     pose = people.pose.copy()
     pose[1, 3] = np.nan
-    broken = People(pose, people.betas, people.transl)
+    broken = DrawnPeople(pose, people.betas, people.transl)
     assert np.isnan(ground_places(broken, body)).any(axis=1).tolist() == [False, True]
     table = ("class", "status"), [("adult", "moved"), ("adult", "invalid label")]
     states = [("before", broken), ("after", broken)]
@@ -57,7 +57,9 @@ def test_a_person_that_is_not_finite_costs_only_itself(body: BodyModel, people: 
     assert page.height > 2 * 400
 
 
-def test_solvers_stand_beside_each_other_and_the_truth(body: BodyModel, placed: PlacedScene, people: People) -> None:
+def test_solvers_stand_beside_each_other_and_the_truth(
+    body: BodyModel, placed: PlacedScene, people: DrawnPeople
+) -> None:
     placed.person_status[0] = PersonStatus.MOVED
     solvers = {"paper": placed, "joint": placed}
     one, two = draw_scene({"after": placed}, body), draw_scene(solvers, body, people)
@@ -113,7 +115,7 @@ def test_the_uncertainty_of_z_stands_beside_it(body: BodyModel, placed: PlacedSc
 
 
 def test_a_table_of_more_people_than_a_figure_has_room_for_is_cut_and_the_title_says_so(
-    body: BodyModel, people: People, monkeypatch: pytest.MonkeyPatch
+    body: BodyModel, people: DrawnPeople, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def page(title: str, lines: int) -> np.ndarray:
         table = ["z"], [["4 m"]] * lines

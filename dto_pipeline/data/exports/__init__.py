@@ -1,1 +1,1 @@
-"""What other tools read: labels of finished runs written in their formats. Their names for things end here."""
+"""Labels of finished runs in the formats of other tools. Names of those formats are used in here only."""

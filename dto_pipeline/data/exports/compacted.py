@@ -1,4 +1,4 @@
-"""Compacted label Parquet: the rows of a run's shards in few files of schema `dto-labels/1`, one folder per subset.
+"""Label rows of a run's shards in few Parquet files of schema `dto-labels/1`, one folder per subset.
 
 ``data/<subset>/<subset>-00000-of-00012.parquet``, 1024 images a row group, about 50,000 images a file; `data.labels`
 reads them. `write_persons` writes one row per person instead.
@@ -55,8 +55,8 @@ def _write_files(
 ) -> None:
     """Write a table of `schema`, called `name`, to Parquet files of at most ``group_rows * file_groups`` rows.
 
-    The footers hold the entries that the subset's runs have in common, except those of single shards, and the
-    selection. An image whose persons are in two files counts for the first.
+    The footers hold the selection, and the entries that all runs of the subset share, except those of single shards.
+    An image whose persons are in two files counts for the first.
     """
     first, *others = (run.footer for run in subset.runs)
     shared = {key: text for key, text in first.items() if all(other.get(key) == text for other in others)}

@@ -1,18 +1,16 @@
 """CameraHMR's flat layout: ``<subset>-dto.npz``, plain arrays without pickles, one row per person.
 
-`imgname`, `center`, `scale` and `gtkps` are copied from the released file the run was made from, by each person's
-source row, because loaders of this layout need these keys. People without a source row (merged in, or of a source in
-another layout) get the manifest's image name, centre and scale of their box, and keypoints of confidence 0. `shape` has
-eleven columns, the kid axis last. `z_sigma_m` and `height_sigma_m` are NaN where the solver gives none; `z_covariance`
-belongs to an image and has no place here. `data.sources.camerahmr` reads the file.
+`imgname`, `center`, `scale` and `gtkps`, which loaders of this layout need, are copied from the released file the run
+was made from, by each person's source row. People without a source row (merged in, or of a source in another layout)
+get the manifest's image name, centre and scale of their box, and keypoints of confidence 0. `shape` has eleven columns,
+the kid axis last. `z_sigma_m` and `height_sigma_m` are NaN where the solver gives none. `z_covariance` is not written,
+as it belongs to an image. `data.sources.camerahmr` reads the file.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from itertools import chain, starmap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +29,8 @@ from dto_pipeline.reading import parse_json
 
 NO_BOX = "persons without a box: center and scale are NaN"
 NO_KEYPOINTS = "persons without keypoints: gtkps has confidence 0"
-_SHAPES = {"center": (2,), "scale": (), "gtkps": (44, 3)}  # of one person, where no release has another
+_SHAPES = {"center": (2,), "scale": (), "gtkps": (44, 3)}  # of one person, unless the released file differs
 _COPIED = ("imgname", *_SHAPES)
-_F4 = np.dtype("<f4")
 _BOX_UNIT = 200.0  # `scale` is the box's size over this [px]
 _LABELS = {"pose_cam": "pose", "shape": "betas", "trans_cam": "transl"} | {
     name: name for name in ("z_sigma_m", "height_sigma_m")
@@ -45,35 +42,35 @@ _Release = dict[str, np.ndarray]  # arrays of a released file; empty = the run w
 
 
 def write_camerahmr(job: ExportJob) -> None:
-    """One npz per subset, an array after the other."""
+    """One npz per subset."""
     for subset in job.taken:
         releases = [_open_release(run, job.labels) for run in subset.runs]
-        pairs = zip(subset.tables, releases, strict=True)
-        crowds = [
-            (flatten_table(table.select(_IMAGES), _PEOPLE), release)
-            for tables, release in pairs
+        shapes = {key: _shape_of_one(subset, key, releases) for key in _SHAPES}
+        parts = [
+            _arrays(job, flatten_table(table.select(_IMAGES), _PEOPLE), release, shapes)
+            for tables, release in zip(subset.tables, releases, strict=True)
             for table in job.read(tables)
         ]
-        names = [_name_images(labels, release) for labels, release in crowds]
-        text = np.dtype(f"<U{max(len(name) for some in names for name in some)}")
-        arrays: dict[str, tuple[np.dtype, Iterable[np.ndarray]]] = {
-            "imgname": (text, (np.array(s, text)[labels.owner] for s, (labels, _) in zip(names, crowds, strict=True)))
-        }
-        for key in _SHAPES:
-            arrays[key] = _F4, starmap(partial(_copy, job, key, _shape_of_one(subset, key, releases)), crowds)
-        for key, name in _LABELS.items():
-            arrays[key] = _F4, [labels.people[name] for labels, _ in crowds]
-        arrays["cam_int"] = np.dtype("<f8"), (labels.intrinsics[labels.owner] for labels, _ in crowds)
         path = f"{subset.name}-dto.npz"
-        with zipfile.ZipFile(job.folder / path, "w") as archive, np.errstate(over="ignore"):
-            for key, (kind, values) in arrays.items():
-                parts = iter(values)
-                first = next(parts)
-                shape = (subset.persons, *first.shape[1:])
-                with open_member(archive, key, kind, shape, packed=kind is text) as stream:
-                    for part in chain([first], parts):
-                        stream.write(np.ascontiguousarray(part, kind).tobytes())
+        with zipfile.ZipFile(job.folder / path, "w") as archive:
+            for key in list(parts[0]):
+                array = np.concatenate([part.pop(key) for part in parts])
+                with open_member(archive, key, array.dtype, array.shape, packed=key == "imgname") as stream:
+                    stream.write(array.data)
         job.add(path, subset.images, subset.persons)
+
+
+def _arrays(
+    job: ExportJob, labels: LabelColumns, release: _Release, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """The file's arrays for the n people of some images."""
+    with np.errstate(over="ignore"):  # what single precision cannot hold becomes infinite
+        return {
+            "imgname": np.array(_name_images(labels, release), str)[labels.owner],
+            **{key: _copy(job, key, shape, labels, release) for key, shape in shapes.items()},
+            **{key: labels.people[name].astype(np.float32) for key, name in _LABELS.items()},
+            "cam_int": labels.intrinsics[labels.owner],
+        }
 
 
 def _open_release(run: RunLabels, named: Sequence[Location]) -> _Release:
@@ -111,7 +108,7 @@ def _open_release(run: RunLabels, named: Sequence[Location]) -> _Release:
 
 
 def _places(manifest: Manifest, file: str) -> Iterator[Path]:
-    """Where the label file may be: below a folder that the images or the manifest are in."""
+    """Where the label file may be: below any folder above the images or the manifest."""
     names = [name for name in (file, str(manifest.dataset.get("labels", ""))) if name]
     for place in (manifest.images_root, manifest.path):
         if isinstance(place, Path):
@@ -119,7 +116,7 @@ def _places(manifest: Manifest, file: str) -> Iterator[Path]:
 
 
 def _shape_of_one(subset: Subset, key: str, releases: list[_Release]) -> tuple[int, ...]:
-    """The shape of one person's entry: a released scale may have two numbers, gtkps any number of keypoints."""
+    """The shape of one person's entry: a released scale may be two numbers, gtkps may have any number of keypoints."""
     shapes = {release[key].shape[1:] for release in releases if key in release} or {_SHAPES[key]}
     if len(shapes) > 1:
         raise ExportError(f"subset {subset.name}: {key} has the shapes {sorted(shapes)}; export its runs apart")
@@ -127,7 +124,7 @@ def _shape_of_one(subset: Subset, key: str, releases: list[_Release]) -> tuple[i
 
 
 def _name_images(labels: LabelColumns, release: _Release) -> list[str]:
-    """Names of the images: as in the release; else as in the manifest, for images in tars their published keys."""
+    """Names of the images: as in the release, else as in the manifest; for images in tars their published keys."""
     pairs = zip(labels.images[IMAGE_FILE], labels.images["image_path"], strict=True)
     names = [key if split_address(file) else file for file, key in pairs]
     if release:
@@ -140,7 +137,7 @@ def _name_images(labels: LabelColumns, release: _Release) -> list[str]:
 
 
 def _copy(job: ExportJob, key: str, shape: tuple[int, ...], labels: LabelColumns, release: _Release) -> np.ndarray:
-    """(n, *shape) entries of the release by source row; for people without one, what follows from their box."""
+    """(n, *shape): entries of the release by source row; for people without one, computed from their box."""
     row, box = labels.people["source_row"], labels.people["bbox_xyxy"]
     values = np.zeros((len(row), *shape), np.float32)
     if key == "center":

@@ -25,7 +25,7 @@ from dto_pipeline.data.exports.job import (
     ExportJob,
     Selection,
     Subset,
-    describe_making,
+    describe_provenance,
     select_rows,
 )
 from dto_pipeline.data.exports.ma_hmr import write_ma_hmr
@@ -46,7 +46,7 @@ class Format:
     write: Callable[[ExportJob], None]
     selection: Selection
     takes_images: bool = False
-    image_files: bool = False  # it needs the manifest's names of the images, with or without them
+    image_files: bool = False  # it needs the manifest's names of the image files, even without images
 
 
 _TRAINING = Selection(accepted_only=True, min_persons=1, persons="valid")
@@ -78,7 +78,7 @@ def export_labels(
         format_name: a key of `FORMATS`.
         out: folder to make; it appears when everything in it is complete.
         selection: what to export; None = the format's default.
-        images: subset -> folder or URI of its images, for formats that can hold images; "" = the place that the run's
+        images: subset -> folder or URI of its images, for formats that hold images; "" = the place that the run's
             manifest names; None = no images.
         progress: show progress bars on stderr.
         mixed: accept runs that differ in solver, depth network, body or configuration.
@@ -123,10 +123,10 @@ def export_labels(
 
 def _check_alike(runs: Sequence[RunLabels]) -> None:
     """Raises: ExportError: two runs differ in what made their labels; the message names both and the differences."""
-    makings = [(run, describe_making(run.footer)) for run in runs if run.files]
-    for run, making in makings[1:]:
-        first, expected = makings[0]
-        differences = [f"{fact}: {expected[fact]} and {own}" for fact, own in making.items() if own != expected[fact]]
+    known = [(run, describe_provenance(run.footer)) for run in runs if run.files]
+    for run, facts in known[1:]:
+        first, expected = known[0]
+        differences = [f"{fact}: {expected[fact]} and {own}" for fact, own in facts.items() if own != expected[fact]]
         if differences:
             advice = "export them apart, or say --mixed"
             raise ExportError(f"{first.name} and {run.name} were not made alike ({'; '.join(differences)}); {advice}")

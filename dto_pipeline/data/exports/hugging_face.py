@@ -1,8 +1,8 @@
 """A Hugging Face dataset folder: compacted Parquet, README.md with one configuration per subset, Croissant metadata.
 
 ``datasets.load_dataset(FOLDER, "<subset>")`` opens it from disk or from the hub. Images are named, not included: most
-of these data sets may not be redistributed. Croissant 1.0 is JSON-LD (mlcommons.org/croissant/1.0): every file with its
-sha256, every column with its meaning.
+of these data sets may not be redistributed. Croissant 1.0 is JSON-LD (mlcommons.org/croissant/1.0); it lists every file
+with its sha256 and every column with its meaning.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 
 from dto_pipeline import __version__
 from dto_pipeline.data.exports.compacted import write_parquet
-from dto_pipeline.data.exports.job import ExportJob, Selection, Subset, describe_making
+from dto_pipeline.data.exports.job import ExportJob, Selection, Subset, describe_provenance
 from dto_pipeline.schema import COORDINATES, IMAGE_COLUMNS, LABELS_SCHEMA_NAME, PERSON_COLUMNS, Column
 
 CARD, CROISSANT = "README.md", "croissant.json"
@@ -59,7 +59,7 @@ def dataset_card(subsets: list[Subset], selection: Selection) -> str:
     columns = [*(c.row() for c in IMAGE_COLUMNS), ("`persons`", "list of persons", "", _PEOPLE)]
     columns += [c.row("persons[].") for c in PERSON_COLUMNS]
     chosen = ", ".join(f"{key} = {value}" for key, value in selection.describe().items())
-    makings = dict.fromkeys(row for subset in subsets for row in _makings(subset))
+    provenance = dict.fromkeys(row for subset in subsets for row in _provenance(subset))
     return f"""---
 {yaml.safe_dump(front_matter, sort_keys=False)}---
 
@@ -91,16 +91,16 @@ a licence of its own.
 
 Written by dto_pipeline {__version__}; selection: {chosen}. Hashes, shortened:
 
-{_table("subset, solver, depth, body model, config, manifest", makings)}
+{_table("subset, solver, depth, body model, config, manifest", provenance)}
 ## Columns (schema `{LABELS_SCHEMA_NAME}`)
 
 {_table("column, type, unit, meaning", columns)}"""
 
 
-def _makings(subset: Subset) -> Iterable[tuple[str, ...]]:
-    """What made the labels of each run, as the card's table shows it."""
+def _provenance(subset: Subset) -> Iterable[tuple[str, ...]]:
+    """What made the labels of each run, as rows of the card's table."""
     for run in subset.runs:
-        *made, config_hash = describe_making(run.footer).values()
+        *made, config_hash = describe_provenance(run.footer).values()
         yield subset.name, *made, f"`{config_hash[:16]}`", f"`{run.manifest_fingerprint[:16]}`"
 
 
@@ -110,7 +110,7 @@ def _licence(subset: Subset) -> str:
 
 
 def _table(head: str, rows: Iterable[tuple[object, ...]]) -> str:
-    """A Markdown table that shows every text as it is."""
+    """A Markdown table; signs that Markdown would interpret are replaced."""
     names = head.split(", ")
     lines = [names, ["---"] * len(names), *rows]
     cells = [[str(cell).replace("|", "/").replace("<", "&lt;").replace("\n", " ") for cell in line] for line in lines]
@@ -176,7 +176,7 @@ def _record_set(subset: Subset) -> dict[str, Any]:
 
 
 def _field(subset: str, column: Column, source: str = "", path: str = "") -> dict[str, Any]:
-    """A column of an image or, at a JSON path of the column `source`, of its people."""
+    """A column of images, or, with a JSON path in the column `source`, of people."""
     kinds = {pa.types.is_boolean: "Boolean", pa.types.is_integer: "Integer", pa.types.is_floating: "Float"}
     extract = {"extract": {"column": source or column.name}, **({"transform": [{"jsonPath": path}]} if path else {})}
     return {

@@ -1,9 +1,9 @@
 """One export: the selected images and people of some runs, the folder they are written to, and the report.
 
-Images and people are selected by label columns, and those left out are counted by reason. Label values are copied as
-they are; only `num_persons` and `z_covariance` follow the selection. Everything selected is read before the first file
-is written, because file names (``-00000-of-00012``) and array headers need the counts: 0.7 kB a person, 2 GB for
-560,000 images of 4.8 people. No timestamps: equal exports have equal bytes.
+Images and people are selected by label columns, and those left out are counted by reason. Label values are copied
+unchanged; only `num_persons` and `z_covariance` are cut to the selected people. Everything selected is read before the
+first file is written, because file names (``-00000-of-00012``) and array headers need the counts: 0.7 kB a person, 2 GB
+for 560,000 images of 4.8 people. There are no timestamps, so equal exports have equal bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dto_pipeline.status import PersonStatus
 
 EXPORT_FILE = "export.json"
 PERSON_CHOICES = ("all", "valid", "moved")
-Z_COVARIANCE = "z_covariance"  # the only image column indexed by people
+Z_COVARIANCE = "z_covariance"  # the only column of images with entries per person
 _SELECTION_COLUMNS = ("is_optimized", "is_accepted", "mean_height_deviation", EXPECTED_ERROR, "persons")
 
 
@@ -40,10 +40,10 @@ class ExportError(DtoError):
 class Selection:
     """Which images and people to export. People are selected first, then images by the people that remain."""
 
-    accepted_only: bool = False  # images that are optimised and score below the threshold
+    accepted_only: bool = False  # only images that are optimised and score below the threshold
     max_deviation: float | None = None  # that threshold [sigma]; None = the run's own (column is_accepted)
     min_persons: int = 0  # selected people of an image
-    persons: str = "all"  # or valid: usable labels; or moved: placed by the fit. Duplicates never
+    persons: str = "all"  # valid: with usable labels; moved: placed by the fit. Duplicates are never exported
     limits: Limits = NO_LIMITS  # on the uncertainty of images and people
 
     def describe(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def select_rows(table: pa.Table, selection: Selection, left_out: Counter[str]) -
 def _cut(
     table: pa.Table, images: np.ndarray, people: np.ndarray, remaining: np.ndarray, starts: np.ndarray
 ) -> pa.Table:
-    """The rows of the images (N,) and people (n,) that are true; `remaining`: people of each such image."""
+    """The rows of the chosen images (N,) and people (n,), both bool; `remaining`: people of each chosen image."""
     kept = single_array(table["persons"]).flatten().filter(pa.array(people))
     changed = {
         "num_persons": pa.array(remaining.astype(np.int32)),
@@ -158,8 +158,8 @@ class ExportJob:
     selection: Selection
     subsets: list[Subset]  # in alphabetical order
     advance: Callable[[int], object]  # called with the number of images written
-    images: Mapping[str, str] | None = None  # subset -> folder or URI of its images, "" = the manifest's; None = none
-    labels: Sequence[Location] = ()  # places of released label files, for formats that copy parts of them
+    images: Mapping[str, str] | None = None  # as in `export_labels`
+    labels: Sequence[Location] = ()  # as in `export_labels`
     files: list[dict[str, Any]] = field(default_factory=list)  # as export.json lists them
     notes: Counter[str] = field(default_factory=Counter)  # what the format has no place for
     failures: Counter[str] = field(default_factory=Counter)  # what could not be written
@@ -199,8 +199,8 @@ class ExportJob:
         return "\n".join(lines)
 
 
-def describe_making(footer: Mapping[str, str]) -> dict[str, str]:
-    """Solver, depth network (or files), body and config hash of a label file; "unknown" where its footer has none."""
+def describe_provenance(footer: Mapping[str, str]) -> dict[str, str]:
+    """Solver, depth network or maps, body and config hash behind a label file; "unknown" where its footer has none."""
     try:
         config = parse_json(footer.get("config", "{}"))
         solver, depth, body = (dict(config.get(name, {})) for name in ("solver", "depth", "body"))

@@ -5,9 +5,9 @@
 
 float32; `cam_param` is one object, shared by the people of an image. Where the solver gives its uncertainty a person
 has two more entries, "z_sigma_m" (1,) and "height_sigma_m" (1,), which readers of the layout ignore. insta1 and insta2
-go to one file, keys with ``insta-train/`` before them; an image of both keeps the people of insta1.
+go to one file, with keys that begin with ``insta-train/``; an image of both keeps the people of insta1.
 
-The dictionary is pickled in parts (`pickled_array`) of one row group each: as objects it takes 1.3 kB a person.
+The dictionary is pickled in parts of one row group (`pickled_array`), because as a whole it takes 1.3 kB a person.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
-from dto_pipeline.data.exports.job import ExportJob, Subset, describe_making
+from dto_pipeline.data.exports.job import ExportJob, Subset, describe_provenance
 from dto_pipeline.data.label_files import flatten_table
 from dto_pipeline.data.npz import open_member
 
@@ -30,7 +30,7 @@ REPEATED = "images already taken from an earlier subset of the same file"
 _PROTOCOL = 3  # numpy 1.23 on Python 3.8 reads it
 _OURS, _PUBLISHED = b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"  # numpy 2 reads both names
 _EMPTY_DICT = 5  # bytes of a pickled dictionary before its first entry: protocol, empty dictionary, place in the memo
-_PARAMETERS = {"shape": "betas", "pose": "pose", "trans": "transl"}  # of smpl_param -> of a person
+_PARAMETERS = {"shape": "betas", "pose": "pose", "trans": "transl"}  # key of smpl_param -> our column
 _SIGMAS = ("z_sigma_m", "height_sigma_m")
 
 
@@ -52,8 +52,8 @@ def write_ma_hmr(job: ExportJob) -> None:
 def pickled_array(parts: Iterable[dict[str, Any]]) -> Iterator[bytes]:
     """An array () of one dictionary as a pickle that numpy of both generations reads, from parts of the dictionary.
 
-    A pickled dictionary is an empty one followed by commands that put entries into it, so the commands of all parts may
-    follow each other. Memo numbers of the parts repeat, which is harmless: nothing refers across parts.
+    A pickled dictionary is an empty one and then instructions that add entries, so those of all parts may follow each
+    other. The parts use the same memo numbers, which is harmless: no part refers to another.
     """
     holder = np.empty((), object)
     holder[()] = {}
@@ -75,7 +75,7 @@ def _annotations(job: ExportJob, subsets: list[Subset], counts: np.ndarray) -> I
     for subset in subsets:
         new_keys: set[str] = set()
         prefix = "insta-train/" if _is_insta(subset.name) else ""
-        joint = any(describe_making(run.footer)["solver"] == "joint" for run in subset.runs)
+        joint = any(describe_provenance(run.footer)["solver"] == "joint" for run in subset.runs)
         for table in job.read(chain(*subset.tables)):
             found = _read(table, prefix, _SIGMAS if joint else ())
             job.notes[REPEATED] += len(found.keys() & taken)

@@ -2,7 +2,7 @@
 
 A sample is ``KEY.json`` with the columns of `dto-labels/1` and, where images are asked for, ``KEY.jpg`` with the bytes
 of the image file. KEY is ``<subset>/<image_path>`` without ``.jpg``; webdataset cuts names at the first dot, so KEY has
-none (`sample_key`). A sample whose image cannot be read, or is not the one that was labelled, is left out and counted.
+none (`escape_key`). A sample whose image cannot be read, or is not the one that was labelled, is left out and counted.
 JSON floats have the fewest digits that give the same float32; NaN is null.
 """
 
@@ -52,7 +52,7 @@ def write_webdataset(job: ExportJob) -> None:
             job.add(name, images, persons)
 
 
-def sample_key(image_id: str) -> str:
+def escape_key(image_id: str) -> str:
     """A name without dots, different for every image.
 
     ``.jpg`` at the end is dropped; other dots and percent signs become %2E and %25; a name without an extension ends in
@@ -78,7 +78,7 @@ def _samples(job: ExportJob, subset: Subset) -> Iterator[Sample]:
                         continue
                     members.append(image)
                 text = json.dumps(row, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-                yield sample_key(row["image_id"]), row["num_persons"], [*members, ("json", text.encode())]
+                yield escape_key(row["image_id"]), row["num_persons"], [*members, ("json", text.encode())]
 
 
 def _read_image(store: ImageStore, file: str, sha256: str, job: ExportJob, root: Location) -> tuple[str, bytes] | None:

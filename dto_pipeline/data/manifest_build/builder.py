@@ -26,7 +26,7 @@ from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.duplicates import LabelledPeople, find_duplicates
 from dto_pipeline.data.files import json_bytes, sha256_file, sweep_abandoned
 from dto_pipeline.data.image_index import ImageIndex, index_images
-from dto_pipeline.data.images import ImageFolder, ImageHeader, ImageStore
+from dto_pipeline.data.images import ImageHeader, ImageStore
 from dto_pipeline.data.manifest import check_outputs, report_path
 from dto_pipeline.data.manifest_build.build_report import MASKS, PERSON, SOURCE, ManifestReport, findings_path
 from dto_pipeline.data.manifest_build.seen_people import join_seen
@@ -61,6 +61,7 @@ _CAMERA_FAULTS = (
     "intrinsics have skew or a last row other than 0 0 1",
     CAMERA_BEYOND,
 )
+_BEYOND = _CAMERA_FAULTS.index(CAMERA_BEYOND)
 _SAME_CAMERA = 1e-3  # largest difference between intrinsics of one image [px]
 _HEADER_THREADS = 16  # image headers are read waiting for the disk, not computing
 _HEADERS_AT_ONCE = 64  # images a thread reads per call
@@ -110,7 +111,7 @@ def build_manifest(
             placement = place_in_tars(index, dataset.images_root, dataset.key_parts, tar_index_path(out), progress)
             index, images = placement.index, placement.images
         else:
-            index, images = index.with_prefixes(dataset.image_prefixes), ImageFolder(dataset.images_root)
+            index, images = index.with_prefixes(dataset.image_prefixes), ImageStore(dataset.images_root)
         report.note_shared_images(index, [as_location(other) for other in against])
         for finding in source.findings:
             report.add(SOURCE, finding.image, finding.reason)
@@ -201,13 +202,14 @@ def _build_shard(
     labels = dataclasses.replace(labels, seen=seen.rows, bbox_xyxy=boxes)
     sizes = np.array([(header.width, header.height) for header, _ in headers], dtype=np.int64).reshape(-1, 2)
     camera, fault, centred = judge_cameras(labels.intrinsics, counts, sizes)
+    off_centre = (dataset.principal_point == "centre") & (sizes[:, 0] > 0) & is_off_centre(camera, sizes)
+    fault[off_centre & (fault == _BEYOND)] = 0  # those bounds are in image sides: the file is wrong, say, a placeholder
     problems = [problem for _, problem in headers]
     for image in np.flatnonzero(fault).tolist():
         problems[image] = _camera_problem(files[image], camera[image], int(fault[image]), problems[image])
-    if dataset.principal_point == "centre":
-        for image in np.flatnonzero((sizes[:, 0] > 0) & is_off_centre(camera, sizes)).tolist():
-            text = describe_off_centre(files[image], headers[image][0], camera[image])
-            problems[image] = problems[image] or (ImageStatus.SIZE_MISMATCH, text)
+    for image in np.flatnonzero(off_centre).tolist():
+        text = describe_off_centre(files[image], headers[image][0], camera[image])
+        problems[image] = problems[image] or (ImageStatus.SIZE_MISMATCH, text)
     inputs.report.notes.update(strange | ({CENTRED: centred} if centred else {}))
     _note_images(inputs.report, files, problems, seen.unreadable)
     lost = np.array([problem is not None for problem in problems])

@@ -49,8 +49,18 @@ from dto_pipeline.data.sources.rows import (
 )
 from dto_pipeline.data.storage import Location, as_location, base_name, beside, fetch, write_bytes, written
 from dto_pipeline.data.tars import carry_tar_index
-from dto_pipeline.maths import person_matching as matching
-from dto_pipeline.maths.person_matching import HEAD_FACTOR, MIN_CONFIDENCE, MIN_SHARE, BodyViews
+from dto_pipeline.maths.camera import carry_to_camera
+from dto_pipeline.maths.person_matching import (
+    HEAD_FACTOR,
+    MIN_CONFIDENCE,
+    MIN_SHARE,
+    BodyViews,
+    assign_people,
+    compare_people,
+    pairs_within,
+    suppress_duplicates,
+    view_bodies,
+)
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.reading import parse_json
 from dto_pipeline.schema import MANIFEST_PERSON, MANIFEST_SCHEMA, MERGE_SCHEMA, MERGE_SCHEMA_NAME
@@ -188,7 +198,7 @@ class _Merge:
         chosen = _rank(shard, verdict)
         transl, views, found = self._move(shard, chosen, own)
         shard.labels.transl[chosen], verdict[chosen] = transl, found  # from here on in the label's camera
-        chosen, views = chosen[found == _ADDED], views[torch.from_numpy(found == _ADDED)]
+        chosen, views = chosen[found == _ADDED], views[found == _ADDED]
         verdict[chosen], same_released, original = self._compare(shard, chosen, views)
         rows, outcomes = shard.row, self._outcomes
         outcomes["image"][rows] = np.array(table["image_id"].to_pylist(), dtype=object)[shard.image]
@@ -255,16 +265,17 @@ class _Merge:
         """The chosen predictions in the label's camera: transl (k, 3) float32, views, verdict (k,)."""
         labels, cameras = shard.labels, shard.cameras[shard.image[chosen]]
         joints = self._joints(labels.pose[chosen], labels.betas[chosen], labels.transl[chosen])
-        transl, camera = torch.from_numpy(labels.transl[chosen]), torch.from_numpy(cameras)
+        transl, pelvis = labels.transl[chosen], joints[:, 0]
+        given = transl.astype(np.float64), pelvis, own[chosen], cameras
+        carried = carry_to_camera(*map(torch.from_numpy, given)).numpy().astype(np.float32)
         other = (np.abs(own[chosen] - cameras) > _SAME_CAMERA).any(axis=(1, 2))
-        carried = matching.carry_to_camera(transl.double(), joints[:, 0], torch.from_numpy(own[chosen]), camera).float()
-        moved = torch.where(torch.from_numpy(other)[:, None], carried, transl)
-        views = matching.view_bodies(joints + (moved.double() - transl.double())[:, None], camera)
+        moved = np.where(other[:, None], carried, transl)
+        views = view_bodies(joints + (moved.astype(np.float64) - transl)[:, None], cameras)
         faults = {
-            _invalid(BEHIND_CAMERA): ~(moved[:, 2] > 0).numpy() | ~moved.isfinite().all(dim=1).numpy(),
-            _invalid("no joint is in front of the camera"): views.box.isnan().any(dim=1).numpy(),
+            _invalid(BEHIND_CAMERA): ~(moved[:, 2] > 0) | ~np.isfinite(moved).all(axis=1),
+            _invalid("no joint is in front of the camera"): np.isnan(views.box).any(axis=1),
         }
-        return moved.numpy(), views, _select(faults)
+        return moved, views, _select(faults)
 
     def _compare(
         self, shard: _Shard, chosen: np.ndarray, views: BodyViews
@@ -273,30 +284,27 @@ class _Merge:
 
         Of a person predicted twice the one that is a released person comes first, then the given order.
         """
-        image = shard.image[chosen]
-        points = torch.from_numpy(shard.keypoints[chosen]).double()
-        visible = points[..., 2] >= MIN_CONFIDENCE
-        queries = matching.Queries(views, points[..., :2], visible)
-        itself, given = torch.arange(len(points)), visible.any(dim=1)
-        fit = matching.compare_people(queries, views, (itself, itself))[0] > MIN_SHARE
+        image, keypoints = shard.image[chosen], shard.keypoints[chosen]
+        given = (keypoints[..., 2] >= MIN_CONFIDENCE).any(axis=1)
+        itself = np.arange(len(image))
+        apart = compare_people(keypoints, views, views, (itself, itself))[0] <= MIN_SHARE
         self.report.keypoints_compared += int(given.sum())
-        self.report.keypoints_apart += int((given & ~fit).sum())
-        references, source_row, released = self._view_released(shard, np.unique(image))
-        here = torch.from_numpy(np.bincount(image, minlength=shard.table.num_rows))
-        share, distance = matching.compare_people(queries, references, matching.pair_people(here, released))
-        partner = matching.assign_people(share, distance, here, released)
-        matched, owner = partner >= 0, torch.from_numpy(image)
-        place = torch.argsort(torch.argsort(owner * 2 + ~matched, stable=True))
-        first, second = matching.pair_people(here, here)
-        open_pairs = ~matched[first] & (first != second)
-        pairs = first[open_pairs], second[open_pairs]
-        share, _ = matching.compare_people(queries, views, pairs)
-        original = matching.suppress_duplicates(share, pairs, place - (here.cumsum(0) - here)[owner])
-        verdict = _select({_MATCHED: matched.numpy(), _DUPLICATE: (original >= 0).numpy()})
-        return verdict, np.append(source_row, -1)[partner], original.numpy()
+        self.report.keypoints_apart += int((given & apart).sum())
+        references, source_row, owner = self._view_released(shard, np.unique(image))
+        pairs = pairs_within(image, owner)
+        partner = assign_people(*compare_people(keypoints, views, references, pairs), pairs, image)
+        matched, rank = partner >= 0, np.empty(len(image), np.int64)
+        rank[np.lexsort((~matched, image))] = np.arange(len(image))
+        worse, better = pairs_within(image, image)
+        open_pairs = ~matched[worse] & (rank[better] < rank[worse])
+        worse, better = worse[open_pairs], better[open_pairs]
+        same = compare_people(keypoints, views, views, (worse, better))[0] > MIN_SHARE
+        original = suppress_duplicates(better[same], worse[same], rank)
+        verdict = _select({_MATCHED: matched, _DUPLICATE: original >= 0})
+        return verdict, np.append(source_row, -1)[partner], original
 
-    def _view_released(self, shard: _Shard, images: np.ndarray) -> tuple[BodyViews, np.ndarray, torch.Tensor]:
-        """The usable released people of some images, their source rows, and how many (m,) each image has."""
+    def _view_released(self, shard: _Shard, images: np.ndarray) -> tuple[BodyViews, np.ndarray, np.ndarray]:
+        """The r usable released people of some images, their source rows (r,) and their images (r,)."""
         persons = single_array(shard.table["persons"])
         owner = np.repeat(np.arange(len(persons)), persons.value_lengths().to_numpy(zero_copy_only=False))
         asked = np.flatnonzero(np.isin(owner, images))
@@ -305,14 +313,14 @@ class _Merge:
         sound = find_row_problems(**label) == 0
         owner = owner[asked[sound]]
         joints = self._joints(*(values[sound] for values in label.values()))
-        views = matching.view_bodies(joints, torch.from_numpy(shard.cameras[owner]))
         source_row = people.field("source_row").to_numpy(zero_copy_only=False)[sound]
-        return views, source_row, torch.from_numpy(np.bincount(owner, minlength=len(persons)))
+        return view_bodies(joints, shard.cameras[owner]), source_row, owner
 
-    def _joints(self, pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> torch.Tensor:
+    def _joints(self, pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> np.ndarray:
+        """(n, 45, 3) float64 [m]."""
         if not len(pose):
-            return torch.zeros(0, NUM_KEYPOINTS, 3, dtype=torch.float64)
-        return self._body.joints(torch.from_numpy(pose), torch.from_numpy(betas), torch.from_numpy(transl)).double()
+            return np.zeros((0, NUM_KEYPOINTS, 3))
+        return self._body.joints(*map(torch.from_numpy, (pose, betas, transl))).double().numpy()
 
 
 def _invalid(reason: str) -> str:

@@ -30,8 +30,7 @@ from dto_pipeline.data.sources.fourd_humans import (
     parse_people,
 )
 from dto_pipeline.data.sources.rows import SEEN_RANGES, LabelRows, SeenRows, judge_seen
-from dto_pipeline.data.tar_walk import sample_key
-from dto_pipeline.data.tars import IMAGE_EXTENSIONS, split_address
+from dto_pipeline.data.tars import split_address
 
 _ORIGINS = ("sidecar", "labels", "detection")  # bit 0, 1, 2 of an origin code
 _MASK = ("mask_height", "mask_width", "mask_damaged")  # what belongs to `mask_rle`
@@ -122,9 +121,7 @@ def _masks_of_people(
             return None
 
     tar, member = split_address(image_file) or ("", image_file)
-    key, ending = sample_key(member)
-    if ending.lower() not in IMAGE_EXTENSIONS:  # found under its whole name: the sample is not that of its first dot
-        key = splitext(member)[0]
+    key = splitext(member)[0]
     sample = f"{tar}!{key}" if tar else key
     data = read(MASKS_EXTENSION)
     if data is None:  # this image has no masks

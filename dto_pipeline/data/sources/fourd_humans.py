@@ -24,9 +24,9 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from dto_pipeline.array_files import read_npz
-from dto_pipeline.data.duplicates import box_overlap
 from dto_pipeline.data.inert_pickle import Limits
 from dto_pipeline.data.safe_pickle import safe_loads
+from dto_pipeline.maths.person_matching import box_iou
 
 PEOPLE_EXTENSION = "data.pyd"
 MASKS_EXTENSION = "detection.npz"
@@ -154,7 +154,7 @@ def link_people(keypoints: np.ndarray | None, boxes: np.ndarray, people: SampleP
     linked = np.full(len(boxes), -1, dtype=np.int64)
     if not len(people.mask):
         return linked
-    overlap = np.nan_to_num(box_overlap(boxes[:, None], people.bbox_xyxy[None]), nan=0.0)
+    overlap = np.nan_to_num(box_iou(boxes[:, None], people.bbox_xyxy[None]), nan=0.0)
     same = np.where(_equal_keypoints(keypoints, people.keypoints), 1 + overlap, 0)
     linked[same.max(axis=1) > 0] = same.argmax(axis=1)[same.max(axis=1) > 0]
     rest = np.flatnonzero(linked < 0)

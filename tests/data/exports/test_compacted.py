@@ -21,7 +21,7 @@ def test_compacted_rows_are_those_of_the_shards(runs, labels, tmp_path) -> None:
         assert rows_sha256(read_labels(file)) == rows_sha256(labels[subset])
 
 
-def test_the_footer_says_what_all_shards_share_and_nothing_of_one_shard(runs, tmp_path) -> None:
+def test_the_footer_holds_what_all_shards_share_and_nothing_of_one_shard(runs, tmp_path) -> None:
     export_labels([runs["mpii"]], "parquet", tmp_path / "out", progress=False)
     footer = read_label_metadata(tmp_path / "out/data/mpii/mpii-00000-of-00001.parquet")
     assert footer["licence"] == "licence of mpii"

@@ -1,4 +1,4 @@
-"""What holds for every format: atomic, deterministic, described, and only from what receipts vouch for."""
+"""What holds for every format: atomic, deterministic, described, and only from label files with receipts."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_run_with_a_shard_without_receipt_is_refused_unless_partial(copied, tm
     assert (told["shards"], told["shards_exported"]) == (3, 2)
 
 
-def test_a_label_file_no_receipt_vouches_for_is_never_read(copied, tmp_path) -> None:
+def test_a_label_file_without_receipt_is_never_read(copied, tmp_path) -> None:
     shutil.copy(copied / "labels/shard-00000.parquet", copied / "labels/shard-00003.parquet")
     report = export_labels([read_run_labels(copied)], "parquet", tmp_path / "out", progress=False)
     assert report.subsets[0].images == 9
@@ -191,7 +191,7 @@ def test_a_subset_that_would_leave_the_folder_is_refused(runs, tmp_path) -> None
         export_labels([dataclasses.replace(runs["mpii"], subset="..")], "parquet", tmp_path / "out", progress=False)
 
 
-def test_the_command_line_writes_and_tells_what_it_left_out(run_dirs, tmp_path, capsys) -> None:
+def test_the_command_line_writes_and_prints_what_it_left_out(run_dirs, tmp_path, capsys) -> None:
     arguments = ["export", *map(str, run_dirs.values()), "--format", "ma-hmr", "-o", str(tmp_path / "out"), "--quiet"]
     assert main([*arguments, "--max-height-dev", "1.0", "--min-persons", "2"]) == 0
     said = capsys.readouterr().out

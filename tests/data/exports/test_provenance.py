@@ -1,4 +1,4 @@
-"""What made labels is told on the card, sureness travels where there is room, unlike runs are not mixed in silence."""
+"""The card names what made labels, uncertainty is exported, and runs of other provenance are mixed only on request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from dto_pipeline.cli import main
 from dto_pipeline.data.exports.formats import FORMATS, export_labels
-from dto_pipeline.data.exports.job import ExportError, Selection, describe_making
+from dto_pipeline.data.exports.job import ExportError, Selection, describe_provenance
 from dto_pipeline.data.labels import read_labels, unpack_covariance
 from dto_pipeline.data.people import read_people
 from dto_pipeline.run.driver import run_pipeline
@@ -23,7 +23,7 @@ from tests.run.chaos import tiny_config
 
 @pytest.fixture(scope="module")
 def joint(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the solver that tells how sure it is, of the same images as subset tiny."""
+    """A run of the solver that gives uncertainties, of the same images as subset tiny."""
     folder = tmp_path_factory.mktemp("joint") / "run"
     config = tiny_config()
     config = dataclasses.replace(config, solver=dataclasses.replace(config.solver, mode="joint"))
@@ -31,7 +31,7 @@ def joint(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_runs_made_otherwise_are_refused_with_the_difference_and_taken_when_told(runs, joint, tmp_path) -> None:
+def test_runs_of_other_provenance_are_refused_with_the_difference_unless_mixed(runs, joint, tmp_path) -> None:
     unlike = [runs["mpii"], read_run_labels(joint)]
     for name in FORMATS:
         with pytest.raises(ExportError, match=r"not made alike \(solver: paper and joint; config_hash.*--mixed"):
@@ -52,13 +52,13 @@ def test_runs_made_otherwise_are_refused_with_the_difference_and_taken_when_told
 def test_a_depth_network_is_named_with_its_revision() -> None:
     depth = {"source": "model", "model": "depth-anything/Depth-Anything-V2-Large-hf", "revision": "abc"}
     config = json.dumps({"solver": {"mode": "paper"}, "depth": depth, "body": {"model_path": "/data/bodies/"}})
-    found = describe_making({"config": config, "body_sha256": "f" * 64, "config_hash": "h"})
+    found = describe_provenance({"config": config, "body_sha256": "f" * 64, "config_hash": "h"})
     assert found["depth"] == "depth-anything/Depth-Anything-V2-Large-hf at abc"
     assert found["body"] == f"bodies (sha256 {'f' * 16})"
-    assert describe_making({}) == dict.fromkeys(("solver", "depth", "body", "config_hash"), "unknown")
+    assert describe_provenance({}) == dict.fromkeys(("solver", "depth", "body", "config_hash"), "unknown")
 
 
-def test_sureness_travels_in_every_format_that_has_room_for_it(joint, tmp_path) -> None:
+def test_uncertainty_is_exported_in_every_format_that_has_a_place_for_it(joint, tmp_path) -> None:
     run = read_run_labels(joint)
     rows = [row for file in run.files for row in read_labels(file.path).to_pylist()]
     people = [person for row in rows for person in row["persons"]]
@@ -85,7 +85,7 @@ def test_sureness_travels_in_every_format_that_has_room_for_it(joint, tmp_path) 
             np.testing.assert_allclose(np.sqrt(np.diag(matrix)), sigmas, rtol=1e-5)
 
 
-def test_a_run_without_sureness_writes_the_published_entries_only(runs, tmp_path) -> None:
+def test_a_run_without_uncertainty_writes_the_published_entries_only(runs, tmp_path) -> None:
     export_labels([runs["mpii"]], "ma-hmr", tmp_path / "out", progress=False)
     annots = np.load(tmp_path / "out/MPII_CHMR_SMPL_OPT.npz", allow_pickle=True)["annots"].item()
     assert {key for crowd in annots.values() for person in crowd for key in person} == {"smpl_param", "cam_param"}

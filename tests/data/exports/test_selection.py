@@ -51,7 +51,7 @@ def test_images_are_judged_by_the_people_that_remain(labels) -> None:
     assert {word for people in statuses(taken) for word in people} == {"moved"}
 
 
-def test_who_is_too_uncertain_is_counted_once_also_where_the_image_goes_with_him(labels) -> None:
+def test_a_person_who_is_too_uncertain_is_counted_once_even_if_the_image_is_left_out_too(labels) -> None:
     table = labels["mpii"]
     left_out: Counter[str] = Counter()
     selection = Selection(persons="moved", min_persons=2, limits=Limits(max_z_sigma=1e-9))

@@ -16,7 +16,7 @@ from dto_pipeline.cli import main
 from dto_pipeline.data.exports import webdataset as module
 from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import Selection
-from dto_pipeline.data.exports.webdataset import sample_key
+from dto_pipeline.data.exports.webdataset import escape_key
 
 NAMES = st.text(st.sampled_from("ab.%/"), min_size=1, max_size=8)
 
@@ -95,8 +95,8 @@ def test_images_inside_tars_are_copied_as_they_are(tar_run, tiny, tmp_path) -> N
 
 @given(NAMES, NAMES)
 def test_different_images_have_different_keys_without_dots(one: str, other: str) -> None:
-    assert "." not in sample_key(one)
-    assert (sample_key(one) == sample_key(other)) == (one == other)
+    assert "." not in escape_key(one)
+    assert (escape_key(one) == escape_key(other)) == (one == other)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_different_images_have_different_keys_without_dots(one: str, other: str)
     ],
 )
 def test_keys_look_like_the_published_names(image_id: str, key: str) -> None:
-    assert sample_key(image_id) == key
+    assert escape_key(image_id) == key
 
 
 def members(folder) -> set[str]:
