@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dto_pipeline.cli import main
 from dto_pipeline.data.manifest import Manifest
@@ -147,6 +149,16 @@ def test_where_a_network_looks_no_depth_folder_is_asked_for(root: Path) -> None:
     shutil.rmtree(root / "depth")
     assert build(root, "--depth", "") == 0
     assert Manifest.open(root / "m.parquet").depth_root is None
+
+
+def test_photographs_that_a_viewer_turns_are_counted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    note = Image.Exif()
+    note[0x0112] = 3  # upside down: the sides do not tell
+    path = root / "images/000.jpg"
+    Image.open(path).save(path, exif=note)
+    assert build(root) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"images with an EXIF note that turns them, .* 1\n", said)
 
 
 def test_the_commonest_reason_comes_first(root: Path) -> None:

@@ -51,6 +51,7 @@ from dto_pipeline.schema import MANIFEST_PERSON, MANIFEST_SCHEMA
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 CENTRED = "label rows without a principal point, taken as the image's centre"
+TURNED = "images with an EXIF note that turns them, taken as stored: labels must be of the unturned picture"
 REPEATED = "duplicate, the same person as another label row of the image"
 PERSON_PROBLEMS = (*ROW_PROBLEMS, MASK_DAMAGED, "instance mask is of another size than the image")
 _CAMERA_FAULTS = (
@@ -210,7 +211,8 @@ def _build_shard(
     for image in np.flatnonzero(off_centre).tolist():
         text = describe_off_centre(files[image], headers[image][0], camera[image])
         problems[image] = problems[image] or (ImageStatus.SIZE_MISMATCH, text)
-    inputs.report.notes.update(strange | ({CENTRED: centred} if centred else {}))
+    turned = sum(header.orientation != 1 for header, _ in headers)
+    inputs.report.notes.update(strange | {text: n for text, n in ((CENTRED, centred), (TURNED, turned)) if n})
     _note_images(inputs.report, files, problems, seen.unreadable)
     lost = np.array([problem is not None for problem in problems])
     person_problem = judge_people(labels, np.repeat(np.where(lost[:, None], 0, sizes), counts, axis=0))
