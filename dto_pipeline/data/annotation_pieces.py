@@ -46,7 +46,7 @@ class PeopleSet(LabelSet):
     def index(self, number: int, part: Part) -> list[Piece]:
         """Pieces of 1024 images; `part.select` is about what runs have judged."""
         images = _open(self)[1].image_name
-        rows = np.flatnonzero(part.holds([f"{self.name}/{image}" for image in images])).astype(np.int32)
+        rows = np.flatnonzero(part.holds(images)).astype(np.int32)
         starts = range(0, rows.size, _PIECE_IMAGES)
         return [Piece(number, 0, k, 0, rows[start : start + _PIECE_IMAGES]) for k, start in enumerate(starts)]
 
@@ -63,6 +63,7 @@ class PeopleSet(LabelSet):
             "image_path": names,
             IMAGE_FILE: names,
             **dict.fromkeys(("width", "height"), np.zeros(len(names), np.int32)),
+            "image_sha256": np.full(len(names), "", dtype=object),
             **dict(zip(CAMERA_COLUMNS, cameras.T, strict=True)),
             "z_covariance": np.full(len(names), None, dtype=object),
         }
