@@ -178,6 +178,14 @@ def test_photographs_of_a_run_go_by_the_names_of_its_manifest(finished: Path) ->
         dto.torch_dataset(files[0], images=True)
 
 
+def test_an_item_beyond_either_end_is_an_index_error(finished: Path) -> None:
+    dataset = dto.torch_dataset(finished / "out" / "demo" / "run", select="all")
+    assert dataset[-9]["image_id"] == dataset[0]["image_id"] != dataset[-1]["image_id"]
+    for index in (9, -10):
+        with pytest.raises(IndexError):
+            dataset[index]
+
+
 def test_a_photograph_of_another_size_than_its_labels_is_no_item(finished: Path, tmp_path: Path) -> None:
     dataset = dto.torch_dataset(finished / "out" / "demo" / "run", images=tmp_path)
     name = dataset.image_ids[0].partition("/")[2]

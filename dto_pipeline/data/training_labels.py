@@ -269,9 +269,9 @@ class LabelDataset(Dataset[dict[str, Any]]):
             dataset has photographs, image (H, W, 3) uint8 RGB.
 
         Raises: ImageMissing, ImageCorrupt: the photograph cannot be read, or is not of the labels' size.
+        IndexError.
         """
-        if index < 0:
-            return self[len(self) + index]
+        index = range(len(self))[index]  # negative: from the end
         part = slice(int(self._starts[index]), int(self._starts[index + 1]))
         item: dict[str, Any] = {name: torch.from_numpy(values[part].copy()) for name, values in self._people.items()}
         item |= {name: torch.from_numpy(values[index].copy()) for name, values in self._own.items()}
