@@ -53,7 +53,7 @@ class SeenRows:
     mask_height: np.ndarray  # (n,) int32 [px], 0 = none
     mask_width: np.ndarray  # (n,) int32 [px], 0 = none
     mask_damaged: np.ndarray  # (n,) bool
-    notes: dict[str, int] = field(default_factory=dict)  # kind of value taken as unknown -> how many
+    notes: dict[str, int] = field(default_factory=dict)  # what is odd or taken as unknown -> how many values
 
     @property
     def has_mask(self) -> np.ndarray:
@@ -189,7 +189,7 @@ def find_row_problems(pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -
 
 
 def judge_seen(columns: Mapping[str, np.ndarray], masks: pa.BinaryArray) -> SeenRows:
-    """Make numbers out of range unknown, and mark damaged masks.
+    """Make numbers out of range unknown, mark damaged masks, and count what is odd.
 
     Args:
         columns: (n,) float32 of some of `SEEN_RANGES`, mask_height and mask_width; absent or NaN = unknown.
@@ -209,8 +209,10 @@ def judge_seen(columns: Mapping[str, np.ndarray], masks: pa.BinaryArray) -> Seen
     _, offsets, data = masks.buffers()
     cuts = np.frombuffer(offsets, np.int32)[masks.offset : masks.offset + len(masks) + 1].astype(np.int64)
     letters = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
-    _, total = measure_rles(letters, cuts)  # -1 where null or damaged
+    person, total = measure_rles(letters, cuts)  # -1 where null or damaged
     fills = (sides[0] > 0) & (sides[1] > 0) & (total == sides[0].astype(np.int64) * sides[1])
+    if large := int((fills & (2 * person > total)).sum()):
+        notes["mask_rle that covers more than half of its image (1 is the person, 0 all else)"] = large
     return SeenRows(
         **{name: known[name] for name in SEEN_RANGES},
         mask_rle=masks,
