@@ -31,23 +31,28 @@ _CHOICES = {
     "attributes.source": ("labels", "model", "none"),
     "attributes.crop": ("face", "body"),
 }
-_RANGES: dict[str, tuple[float, float]] = {  # of numbers; others are 0 or more, see `Sections.check`
-    "run.gpus_per_worker": (-1, inf),  # follows the device
-    **dict.fromkeys(("run.max_attempts", "run.decode_memory_mb", "run.torch_threads"), (1, inf)),
-    **{"masks.batch": (1, inf), "attributes.batch": (1, inf), "depth.short_side": (14, inf)},
-    "masks.short_side": (32, inf),
-    **dict.fromkeys(("prior.sigma", "depth.scale", "run.shard_timeout_s", "run.warm_up_timeout_s"), ABOVE_ZERO),
-    **{"run.heartbeat_s": ABOVE_ZERO, "joint.size_error": (0, 0.999), "evidence.ground_percentile": (0, 100)},
-    **dict.fromkeys(("run.max_failed_images", "masks.min_score", "masks.min_match"), (0, 1)),
-    # divisors, and arguments of logarithms
-    **dict.fromkeys(("evidence.min_pixels_grid", "joint.min_pixels_grid", "evidence.render_max_side"), (1, inf)),
-    "solver.max_rounds": (1, inf),
-    **dict.fromkeys(("prior.mean", "prior.adult_sigma_without_gender"), ABOVE_ZERO),
-    **{f"joint.{name}": ABOVE_ZERO for name in ("share_sigma", "metric_sigma", "slope_sigma", "age_sigma")},
-    **{f"joint.{name}": ABOVE_ZERO for name in ("joint_sigma", "hold_z_sigma", "anybody_mean", "usual_deviation")},
-    **{f"joint.{name}": (0, 0.999) for name in ("anybody_weight", "wrong_ages_weight")},
-    **{f"joint.{name}": (0, 1) for name in ("growth_weight", "gender_trust", "unknown_age_below")},
+_NUMBERS: dict[tuple[float, float], tuple[str, ...]] = {  # least and most; others are 0 or more, see `Sections.check`
+    (-1, inf): ("run.gpus_per_worker",),  # -1: follows the device
+    (0, 0.999): ("joint.size_error", "joint.anybody_weight", "joint.wrong_ages_weight"),
+    (0, 1): (
+        *("run.max_failed_images", "masks.min_score", "masks.min_match"),
+        *("joint.growth_weight", "joint.gender_trust", "joint.unknown_age_below"),
+    ),
+    (0, 100): ("evidence.ground_percentile",),
+    ABOVE_ZERO: (  # divisors, arguments of logarithms, times
+        *("prior.mean", "prior.sigma", "prior.adult_sigma_without_gender", "depth.scale"),
+        *("joint.share_sigma", "joint.metric_sigma", "joint.slope_sigma", "joint.age_sigma"),
+        *("joint.joint_sigma", "joint.hold_z_sigma", "joint.anybody_mean", "joint.usual_deviation"),
+        *("run.shard_timeout_s", "run.warm_up_timeout_s", "run.heartbeat_s"),
+    ),
+    (1, inf): (
+        *("run.max_attempts", "run.decode_memory_mb", "run.torch_threads", "masks.batch", "attributes.batch"),
+        *("evidence.min_pixels_grid", "joint.min_pixels_grid", "evidence.render_max_side", "solver.max_rounds"),
+    ),
+    (14, inf): ("depth.short_side",),
+    (32, inf): ("masks.short_side",),
 }
+_RANGES = {name: limits for limits, names in _NUMBERS.items() for name in names}
 _Six = tuple[float, float, float, float, float, float]
 _MIXTURES = (  # options of `joint` that hold as many numbers as each other
     ("tail_widths", "tail_weights"),

@@ -1,8 +1,9 @@
-"""Column tables of everything the pipeline writes; each column is defined only here.
+"""The columns of all Parquet files that the pipeline writes; each column is defined only here.
 
 The manifest (`dto-manifest/1`, input) and the labels (`dto-labels/1`, output) have one row per image with its people as
-``list<struct>``. Units and meanings are field metadata. A label column also says where it is in a `scene.PlacedScene`:
-writer, reader, exports and dataset card follow the table. To add a column: a line here, and the code that computes it.
+``list<struct>``. Units and meanings are field metadata. A label column also says where its value is in a
+`scene.PlacedScene`; writer, reader, exports and dataset card follow this table. To add a column, add a line here and
+the code that computes it.
 """
 
 from __future__ import annotations
@@ -32,22 +33,22 @@ class Column:
     kind: pa.DataType
     text: str
     unit: str = ""
-    place: str = ""  # in a PlacedScene: fields, entries of dicts and positions; "" = `data.labels` computes it
-    added: bool = False  # an image's column that files of earlier versions lack: null there
+    place: str = ""  # fields, dict entries and positions in a PlacedScene; "" = `data.labels` computes the value
+    added: bool = False  # of images: earlier versions did not write it; read as null from their files
 
     @property
     def field(self) -> pa.Field:
-        """The column as Arrow names it."""
+        """The column as an Arrow field."""
         return _field(self.name, self.kind, self.text, self.unit)
 
     @property
     def item_kind(self) -> pa.DataType:
-        """The type of the values: that of a list's items, else the column's own."""
+        """The type of the items of a list, else the type of the column."""
         listed = pa.types.is_fixed_size_list(self.kind) or pa.types.is_list(self.kind)
         return self.kind.value_type if listed else self.kind
 
     def row(self, prefix: str = "") -> tuple[str, str, str, str]:
-        """Name, type, unit and meaning, as the tables of docs/labels.md and the dataset card show them."""
+        """Name, type, unit and meaning, as in docs/labels.md and the dataset card."""
         kind = {"double": "float64", "float": "float32"}.get(str(self.item_kind), str(self.item_kind))
         if pa.types.is_fixed_size_list(self.kind):
             kind = f"{kind}[{self.kind.list_size}]"

@@ -16,8 +16,7 @@ import simplejpeg
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.rle import encode_rle
-from dto_pipeline.data.sources.camerahmr import write_camerahmr
-from dto_pipeline.data.sources.rows import LabelRows
+from dto_pipeline.data.sources.camerahmr import write_release_file
 from dto_pipeline.data.sources.sidecar import write_sidecar
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.scene import Scene
@@ -111,17 +110,17 @@ def _write_people(root: Path, scenes: list[Scene], nan_poses: list[int]) -> None
     pose = joined("pose")
     for number in nan_poses:
         pose[sum(counts[:number]), 5] = np.nan
-    labels = LabelRows(
-        pose=pose,
-        betas=joined("betas"),
-        transl=joined("transl"),
-        bbox_xyxy=np.tile(np.array([10, 10, 100, 100], np.float32), (sum(counts), 1)),
-        intrinsics=np.repeat(np.stack([scene.intrinsics for scene in scenes]), counts, axis=0),
-    )
+    labels = {
+        "pose": pose,
+        "betas": joined("betas"),
+        "transl": joined("transl"),
+        "bbox_xyxy": np.tile(np.array([10, 10, 100, 100], np.float32), (sum(counts), 1)),
+        "intrinsics": np.repeat(np.stack([scene.intrinsics for scene in scenes]), counts, axis=0),
+    }
     names = np.repeat([scene.image_path for scene in scenes], counts)
     sizes = np.repeat([[scene.height, scene.width] for scene in scenes], counts, axis=0)
     masks = list(_all_masks(scenes))
-    write_camerahmr(root / "labels/tiny-release.npz", names, labels)
+    write_release_file(root / "labels/tiny-release.npz", names, labels)
     write_sidecar(
         root / "labels/tiny-sidecar.parquet",
         np.arange(sum(counts)),

@@ -92,7 +92,7 @@ def compare(before: str, after: str, body_path: str | None = None, worst: int = 
     from dto_pipeline.evaluate.people_diff import diff_people
 
     places = (before, after)
-    files = {place: find_label_files(place) for place in places if recognise(place) is FileKind.DTO_LABELS}
+    files = {place: find_label_files(place) for place in places if recognise(place) is FileKind.LABELS}
     check_one_body([file for found in files.values() for file in found])
     sides, statuses = [], []
     for place in places:

@@ -153,7 +153,7 @@ def _evaluate_rh(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
 
     from dto_pipeline.data.people import read_people
     from dto_pipeline.data.sources.relative_human import read_annotations
-    from dto_pipeline.evaluate.relative_human import evaluate_rh
+    from dto_pipeline.evaluate.rh_evaluation import evaluate_rh
     from dto_pipeline.models.body import read_regressor
 
     path = Path(arguments.annotations)

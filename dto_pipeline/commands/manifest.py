@@ -21,27 +21,27 @@ _CHANGES: dict[str, tuple[str, ...] | None] = {  # keys of the YAML -> the value
 }
 _PLACES = ("labels", "images", "depth", "sidecar", "predictions")
 _BUILD = (
-    "Reads a dataset YAML and the files it names, and writes one Parquet manifest with its shards fixed. Next to it: a "
-    "report with counts (*.report.json) and every row that cannot be used, with the reason (*.findings.parquet). "
-    "Folders and files may be local or URIs (s3://, gs://, ...). Exit code 1: written, but more than "
-    "--max-failed-images of it cannot be used."
+    "Reads a dataset YAML and the files it names, and writes one Parquet manifest, cut into shards; beside it a report "
+    "with counts (*.report.json) and everything that cannot be used, with the reason (*.findings.parquet). Folders and "
+    "files may be local or URIs (s3://, gs://, ...). Exit code 1: written, but more than --max-failed-images of it "
+    "cannot be used."
 )
 _CHECK = (
     "Reads every image's header again, or decodes it, and lists what is missing, corrupt or changed. Exit code 1 if "
-    "anything is."
+    "anything is. An image whose problem the manifest lists is counted as known, or as mended if the problem is gone."
 )
 _MERGE = (
     "Reads a manifest and predicted people (a run of dto predict, its label files, or npz or Parquet with columns as "
-    "in dto_pipeline/data/sources/predictions.py), drops predictions that are a released person already, adds the "
+    "in dto_pipeline/data/sources/predictions.py), drops predictions of people who are in the labels already, adds the "
     "others with source_row -1, and writes a new manifest with the same shards. Released people keep their order and "
     "content. Bodies are compared through the body model of the config (body.model_path). A report and the outcome of "
-    "every prediction are written next to it. Exit code 1: written, but none of the predictions could be used (those "
-    "below --min-score do not count), or their columns contradict each other."
+    "every prediction are written next to the manifest. Exit code 1: written, but no prediction could be used (those "
+    "below --min-score do not count), or columns of the predictions contradict each other."
 )
 
 
 def add_parser(verbs: argparse._SubParsersAction) -> None:
-    parser = verbs.add_parser("manifest", help="make or check the list of images and people for a run")
+    parser = verbs.add_parser("manifest", help="make, check or extend the list of images and people for a run")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
     def action(name: str, run: Callable[[argparse.Namespace], int], short: str, text: str) -> argparse.ArgumentParser:
@@ -64,7 +64,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         option, metavar = f"--{key.replace('_', '-')}", None if choices else "KIND"
         build.add_argument(option, choices=choices, metavar=metavar, help=f"instead of the YAML's {key}")
     build.add_argument("--shard-images", type=positive, metavar="N", help="instead of the YAML's shard_images")
-    shared = "report images that this other manifest has too; may be given several times"
+    shared = "report images that are in this other manifest too; may be given several times"
     build.add_argument("--against", action="append", default=[], metavar="MANIFEST", help=shared)
     limit = (
         "end with exit code 1 if more than this share of images or label rows cannot be used, whatever the reason "
@@ -72,13 +72,13 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     )
     most = RunConfig.max_failed_images
     build.add_argument("--max-failed-images", type=share, default=most, metavar="SHARE", help=limit)
-    build.add_argument("--skip-unlabelled", action="store_true", help="do not look for images without labels")
+    build.add_argument("--skip-unlabelled", action="store_true", help="do not report images without labels")
 
-    check = action("check", _check, "check that the images are still as the manifest says", _CHECK)
+    check = action("check", _check, "check whether the images are still as the manifest says", _CHECK)
     check.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")
     check.add_argument("--deep", action="store_true", help="decode every image")
     check.add_argument("--images", metavar="DIR", help="images folder in place of the manifest's")
-    check.add_argument("--report", metavar="FILE", help="write all of it as JSON")
+    check.add_argument("--report", metavar="FILE", help="write the whole list as JSON")
 
     merge = action("merge", _merge, "add predicted people that the released labels miss", _MERGE)
     merge.add_argument("manifest", metavar="MANIFEST", help="file written by dto manifest build")

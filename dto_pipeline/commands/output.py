@@ -78,7 +78,9 @@ def local_place(text: str) -> Path:
 
 
 def lasting_place(text: str) -> str:
-    """`-o` of a verb that writes to any store except the memory of this process, which ends with it."""
+    """`-o` of a verb that writes to any store except this process's memory, which ends with it, and web servers."""
+    if text.startswith(("http://", "https://")):
+        raise DtoError(f"{text}: a web server's files can be read, not created; name a folder or a bucket (-o)")
     if text.startswith("memory://"):
         raise DtoError(f"{text} is the memory of this process and ends with it; name a folder or a bucket (-o)")
     return text

@@ -71,7 +71,11 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         help="attention heads of a released file's encoder, if not one per 64 features",
     )
     parser.add_argument(
-        "--batch", type=positive, default=4, metavar="N", help="images the network sees at once: memory (4)"
+        "--batch",
+        type=positive,
+        default=4,
+        metavar="N",
+        help="images the network sees at once; fewer need less memory (4)",
     )
     parser.add_argument("--device", default="auto", metavar="D", help="cpu, cuda, cuda:1 ...; auto = a GPU, if any")
     parser.add_argument(

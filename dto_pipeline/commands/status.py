@@ -24,7 +24,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "status",
         help="what is done, failed and pending in a run",
         description="Reads the run's folder only: from any machine that sees it, also after the driver died. "
-        "Exit code 0; with --watch 0 once every shard is done, 1 if shards were given up.",
+        "Exit code 0; with --watch 0 once every shard is done, 1 if shards were given up or a line says WRONG.",
     )
     parser.add_argument("run_dirs", metavar="RUN", nargs="+", help="folders or URIs of runs; of several, one table")
     parser.add_argument("--json", action="store_true", help="print JSON; with --watch one line each time")
@@ -70,6 +70,7 @@ def status_facts(status: RunStatus) -> dict[str, str]:
         "images/s": f"{status.images_per_s:.1f}",
         "ETA": format_duration(status.eta_s) if pending else "-",
         "driver": status.driver,
+        "sanity": "WRONG" if status.sanity.contradictions else "look" if status.sanity.warnings else "-",
     }
 
 
@@ -84,5 +85,5 @@ def _watch(run_dir: str, arguments: argparse.Namespace) -> int:
         clear = "\033[H\033[2J" if sys.stdout.isatty() and not arguments.json else ""
         print(clear + (json.dumps(status.to_json()) if arguments.json else status.as_table()), flush=True)
         if not status.shards[ShardStatus.PENDING]:
-            return 1 if status.shards[ShardStatus.FAILED] else 0
+            return 1 if status.shards[ShardStatus.FAILED] or status.sanity.contradictions else 0
         time.sleep(max(arguments.watch, _PAUSE * seconds))

@@ -37,7 +37,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--workers", type=not_negative, metavar="N", help="same as --set loop.workers=N; 0 = without Ray"
     )
-    parser.add_argument("--address", default="local", help="Ray cluster: local (default), auto, ray://HOST:PORT")
+    parser.add_argument(
+        "--address", default="local", help="Ray cluster: local (default), auto, HOST:PORT, ray://HOST:PORT"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(run=_run)
 

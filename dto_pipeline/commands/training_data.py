@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dto_pipeline.config import BodyConfig
-from dto_pipeline.data.annotation_pieces import open_people_set
 from dto_pipeline.data.label_files import NO_LIMITS, check_one_body
-from dto_pipeline.data.people import FileKind, UnknownFile, recognise
+from dto_pipeline.data.people import FileKind, recognise
+from dto_pipeline.data.sources.rows import LabelFileError
 from dto_pipeline.data.storage import as_location
-from dto_pipeline.data.training_labels import LabelSet, ParquetSet, open_file_set, open_run_set
+from dto_pipeline.data.training_labels import LabelSet, ParquetSet, open_file_set, open_people_set, open_run_set
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.networks import locate_body, sha256_once
 from dto_pipeline.run.folder import RunDirectory, read_run_labels
@@ -59,11 +59,11 @@ def _open(labels: str, images: str) -> LabelSet:
     try:
         if RunDirectory(place).is_run():
             return open_run_set(read_run_labels(labels, partial=True), images)
-        if (kind := recognise(place)) is FileKind.DTO_LABELS:
+        if (kind := recognise(place)) is FileKind.LABELS:
             return open_file_set(labels, images)
         if kind in (FileKind.MA_HMR, FileKind.RELATIVE_HUMAN):
             return open_people_set(place, kind, images)
-        raise UnknownFile(
+        raise LabelFileError(
             f"{labels} holds {kind.words}; training reads labels of this project, released DTO-Humans and "
             "RelativeHuman's annotations: make a run of it first (`dto manifest build`, `dto run`)"
         )

@@ -1,4 +1,4 @@
-"""Pinhole cameras as the files of this project hold them, columns fx, fy, cx, cy, and as matrices. Pixels."""
+"""Pinhole cameras as matrices, and as the columns fx, fy, cx, cy of this project's files. Pixels."""
 
 from __future__ import annotations
 
@@ -20,8 +20,13 @@ def camera_matrices(numbers: np.ndarray) -> np.ndarray:
     return matrices
 
 
+def camera_columns(matrices: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns `CAMERA_COLUMNS` (n,) of matrices (n, 3, 3)."""
+    return dict(zip(CAMERA_COLUMNS, matrices[:, [0, 1, 0, 1], [0, 1, 2, 2]].T, strict=True))
+
+
 def read_cameras(columns: Any) -> np.ndarray:
-    """Matrices of `CAMERA_COLUMNS` as `columns` (a table, a dict of columns, one row) holds them; null becomes NaN."""
+    """(..., 3, 3) matrices from `CAMERA_COLUMNS` of a table, of a dict of columns or of one row; null becomes NaN."""
     return camera_matrices(np.stack([np.asarray(columns[name], np.float64) for name in CAMERA_COLUMNS], axis=-1))
 
 
@@ -31,7 +36,7 @@ def is_off_centre(camera: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def describe_off_centre(image_file: str, header: ImageHeader, camera: np.ndarray) -> str:
-    """What is wrong with an image that is not of the size its camera (3, 3) expects, and what to do."""
+    """Message about an image that does not have the size its camera (3, 3) expects."""
     cx, cy = camera[:2, 2]
     return (
         f"image {image_file} is {header.width} x {header.height}, its principal point {cx:g}, {cy:g} "

@@ -1,6 +1,6 @@
-"""Arrow columns from numpy arrays and back, without a Python object per number; a hash of their contents.
+"""Arrow columns from numpy arrays and back, without a Python object per number; and a hash of a table's contents.
 
-A *ragged* column is one list per row over a flat array of items, cut by `counts`.
+A *ragged* column has one list per row; the items of all lists are in one flat array.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 
 def to_column(values: Any, kind: pa.DataType) -> pa.Array:
-    """One column of type `kind` from an Arrow array, a numpy array ((n,) or (n, k)) or a sequence of str or None."""
+    """A column of type `kind` from an Arrow array, a numpy array (n,) or (n, k), or a sequence of str or None."""
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     if isinstance(values, pa.Array):
@@ -29,20 +29,20 @@ def to_column(values: Any, kind: pa.DataType) -> pa.Array:
 
 
 def struct_column(kind: pa.StructType, columns: Mapping[str, Any]) -> pa.StructArray:
-    """Structs of type `kind` from one entry of `columns` per field, see `to_column`; a missing field is a KeyError."""
+    """Structs of type `kind`; `columns` has an entry for each field, see `to_column`."""
     fields = [kind.field(i) for i in range(kind.num_fields)]
     return pa.StructArray.from_arrays([to_column(columns[f.name], f.type) for f in fields], fields=fields)
 
 
 def ragged_column(counts: np.ndarray, items: pa.Array, kind: pa.ListType) -> pa.ListArray:
-    """One list per row: row r holds the next ``counts[r]`` items."""
+    """One list per row: that of row r holds the next ``counts[r]`` items."""
     offsets = np.zeros(counts.size + 1, dtype=np.int32)
     np.cumsum(counts, out=offsets[1:])
     return pa.ListArray.from_arrays(pa.array(offsets), items, type=kind)
 
 
 def build_table(schema: pa.Schema, columns: Mapping[str, Any]) -> pa.Table:
-    """A table of `schema` from one entry of `columns` per field, see `to_column`."""
+    """A table of `schema`; `columns` has an entry for each field, see `to_column`."""
     return pa.table([to_column(columns[f.name], f.type) for f in schema], schema=schema)
 
 
@@ -52,14 +52,14 @@ def pick_words(words: Sequence[str | None], index: np.ndarray) -> pa.StringArray
 
 
 def single_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """The column as one array, without a copy where it is one."""
+    """The column as one array; copied only if it has several chunks."""
     if not isinstance(column, pa.ChunkedArray):
         return column
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def read_numbers(column: pa.Array) -> np.ndarray:
-    """(n,) numpy view of a column of numbers or booleans, (n, k) of one of fixed-size lists without nulls."""
+    """A column as numpy array: (n,), or (n, k) of fixed-size lists without nulls; of other types an object array."""
     if pa.types.is_fixed_size_list(column.type):
         return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
     values = column.to_numpy(zero_copy_only=False)
@@ -67,7 +67,7 @@ def read_numbers(column: pa.Array) -> np.ndarray:
 
 
 def rows_sha256(table: pa.Table) -> str:
-    """sha256 (hex) of a table's contents: equal across chunkings, Parquet settings and pyarrow versions."""
+    """sha256 (hex) of a table's contents; chunks, Parquet settings and pyarrow's version do not change it."""
     sha = hashlib.sha256()
     hash_table(table, sha)
     return sha.hexdigest()

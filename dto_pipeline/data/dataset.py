@@ -1,9 +1,9 @@
-"""Read the description of a data set: a YAML that says where labels and images are, and how to key and cut them.
+"""Read the description of a data set: a YAML that says where labels and images are, and how shards are made of them.
 
-Paths in the YAML are relative to a data root given on the command line, so that the same YAML works on every machine;
-each can be given another place there. A path may be a list of paths, because projects put the same files in different
-places: the first that exists is used. Root and places may be folders or URIs, see `data.storage`. Unknown keys are
-refused. The YAMLs of the published data sets ship with the package and are found by their names.
+Paths in the YAML are relative to a data root that is given on the command line, so that a YAML works on every machine;
+there each path can also be replaced. A path may be a list of paths, because projects put the same files in different
+places: the first that exists is used. Root and paths may be local or URIs, see `data.storage`. Unknown keys are
+refused. The YAMLs of the published data sets come with the package and are known by name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dto_pipeline.paths import SUBSET_NAME, UnsafePath, check_relative
 from dto_pipeline.reading import parse_yaml, read_regular
 
 PLACES = ("labels", "images", "sidecar", "depth", "predictions")  # keys that name files or folders
-SYNTHETIC = "Synthetic, made by this project"  # how the licence of such a data set begins
+SYNTHETIC = "Synthetic, made by this project"  # the licence of a synthetic data set begins so
 _CHOICES: dict[str, tuple[str, ...]] = {
     "source": tuple(sorted(SOURCES)),
     "principal_point": ("centre", "free"),
@@ -42,10 +42,10 @@ class DatasetError(DtoError, ValueError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where a dataset lies and how it becomes a manifest. All paths are relative to `root`, `places` come first."""
+    """Where a data set is, and how it becomes a manifest; paths are relative to `root` unless `places` has the key."""
 
     name: str  # the subset; first part of every image_id
-    source: str  # format of the labels, see `data.sources.SOURCES`
+    source: str  # format of the labels, a key of `data.sources.SOURCES`
     labels: str  # label file
     images: str  # folder the image names of the labels are relative to, or that holds the tars
     root: Location  # data root; not part of the YAML
@@ -53,16 +53,16 @@ class Dataset:
     depth: str = ""  # folder of precomputed disparity maps; "" = none
     depth_suffix: str = ".npy"  # a depth map is named like its image, with this suffix
     images_in: str = "folder"  # folder: one file an image; tars: read in place from *.tar below the folder
-    image_prefixes: dict[str, str] = field(default_factory=dict)  # folder: start of an image's name -> of its file
-    masks: str = "sidecar"  # sidecar: those of the sidecar; detection: also those beside the images, in tars or not
+    image_prefixes: dict[str, str] = field(default_factory=dict)  # folder: start of a name -> start of its file
+    masks: str = "sidecar"  # sidecar: only those of the sidecar; detection: also those beside the images, as in tars
     predictions: str = ""  # relative_human only: the predicted people; its own files hold no bodies
-    label_values: str = "after"  # source labels only: people after or before the other run
-    key_parts: int = 1  # image_path keeps this many last parts of the image's name, as published (INSTA: 3)
-    principal_point: str = "centre"  # centre: an image whose size is not (2 cx, 2 cy) is refused; free: any is right
-    shard_images: int = 4096  # images a shard
+    label_values: str = "after"  # source labels only: people as the other run left them (after) or got them (before)
+    key_parts: int = 1  # image_path is this many last parts of the image's name, as published (INSTA: 3)
+    principal_point: str = "centre"  # centre: an image whose size is not (2 cx, 2 cy) is refused; free: none is
+    shard_images: int = 4096  # images per shard
     licence: str = ""  # what users of the labels and images must know
     body: str = ""  # demo: synthetic people of the free stand-in body; "" = the body is named where it is used
-    places: Mapping[str, Location] = field(default_factory=dict)  # key of PLACES -> where it lies; not in the YAML
+    places: Mapping[str, Location] = field(default_factory=dict)  # key of PLACES -> where it is; not in the YAML
 
     def __post_init__(self) -> None:
         for key, known in _CHOICES.items():
@@ -95,18 +95,18 @@ class Dataset:
 
     @property
     def source_options(self) -> SourceOptions:
-        """What the source needs, without `predictions`: they may have to be copied first."""
+        """What the source needs; without `predictions`, which may have to be fetched first."""
         return SourceOptions(values=self.label_values, keypoints=self.masks == "detection")
 
     def place(self, key: str) -> Location | None:
-        """Where one of `PLACES` lies; None = the description names none."""
+        """Where one of `PLACES` is; None = the description does not name it."""
         if key in self.places:
             return self.places[key]
         name = getattr(self, key)
         return join_location(self.root, name) if name else None
 
     def describe(self) -> dict[str, Any]:
-        """The description without root and places, JSON-ready: equal on every machine."""
+        """The description as plain values, without root and places: the same on every machine."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key not in _NOT_IN_YAML}
 
 
@@ -116,10 +116,10 @@ def load_dataset(
     """Read a dataset YAML.
 
     Args:
-        path: path or URI of the YAML file, or the name of one that ships (`shipped_datasets`).
-        data_root: folder or URI its paths are relative to.
-        places: key of `PLACES` -> path or URI in place of what the YAML says.
-        changes: keys of the YAML given another value.
+        path: path or URI of the YAML file, or the name of one in the package (`shipped_datasets`).
+        data_root: folder or URI that its paths are relative to.
+        places: key of `PLACES` -> path or URI to use instead.
+        changes: key of the YAML = value to use instead.
 
     Raises: DatasetError: the file, a key or a value cannot be used; the message names it.
     """
@@ -140,7 +140,7 @@ def load_dataset(
 
 
 def shipped_datasets() -> dict[str, Path]:
-    """The data sets whose YAMLs ship with the package, by name."""
+    """Name -> YAML of the data sets that come with the package."""
     folder = Path(str(files("dto_pipeline") / "manifests"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
@@ -159,7 +159,7 @@ def dataset_from_dict(tree: Any, data_root: str | Path, places: Mapping[str, str
             for path in paths:
                 _check_path(key, path)
             there = (path for path in paths if is_there(join_location(as_location(data_root), path)))
-            tree = {**tree, key: next(there, paths[0])}  # of none that exists the reader says so
+            tree = {**tree, key: next(there, paths[0])}  # if none exists, who reads it says so
     for key, value in tree.items():
         kind = typing.get_origin(hints[key]) or hints[key]
         right = isinstance(value, kind) and not isinstance(value, bool)

@@ -1,8 +1,8 @@
-"""Find label rows of an image that are the same person twice, as annotators and detectors leave them.
+"""Find label rows of an image that show the same person, as annotators and detectors leave them.
 
-Two rows are one person if place, pose, shape and (where both are known) box are nearly the same. Two real people never
-are: people so close to each other touch, and people who touch do not hold every limb alike; a person right behind
-another with the same outline is not seen and not labelled. Pure arrays, all images at once. Metres, radians, pixels.
+Two rows show one person if place, pose, shape and (where both are known) box are nearly the same. Two real people are
+never that alike: people so close to each other touch, and then their poses differ; somebody hidden behind another of
+the same outline is not labelled. Pure arrays, all images at once. Metres, radians, pixels.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from dto_pipeline.maths.person_matching import box_iou, suppress_duplicates
 
 MAX_COMPARED = 1000  # people of one image; the rows of larger images are not compared
-_PAIRS_AT_ONCE = 1 << 20  # bounds memory: their positions ...
-_POSES_AT_ONCE = 1 << 14  # ... and two poses of each
-_EQUAL = 1e-5  # of every number of two rows: copies of one row, whatever their boxes say
+_PAIRS_AT_ONCE = 1 << 20  # pairs listed at once, which bounds memory ...
+_POSES_AT_ONCE = 1 << 14  # ... and pairs whose poses are compared at once
+_EQUAL = 1e-5  # rows whose numbers all differ by at most this are copies, whatever their boxes say
 _JOINTS = 24
 
 
@@ -25,14 +25,14 @@ _JOINTS = 24
 class SamePerson:
     """Largest differences between two label rows of one person; all must hold.
 
-    Detections of one person by networks of this kind scatter by a few degrees, a few centimetres sideways and a few
-    percent in distance; different people of crowds that stand still differ by 0.11 rad in pose at least (synthetic
-    crowds, 141 people, all pairs) and stand 0.5 m apart.
+    Networks that detect a person twice differ by a few degrees, a few centimetres sideways and a few percent of the
+    distance. Different people of synthetic crowds that stand still differ by at least 0.11 rad in pose (141 people, all
+    pairs) and stand 0.5 m apart.
     """
 
     sideways: float = 0.10  # [m] across the line of sight: less than half a torso's width, a toddler's included
     depth: float = 0.15  # [m] along it: less than a torso's depth ...
-    depth_share: float = 0.03  # ... or this part of the distance, which is where labels of far people scatter
+    depth_share: float = 0.03  # ... or this share of the distance, by which labels of far people scatter
     mean_angle: float = 0.15  # [rad] mean over the 24 joints of the angle between rotations
     root_angle: float = 0.35  # [rad] of the body as a whole: people who hug face each other
     shape: float = 1.0  # of every beta: a child is not an adult
@@ -57,8 +57,8 @@ class LabelledPeople:
 def find_duplicates(people: LabelledPeople, rule: SamePerson = SamePerson()) -> np.ndarray:
     """(n,) int64 position of the row that each row repeats, -1 = none.
 
-    Of the rows of one person the one with a mask is kept, then a released label before a detection, then the higher
-    score, then the first. A row repeats the best kept one that is like it.
+    Of the rows of one person the best is kept: one with a mask, else a released label rather than a detection, else the
+    higher score, else the first. Each other row repeats the best kept row that shows the same person.
     """
     image = np.repeat(np.arange(people.counts.size), people.counts)
     rank = np.empty(image.size, np.int64)
@@ -81,7 +81,8 @@ def _pairs(counts: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _same_pairs(people: LabelledPeople, pairs: np.ndarray, rule: SamePerson) -> np.ndarray:
-    """Those of the pairs (2, k) that are one person: near, and pose, shape and box agree, or every number does."""
+    """Those of the pairs (2, k) that show one person: they are near, and pose, shape and box are alike, or all numbers
+    are equal."""
     pairs = pairs[:, people.usable[pairs].all(axis=0)]
     one, other = people.transl[pairs].astype(np.float64)
     z = np.minimum(one[:, 2], other[:, 2])

@@ -40,7 +40,6 @@ _AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of <fcntl.h> and <linux/fs.h>
 _TEMPORARY = re.compile(r"\..+\.tmp-[0-9a-f]{32}", re.DOTALL)
 _MARK_DIGITS = 16  # hexadecimal: 8 of the process's id, 8 of where that id means something
 _FOLDER = re.compile(rf"dto-[a-z]+-([0-9a-f]{{{_MARK_DIGITS}}})-.+", re.DOTALL)
-_CHUNK = 1 << 20  # bytes
 _LOG = logging.getLogger(__name__)
 
 
@@ -148,12 +147,9 @@ def is_abandoned(name: str) -> bool:
 
 
 def sha256_file(path: Path) -> str:
-    """sha256 (hex) of a file's bytes, read in pieces."""
-    digest = hashlib.sha256()
+    """sha256 (hex) of a file's bytes."""
     with open_regular(path) as stream:
-        while piece := stream.read(_CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def json_bytes(value: Any) -> bytes:

@@ -7,8 +7,10 @@ be adjacent. A name that cannot be used is a problem of its image only. No image
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from posixpath import splitext
 
 import numpy as np
 
@@ -46,6 +48,21 @@ class ImageIndex:
         starts = [max(filter(name.startswith, known), key=len) for name in self.image_name]
         placed = [known[start] + name[len(start) :] for start, name in zip(starts, self.image_name, strict=True)]
         return dataclasses.replace(self, located=placed)
+
+    def with_own_depth_maps(self) -> ImageIndex:
+        """The index, where images are a problem whose names differ in the ending only: one depth map is named for both.
+
+        Whose map it is cannot be told, so none of them may use it.
+        """
+        stems = [splitext(name)[0] for name in self.image_name]
+        counts = Counter(stems)
+        shared = {
+            image: f"the depth map of {self.image_name[image]!r} would be another image's too, whose name differs in "
+            "the ending only; rename one of them"
+            for image, stem in enumerate(stems)
+            if counts[stem] > 1
+        }
+        return dataclasses.replace(self, problem={**shared, **self.problem})
 
 
 def index_images(source: LabelSource, key_parts: int) -> ImageIndex:

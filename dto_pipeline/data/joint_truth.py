@@ -31,7 +31,7 @@ _FRAME = re.compile(r"body3DScene_(\d{8})\.json")
 
 
 class JointTruthError(DtoError, ValueError):
-    """Files that are not in the format; the message names the file, what was found and what was expected."""
+    """Files in another format; the message names the file, what was found and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class JointTruth:
     owner: np.ndarray  # (n,) int64 image of each person
     joints: np.ndarray  # (n, J, 3) float64 [m], NaN = unknown
     places: np.ndarray  # (n, J, 2) float64 [px], NaN = unknown
-    unusable: int  # people that the files exclude
+    unusable: int  # people that the files mark as not valid
 
 
 _Person = tuple[int, np.ndarray, np.ndarray]  # image, joints [m], places [px]
 
 
 def read_mupots(root: str | Path) -> JointTruth:
-    """Every sequence of a folder. Raises: JointTruthError."""
+    """All sequences of a folder. Raises: JointTruthError."""
     files = sorted(Path(root).glob("TS*/annot.mat"), key=lambda path: (len(path.parent.name), path.parent.name))
     if not files:
         raise JointTruthError(f"{root} holds no TS*/annot.mat; name the folder of MuPoTS-3D (MultiPersonTestSet)")
@@ -68,7 +68,7 @@ def read_mupots(root: str | Path) -> JointTruth:
 
 
 def read_panoptic(root: str | Path, cameras: Sequence[str]) -> JointTruth:
-    """Every sequence of a folder, seen by some HD cameras (``00_16``). Raises: JointTruthError."""
+    """All sequences of a folder, seen by some HD cameras (``00_16``). Raises: JointTruthError."""
     calibrations = sorted(Path(root).glob("*/calibration_*.json"))
     if not calibrations:
         raise JointTruthError(f"{root} holds no SEQUENCE/calibration_SEQUENCE.json; name the folder of the sequences")
@@ -100,7 +100,7 @@ def _join(source: str, images: list[str], people: list[_Person], joints: int, un
 
 @contextmanager
 def _expecting(where: object, what: str) -> Iterator[None]:
-    """Name a file that cannot be read or is not as expected; scipy raises any type on damaged ones."""
+    """Raise JointTruthError for a file that cannot be read or is not as expected; scipy raises any type of error."""
     try:
         yield
     except Exception as error:
@@ -137,7 +137,7 @@ def _read_cameras(path: Path, wanted: Sequence[str]) -> dict[str, dict[str, np.n
 
 
 def _read_frame(path: Path, key: str, count: int) -> list[np.ndarray]:
-    """(15, 3) joints [m] of each person in the world, NaN = not seen."""
+    """(15, 3) joints [m] of each person in world coordinates, NaN = not seen."""
     crowd = []
     with _expecting(path, f"bodies with {count} x 4 numbers {key}"):
         for body in parse_json(read_regular(path, _MOST_BYTES))["bodies"]:

@@ -1,8 +1,7 @@
-"""Label files of a run, an export or a folder: found, and read into flat numpy columns.
+"""Label files of a run, an export or a folder: how they are found, and how they become flat numpy columns.
 
-Flat columns have one entry per image or per person, people of all images end to end; checks, statistics and training
-work on them. `Limits` selects images and people by their uncertainty, for exports, training, the API and the report.
-Metres.
+Flat columns have one entry per image or per person, the people of all images one after the other; checks, statistics
+and training work on them. `Limits` selects images and people by their uncertainty. Metres.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from dto_pipeline.data.receipts import find_run_labels
 from dto_pipeline.data.storage import Location, as_location, exists, join_location, list_names
 from dto_pipeline.schema import LABELS_SCHEMA_NAME
 
-EXPECTED_ERROR, Z_SIGMA = "expected_error_m", "z_sigma_m"  # columns: of images, of people
-IMAGE_FILE = "image_file"  # extra column: the manifest's name of the image, relative to its images folder
+EXPECTED_ERROR, Z_SIGMA = "expected_error_m", "z_sigma_m"  # uncertainty of an image, of a person
+IMAGE_FILE = "image_file"  # column of the manifest: the image file, relative to the images folder
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class LabelColumns:
         return read_cameras(self.images)
 
     def take(self, images: np.ndarray) -> LabelColumns:
-        """The columns of some images (m,), in that order, with their people."""
+        """The columns of the images (m,) int, in this order, and of their people."""
         lengths = np.diff(self.starts)[images]
         starts = np.concatenate([[0], np.cumsum(lengths)])
         people = np.arange(starts[-1]) + np.repeat(self.starts[:-1][images] - starts[:-1], lengths)
@@ -69,7 +68,7 @@ class LabelColumns:
 
 
 def flatten_table(table: pa.Table, people: Iterable[str] | None = None) -> LabelColumns:
-    """The columns of a label table, or of another with ``persons``; `people`: parts of those, None = all it has."""
+    """A table of labels or of a manifest as flat columns; `people`: person columns to take, None = all."""
     persons = single_array(table.column("persons"))
     people = [field.name for field in persons.type.value_type] if people is None else people
     lengths = persons.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
@@ -82,17 +81,17 @@ def flatten_table(table: pa.Table, people: Iterable[str] | None = None) -> Label
 
 
 def initial_betas(columns: LabelColumns) -> np.ndarray:
-    """(n, 11) float32: the shapes as they went in, by undoing what `beta_index` says was changed."""
+    """(n, 11) float32: the shapes of the input labels, the change that `beta_index` names undone."""
     people = columns.people
     return undo_betas(people["betas"], people["beta_index"], people["beta_init"])
 
 
 def find_label_files(folder: str | Path) -> list[Location]:
-    """Label files at or below a path or URI: of a run (or its ``labels``) those its receipts count, of another folder
-    every Parquet file that is one, by name, of a file itself.
+    """The label files of a run (or its ``labels`` folder) that its receipts count; the label files in another folder,
+    sorted by name; or the file itself.
 
     Raises:
-        LabelsError: there is none, or a Parquet file of the folder cannot be read (whether it holds labels is unknown).
+        LabelsError: there is none, or a Parquet file in the folder cannot be read: it may be one.
         RecordInvalid: the run's run.json cannot be read.
     """
     folder = as_location(folder)
@@ -107,7 +106,9 @@ def find_label_files(folder: str | Path) -> list[Location]:
             places = [join_location(folder, name) for name in names if not name.rpartition("/")[2].startswith(".")]
             found = [place for place in places if _is_labels(place)]
     if not found:
-        raise LabelsError(f"{folder} holds no label file; expected a run, an export in Parquet, or one of their files")
+        raise LabelsError(
+            f"{folder} holds no label file; expected a run, an export in the format parquet, or one of their files"
+        )
     return found
 
 
@@ -117,9 +118,9 @@ def _is_labels(place: Location) -> bool:
 
 
 def check_one_body(paths: Iterable[Location]) -> str:
-    """The sha256 (hex) of the body model of some label files; "" where no footer has it.
+    """The sha256 (hex) of the body model of some label files; "" if no footer has it.
 
-    Raises: LabelsError: two files of different body models, both named; or one that cannot be read.
+    Raises: LabelsError: they are of two body models, or one cannot be read.
     """
     bodies: dict[str, Location] = {}  # sha256 -> the first file that has it
     for path in paths:
@@ -128,8 +129,8 @@ def check_one_body(paths: Iterable[Location]) -> str:
         if len(bodies) > 1:
             (one, first), (other, second) = bodies.items()
             raise LabelsError(
-                f"{first} was made with the body model of sha256 {one}, {second} with that of {other}: shapes of one "
-                "body mean something else in another; take labels of one body model at a time"
+                f"{first} was made with the body model of sha256 {one}, {second} with that of {other}: equal shape "
+                "coefficients are different people in them; take labels of one body model at a time"
             )
     return next(iter(bodies), "")
 
@@ -156,7 +157,7 @@ class Limits:
         return _within(z_sigma, self.max_z_sigma)
 
     def count(self, expected_error: np.ndarray, z_sigma: np.ndarray, left_out: Counter[str]) -> None:
-        """Add to `left_out`, by reason, the images and the people (of any image) that are not within the limits."""
+        """Add to `left_out`, by reason, how many of the images and of the people are not within the limits."""
         for what, values, most, name in (
             ("images", expected_error, self.max_error, "expected error"),
             ("persons", z_sigma, self.max_z_sigma, "sigma of z"),
@@ -185,7 +186,7 @@ class LabelFile:
 
 @dataclass(frozen=True)
 class RunLabels:
-    """The label files of one run that its receipts count."""
+    """A run's label files that count."""
 
     name: str  # the run's folder, for messages
     subset: str
@@ -194,21 +195,21 @@ class RunLabels:
     config_hash: str
     shards: int  # of the manifest; more than `files` where the run is not finished
     files: tuple[LabelFile, ...]  # in shard order
-    named_manifests: tuple[Location, ...] = ()  # where its manifest may be, in place of what run.json says
+    named_manifests: tuple[Location, ...] = ()  # where the manifest is looked for instead; one of them must be it
 
     def open_manifest(self) -> Manifest:
-        """The manifest of the run, which names its image files and its label file. Raises: ManifestError."""
+        """The manifest of the run. Raises: ManifestError: it is nowhere, or it is another one now."""
         return find_manifest(self.manifest, as_location(self.name), self.manifest_fingerprint, self.named_manifests)
 
     @cached_property
     def footer(self) -> dict[str, str]:
-        """Footer text of its first label file; {} if it has none."""
+        """Footer text of the first label file; {} if there is none."""
         return read_label_metadata(self.files[0].path) if self.files else {}
 
     def tables(
         self, columns: Sequence[str] | None = None, people: Sequence[str] | None = None, image_files: bool = False
     ) -> Iterator[pa.Table]:
-        """Its labels, one row group at a time, in shard order.
+        """The labels, one row group after the other, in shard order.
 
         Args:
             columns, people: as in `labels.read_groups`.
@@ -231,11 +232,9 @@ class RunLabels:
 
 
 def name_images(manifest: Manifest, shard: int, first: int, keys: pa.ChunkedArray, path: Location) -> pa.ChunkedArray:
-    """Names of image files for rows of a label file, `keys` their ``image_id``, that begin at row `first` of a shard.
+    """The image files of consecutive rows of a label file, from row `first` on; `keys`: the ``image_id`` of these rows.
 
-    Raises:
-        LabelsError: the file holds other images than the shard.
-        ManifestError: the manifest cannot be read.
+    Raises: LabelsError: the file holds other images than the shard. ManifestError: the manifest cannot be read.
     """
     rows = manifest.read_shard(shard, ["image_id", IMAGE_FILE]).slice(first, len(keys))
     if not single_array(rows.column("image_id")).equals(single_array(keys)):

@@ -1,8 +1,7 @@
-"""Label shards: placed scenes written as Parquet of schema `dto-labels/1`, and read back.
+"""Label files: placed scenes written as Parquet of schema `dto-labels/1`, and read back.
 
-The column table of `schema` says where each column is in a `PlacedScene`. Every input image has a row, failures too,
-and people keep their order. Equal input and metadata give identical bytes. Lengths in metres, image positions in
-pixels.
+The column table in `schema` says where the value of each column is in a `PlacedScene`. Every input image has a row,
+failures too, and people keep their order. Equal input and metadata give identical bytes. Metres, pixels.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 
 from dto_pipeline import __version__
 from dto_pipeline.axes import HEIGHT_CLASSES, NUM_BETAS
-from dto_pipeline.data.cameras import CAMERA_COLUMNS, read_cameras
+from dto_pipeline.data.cameras import camera_columns, read_cameras
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, read_numbers, single_array, struct_column
 from dto_pipeline.data.parquet import (
     READ_ERRORS,
@@ -63,7 +62,7 @@ def build_label_table(placed: Sequence[PlacedScene]) -> pa.Table:
         if found != {int(people)}:
             raise ValueError(f"{item.scene.image_id}: fields hold {sorted(found)} people; expected {people} in each")
     camera = np.array([item.scene.intrinsics for item in placed], dtype=np.float64).reshape(-1, 3, 3)
-    columns: dict[str, Any] = dict(zip(CAMERA_COLUMNS, camera[:, [0, 1, 0, 1], [0, 1, 2, 2]].T, strict=True))
+    columns: dict[str, Any] = {**camera_columns(camera)}
     for column in IMAGE_COLUMNS:
         if column.place:
             columns[column.name] = [take_place(item, column.place) for item in placed]
@@ -86,7 +85,7 @@ def _person_columns(placed: Sequence[PlacedScene], counts: np.ndarray) -> dict[s
 
 
 def _all_people(placed: Sequence[PlacedScene], column: Column) -> Any:
-    """One column of the people of all scenes; null, NaN, -1 or false for scenes that do not have it."""
+    """One column of the people of all scenes; null, NaN, -1 or false in scenes without the value."""
     found = [take_place(item, column.place) for item in placed]
     people = [item.scene.num_people for item in placed]
     if column.kind == pa.string():
@@ -100,7 +99,7 @@ def _all_people(placed: Sequence[PlacedScene], column: Column) -> Any:
 
 
 def take_place(item: Any, place: str) -> Any:
-    """The value at a place of the column table: fields, dict entries (None where missing) and positions."""
+    """The value at `Column.place`: a path of fields, dict entries (None where missing) and positions."""
     for part in place.split("."):
         if isinstance(item, Mapping):
             item = item.get(part)
@@ -135,11 +134,11 @@ def write_label_shard(table: pa.Table, path: Location, metadata: Mapping[str, st
 
 
 def splice_rows(table: pa.Table, positions: Sequence[int], rows: pa.Table) -> pa.Table:
-    """A label table with `rows` in place of those at `positions`, in one chunk: its file has the bytes of a table built
-    at once. Raises: ValueError: a row would get another image."""
+    """A label table with `rows` in place of those at `positions`. It has one chunk, so that its file has the same bytes
+    as if all rows had been built at once. Raises: ValueError: a row would get another image."""
     order = np.arange(table.num_rows)
     order[list(positions)] = table.num_rows + np.arange(rows.num_rows)
-    # The schema as it is written: the reader adds metadata to the fields of a table it reads.
+    # cast: a table that was read has more metadata in its fields than one that was built
     joined = pa.concat_tables([table.cast(LABELS_SCHEMA), rows.cast(LABELS_SCHEMA)])
     spliced = joined.take(pa.array(order)).combine_chunks()
     if spliced.column("image_id").to_pylist() != table.column("image_id").to_pylist():
@@ -156,8 +155,8 @@ def read_groups(
     """Rows of a label file, one row group (at most 1024 images) after the other.
 
     Args:
-        columns: image columns to read; None = all. Those that the file's version did not have are null.
-        people: parts of ``persons`` to read; None = all, () = no ``persons``.
+        columns: image columns to read; None = all. Columns that an older version did not write are null.
+        people: columns of ``persons`` to read; None = all, () = no ``persons``.
         groups: row groups to read; None = all.
 
     Raises: LabelsError: missing, not a whole Parquet file, of another schema, or a column that does not exist.
@@ -197,7 +196,7 @@ def _open_labels(path: Location) -> pq.ParquetFile:
 
 
 def _parquet_columns(columns: Sequence[str] | None, people: Sequence[str] | None) -> list[str] | None:
-    """Parquet's names of image columns and parts of people."""
+    """Parquet's names of image columns and of columns of ``persons``; None = all."""
     if columns is None and people is None:
         return None
     known = {"labels": [column.name for column in IMAGE_COLUMNS], "persons": LABEL_PERSON.names}
@@ -210,13 +209,13 @@ def _parquet_columns(columns: Sequence[str] | None, people: Sequence[str] | None
 
 
 def read_label_metadata(path: Location) -> dict[str, str]:
-    """Footer text of a label file (shard key, config hash ...), without reading its rows; errors as `read_groups`."""
+    """Footer text of a label file (shard key, config hash ...); errors as `read_groups`."""
     with _open_labels(path) as file:
         return footer_text(file)
 
 
 def undo_betas(betas: np.ndarray, index: np.ndarray, initial: np.ndarray) -> np.ndarray:
-    """(n, 11) input shapes: coefficient `index` (n,) set back to `initial` (n,) where index >= 0."""
+    """(n, 11) input shapes: `betas` with coefficient `index` (n,) set back to `initial` (n,) where index >= 0."""
     changed = np.flatnonzero(index >= 0)
     betas = betas.copy()
     betas[changed, index[changed]] = initial[changed]
@@ -229,7 +228,7 @@ def read_placed(path: Location) -> list[PlacedScene]:
 
 
 def unpack_covariance(packed: np.ndarray, people: int) -> np.ndarray:
-    """(P, P) symmetric matrix from the label column `z_covariance` of an image with `people` people."""
+    """(P, P) symmetric matrix from the column `z_covariance` of an image of `people` people."""
     matrix: np.ndarray = np.zeros((people, people), packed.dtype)
     rows, columns = np.tril_indices(people)
     matrix[rows, columns] = matrix[columns, rows] = packed
@@ -237,7 +236,7 @@ def unpack_covariance(packed: np.ndarray, people: int) -> np.ndarray:
 
 
 def placed_scenes(table: pa.Table) -> Iterator[PlacedScene]:
-    """Every row of a table of `schema.LABELS_SCHEMA`, people in source order."""
+    """The rows of a table of `schema.LABELS_SCHEMA` as scenes."""
     from dto_pipeline.scene import PlacedScene, Scene
 
     items = single_array(table.column("persons")).flatten()
@@ -262,7 +261,7 @@ def placed_scenes(table: pa.Table) -> Iterator[PlacedScene]:
 
 
 def _put_back(row: dict[str, Any], people: dict[str, Any]) -> dict[str, Any]:
-    """The values of a row as fields of a `PlacedScene`, by the column table."""
+    """The values of a row as fields of a `PlacedScene`, at the places that the column table names."""
     fields: dict[str, Any] = {}
     for column, values in [*((c, row) for c in IMAGE_COLUMNS), *((c, people) for c in PERSON_COLUMNS)]:
         if not column.place:

@@ -1,7 +1,7 @@
-"""The manifest: the whole input of a run in one Parquet file, one row per image, its shards fixed.
+"""The manifest: the whole input of a run in one Parquet file, one row per image, cut into shards.
 
 Row group k is shard k. The footer holds the dataset, the label files with sha256, the counts, the roots and a
-fingerprint of the rows; the roots are not part of the fingerprint, so a manifest is the same on another machine. Equal
+fingerprint of the rows; the roots are not part of the fingerprint, so that it is the same on every machine. Equal
 inputs under equal roots give identical bytes.
 """
 
@@ -22,8 +22,8 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import parse_json
 from dto_pipeline.schema import MANIFEST_SCHEMA, MANIFEST_SCHEMA_NAME
 
-_SCHEMA_NAME = MANIFEST_SCHEMA_NAME.partition("/")[0]  # of any version
-_PARTS = 3  # last parts of a manifest's path that it may be found by after a move
+_SCHEMA_NAME = MANIFEST_SCHEMA_NAME.partition("/")[0]  # without the version
+_PARTS = 3  # a manifest that was moved is found by at most so many last parts of its path
 
 
 class ManifestError(DtoError, ValueError):
@@ -39,7 +39,7 @@ class ShardSize(NamedTuple):
 
 @dataclass(frozen=True)
 class Manifest:
-    """An open manifest: small, picklable, holds no file handle."""
+    """What the footer of a manifest says; small, can be pickled, holds no open file."""
 
     path: Location
     fingerprint: str  # sha256 of the rows' contents
@@ -83,7 +83,7 @@ class Manifest:
 
     @property
     def body(self) -> str:
-        """The body model the data set's YAML names; "" = none."""
+        """The body model that the data set's YAML names; "" = none."""
         return str(self.dataset.get("body", ""))
 
     @property
@@ -99,7 +99,7 @@ class Manifest:
         return sum(size.people for size in self.shard_sizes)
 
     def read_shard(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows of one shard, `schema.MANIFEST_SCHEMA`, or some columns of it.
+        """The rows of one shard, all columns of `schema.MANIFEST_SCHEMA` or some.
 
         Raises:
             IndexError: no such shard.
@@ -118,13 +118,13 @@ def find_manifest(recorded: Location, run_dir: Location, fingerprint: str, named
     """The manifest a run was made from.
 
     Args:
-        recorded: where run.json says it is; if it is not there, the last parts of that path are tried in the run's
-            folder and the folders above it, so that a run and its manifest may move together.
+        recorded: where it was, by run.json; if it is not there, the last parts of this path are looked for in the run's
+            folder and the folders above, so that a run and its manifest may be moved together.
         run_dir: the run's folder.
         fingerprint: of the manifest, by run.json.
-        named: tried instead of `recorded`; one of them must be it.
+        named: looked at instead of `recorded`; one of them must be the manifest.
 
-    Raises: ManifestError: none of these is it; names the first place and what was found there.
+    Raises: ManifestError: none of these is the manifest; names the first place and what was found there.
     """
     problem = ""
     for place in named or [as_location(recorded), *_nearby(recorded, run_dir)]:
@@ -141,7 +141,7 @@ def find_manifest(recorded: Location, run_dir: Location, fingerprint: str, named
 
 
 def _nearby(recorded: Location, run_dir: Location) -> Iterator[Path]:
-    """Existing files below the run's folder and those above it whose path ends as the recorded one."""
+    """Files in the run's folder, or in one above it, whose path ends like the recorded one."""
     recorded, run_dir = as_location(recorded), as_location(run_dir)
     if not (isinstance(recorded, Path) and isinstance(run_dir, Path)):
         return
@@ -161,9 +161,9 @@ def _counts(pair: Sequence[Any]) -> list[int]:
 
 
 def check_outputs(manifest: Location, companions: Iterable[Location], inputs: Iterable[Location | None]) -> None:
-    """Refuse to write a manifest, with companions beside it, over an input or over another kind of file.
+    """Check that a manifest and the `companions` beside it would replace no input and no file of another kind.
 
-    Raises: ManifestError.
+    Raises: ManifestError: they would.
     """
     taken = {place.resolve() if isinstance(place, Path) else place for place in inputs if place is not None}
     for place in (manifest, *companions):
@@ -177,5 +177,5 @@ def check_outputs(manifest: Location, companions: Iterable[Location], inputs: It
 
 
 def report_path(manifest: Location) -> Location:
-    """Where the report of a manifest lies."""
+    """Where the report of a manifest is."""
     return beside(as_location(manifest), ".report.json")

@@ -90,12 +90,9 @@ class RemoteStore:
             self.remove(name)
 
     def read(self, name: str, limit: int | None = None) -> bytes:
-        """An object's bytes: all, the first `limit`, or the last ``-limit``; raises FileNotFoundError."""
+        """An object's bytes, or the first `limit` of them; raises FileNotFoundError."""
         if limit is None:
             return self._ask(name, lambda key: bytes(self._client.get(key).bytes()))
-        if limit < 0:
-            size = self.size(name)
-            return self.read_part(name, max(0, size + limit), min(-limit, size))
         try:
             return self.read_part(name, 0, limit)
         except StoreError:  # an empty object has no part to send

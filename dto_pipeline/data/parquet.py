@@ -38,16 +38,16 @@ def writer_settings(schema: pa.Schema) -> dict[str, Any]:
 
 @contextmanager
 def new_parquet(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """A writer of a local file; pyarrow gets no name, as it takes ``a:b/c`` for a URI and knows names in UTF-8 only."""
+    """A writer of a local file; pyarrow is not given names: it takes ``a:b/c`` for a URI and needs names in UTF-8."""
     with path.open("wb") as stream, pq.ParquetWriter(stream, schema, **writer_settings(schema)) as writer:
         yield writer
 
 
 def open_parquet(path: Location, error: type[Exception], again: bool = False) -> pq.ParquetFile:
-    """Open a Parquet file. Raises: `error` with a next step: it is missing or damaged (also names that are not UTF-8).
+    """Open a Parquet file. Raises: `error` with a next step: it is missing, or damaged (names that are not UTF-8 too).
 
-    `again`: the file is opened repeatedly; its footer (0.2 s with 10,000 row groups) is parsed again only when its size
-    or time changed.
+    `again`: for a file that is opened repeatedly: its footer (0.2 s with 10,000 row groups) is parsed again only if its
+    size or time has changed.
     """
     try:
         store, name = find_file(path)
@@ -76,13 +76,13 @@ def open_parquet(path: Location, error: type[Exception], again: bool = False) ->
 
 
 def footer_text(file: pq.ParquetFile) -> dict[str, str]:
-    """Key-value metadata of the footer, without pyarrow's own entry."""
+    """The text entries of the footer, without pyarrow's own."""
     pairs = file.metadata.metadata or {}
     return {key.decode(): value.decode() for key, value in pairs.items() if key != b"ARROW:schema"}
 
 
 def check_schema(path: Location, found: pa.Schema, expected: pa.Schema, error: type[Exception]) -> None:
-    """Refuse a file whose columns are not those of `expected`, naming the first difference."""
+    """Raise `error` if the columns are not those of `expected`; it names the first difference."""
     if found.equals(expected, check_metadata=False):
         return
     names, wanted = (
@@ -99,9 +99,9 @@ def check_schema(path: Location, found: pa.Schema, expected: pa.Schema, error: t
 
 
 def check_file(path: Location, file: pq.ParquetFile, expected: pa.Schema, error: type[Exception]) -> None:
-    """Refuse a file whose columns are not those of `expected`, in Arrow's description or in Parquet's own.
+    """Raise `error` if the columns are not those of `expected`, in Arrow's description or in Parquet's own.
 
-    Columns are read by Parquet's names; where only these are damaged, pyarrow leaves the column out without a word.
+    pyarrow reads columns by Parquet's names; a column whose name is damaged there would be left out without a word.
     """
     check_schema(path, file.schema_arrow, expected, error)
     leaves = [leaf for field in expected for leaf, _ in parquet_leaves(field.name, field.type)]
@@ -112,7 +112,7 @@ def check_file(path: Location, file: pq.ParquetFile, expected: pa.Schema, error:
 
 
 def parquet_leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
-    """Parquet's name and the type of every column of values inside a field, lists and structs resolved."""
+    """Parquet's name and the type of each column of values in a field, which may hold lists and structs."""
     if pa.types.is_struct(kind):
         for i in range(kind.num_fields):
             yield from parquet_leaves(f"{path}.{kind.field(i).name}", kind.field(i).type)

@@ -2,18 +2,17 @@
 
 | kind            | a file with                                                                               |
 |-----------------|-------------------------------------------------------------------------------------------|
-| dto_labels      | Parquet whose footer says `dto-labels/1`; a folder of them; a run's folder                |
-| dto_persons     | Parquet whose footer says `dto-persons/1`; a folder of them                               |
+| labels          | Parquet whose footer says `dto-labels/1`; a folder of them; a run's folder                |
 | camerahmr       | npz: imgname, pose_cam or pose, shape, trans_cam or cam_t or trans, cam_int               |
 | ma_hmr          | npz: annots -> image -> people with smpl_param and cam_param                              |
 | relative_human  | npz: annots -> image -> people with kp2d, depth_id, age, gender or bbox                   |
 | predictions     | npz or Parquet: image, pose, betas, transl                                                |
 | synthetic_truth | npz: image_name, pose, betas, transl, intrinsics, image_size; a folder with its truth.npz |
 
-`recognise` uses the one array or column that only this kind has; the kind's reader checks all the others. `read_people`
-reads all kinds but RelativeHuman's annotations, which hold no bodies, into memory (about 0.5 kB a person). Nobody is
-dropped: people with numbers that are not finite, or behind the camera, are kept and are not `usable`. Metres, camera
-frame, pixels.
+`recognise` looks for the one array or column that only this kind has; the kind's reader checks all the others.
+`read_people` reads all kinds but RelativeHuman's annotations, which hold no bodies, into memory (about 0.5 kB a
+person). Nobody is dropped: people with numbers that are not finite, or behind the camera, are kept and are not
+`usable`. Metres, camera frame, pixels.
 """
 
 from __future__ import annotations
@@ -25,39 +24,31 @@ from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
-from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.image_index import WHOLE_NAME, index_images
 from dto_pipeline.data.inert_pickle import PickleRefused
-from dto_pipeline.data.label_files import LabelColumns, find_label_files, flatten_table, initial_betas
+from dto_pipeline.data.label_files import find_label_files, flatten_table, initial_betas
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.npz import NpzFile, safe_load_npz
-from dto_pipeline.data.parquet import READ_ERRORS, footer_text, open_parquet
+from dto_pipeline.data.parquet import footer_text, open_parquet
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.annots import BODY, CAMERA, first_people
 from dto_pipeline.data.sources.relative_human import ARRAY, PERSON_KEYS
 from dto_pipeline.data.sources.rows import (
     LABEL_VALUES,
     LabelFileError,
-    LabelRows,
     LabelSource,
     SourceOptions,
     find_row_problems,
-    take_rows,
 )
-from dto_pipeline.data.storage import as_location, list_names
+from dto_pipeline.data.storage import as_location
 from dto_pipeline.reading import read_start
-from dto_pipeline.schema import LABELS_SCHEMA_NAME, PERSONS_SCHEMA_NAME
+from dto_pipeline.schema import LABELS_SCHEMA_NAME
 from dto_pipeline.status import PersonStatus
 
 TRUTH_FILE = "truth.npz"  # of a synthetic data set
 _SHOWN = 12  # names of members a message lists
-
-
-class UnknownFile(LabelFileError):
-    """A file of no kind that is read here; the message says what it holds and what was expected."""
 
 
 class FileKind(StrEnum):
@@ -70,8 +61,7 @@ class FileKind(StrEnum):
         kind._value_, kind.words = name, words
         return kind
 
-    DTO_LABELS = "dto_labels", "labels of this project"
-    DTO_PERSONS = "dto_persons", "labels of this project, one row per person"
+    LABELS = "labels", "labels of this project"
     CAMERAHMR = "camerahmr", "CameraHMR's labels"
     MA_HMR = "ma_hmr", "labels in Metric-Aware HMR's layout (released DTO-Humans)"
     RELATIVE_HUMAN = "relative_human", "RelativeHuman's annotations"
@@ -79,7 +69,6 @@ class FileKind(StrEnum):
     SYNTHETIC_TRUTH = "synthetic_truth", "the truth of a synthetic data set"
 
 
-_SCHEMAS = {PERSONS_SCHEMA_NAME: FileKind.DTO_PERSONS, LABELS_SCHEMA_NAME: FileKind.DTO_LABELS}
 _MARKS = {  # array or column that only this kind has
     "imgname": FileKind.CAMERAHMR,
     "image": FileKind.PREDICTIONS,
@@ -87,66 +76,53 @@ _MARKS = {  # array or column that only this kind has
 }
 _EXPECTED = (
     f"expected {', '.join(f'{mark} ({kind.words})' for mark, kind in _MARKS.items())}, {ARRAY} (labels in Metric-Aware "
-    f"HMR's layout or RelativeHuman's annotations), or Parquet of {' or '.join(_SCHEMAS)}"
+    f"HMR's layout or RelativeHuman's annotations), or Parquet of {LABELS_SCHEMA_NAME}"
 )
 
 
 def recognise(path: str | Path) -> FileKind:
-    """The kind of a file or folder; behind a URI labels of this project, the one kind that is read from there. Raises:
-    UnknownFile: none of those above, with its content; or no such file."""
+    """The kind of a file or folder; behind a URI labels of this project, the one kind that is read from there.
+
+    Raises: LabelFileError, LabelsError: none of those above, with its content; or no such file.
+    """
     if isinstance(place := as_location(path), str):
-        return FileKind.DTO_LABELS
+        return FileKind.LABELS
     path = place
     try:
-        return _folder_kind(path) if path.is_dir() else _file_kind(path)
+        if not path.is_dir():
+            return _file_kind(path)
     except FileNotFoundError as error:
-        raise UnknownFile(
+        raise LabelFileError(
             f"{path} does not exist; expected a run, an export or a file of people: check the path (in a build, "
             "--data-root and the dataset YAML)"
         ) from error
     except PickleRefused as error:
-        raise UnknownFile(str(error)) from error
+        raise LabelFileError(str(error)) from error
     except OSError as error:
-        raise UnknownFile(f"{path} cannot be opened ({error.strerror}); check the path") from error
-
-
-def _folder_kind(folder: Path) -> FileKind:
-    if (folder / TRUTH_FILE).is_file():
+        raise LabelFileError(f"{path} cannot be opened ({error.strerror}); check the path") from error
+    if (path / TRUTH_FILE).is_file():
         return FileKind.SYNTHETIC_TRUTH
-    if (folder / "run.json").is_file():
-        return FileKind.DTO_LABELS
-    schemas = {_schema_of(folder / name) for name in list_names(folder, (".parquet",)) if not name.startswith(".")}
-    for schema, kind in _SCHEMAS.items():
-        if schema in schemas:
-            return kind
-    raise UnknownFile(f"{folder} holds no label file; expected a run's folder, an export in Parquet, or a file")
-
-
-def _schema_of(path: Path) -> str:
-    """What the footer of a Parquet file calls its schema; "" if it says nothing or cannot be read."""
-    try:
-        with open_parquet(path, UnknownFile) as file:
-            return footer_text(file).get("schema", "")
-    except UnknownFile:
-        return ""
+    if not (path / "run.json").is_file():
+        find_label_files(path)
+    return FileKind.LABELS
 
 
 def _file_kind(path: Path) -> FileKind:
     magic = read_start(path, 4)
     if magic == b"PAR1":
-        with open_parquet(path, UnknownFile) as file:
+        with open_parquet(path, LabelFileError) as file:
             schema, names = footer_text(file).get("schema", ""), file.schema_arrow.names
-        if schema in _SCHEMAS:
-            return _SCHEMAS[schema]
+        if schema == LABELS_SCHEMA_NAME:
+            return FileKind.LABELS
     elif magic[:2] == b"PK":
         names = list(NpzFile(path).keys)
     else:
-        raise UnknownFile(f"{path} begins with {magic!r}; expected a Parquet or an npz file")
+        raise LabelFileError(f"{path} begins with {magic!r}; expected a Parquet or an npz file")
     for mark, kind in _MARKS.items():
         if mark in names:
             return kind
     if ARRAY not in names:
-        raise UnknownFile(f"{path} holds {_shown(names)}; {_EXPECTED}")
+        raise LabelFileError(f"{path} holds {_shown(names)}; {_EXPECTED}")
     people = first_people(path)
     keys = {str(key) for person in people if isinstance(person, dict) for key in person}
     if keys & {BODY, CAMERA}:
@@ -154,7 +130,7 @@ def _file_kind(path: Path) -> FileKind:
     if keys & PERSON_KEYS:
         return FileKind.RELATIVE_HUMAN
     found = f"the first {len(people)} people of its array {ARRAY!r} have the keys {_shown(sorted(keys))}"
-    raise UnknownFile(f"{path}: {found}; expected {BODY} and {CAMERA}, or some of {sorted(PERSON_KEYS)}")
+    raise LabelFileError(f"{path}: {found}; expected {BODY} and {CAMERA}, or some of {sorted(PERSON_KEYS)}")
 
 
 def _shown(names: Sequence[str]) -> str:
@@ -223,12 +199,10 @@ def read_people(path: str | Path | Sequence[str | Path], values: str = "after") 
     if not isinstance(path, str | Path):
         return _read_labels(list(path), values, str(path[0]).rpartition("/")[0])
     kind, place, path = recognise(path), as_location(path), Path(path)
-    if kind is FileKind.DTO_LABELS:
+    if kind is FileKind.LABELS:
         return _read_labels(find_label_files(place), values, str(place))
     if kind is FileKind.RELATIVE_HUMAN:
         raise LabelFileError(f"{path} holds {kind.words}: people in the picture only, without bodies to compare")
-    if kind is FileKind.DTO_PERSONS:
-        return _read_persons(path, values)
     if kind is FileKind.SYNTHETIC_TRUTH:
         return _read_source(path, _open_truth(path / TRUTH_FILE if path.is_dir() else path))
     return _read_source(path, SOURCES[kind](path, SourceOptions()))
@@ -238,9 +212,9 @@ def _read_source(path: Path, source: LabelSource) -> People:
     """All people of a source; images come in order of their first row, then those without people."""
     index = index_images(source, WHOLE_NAME)
     rows, images = source.rows(index.rows), [*index.image_name, *source.empty_images]
-    size = np.full((len(images), 2), np.nan)
-    if "size" in rows.more:
-        size[: index.num_images] = rows.more["size"][index.offsets[:-1]]
+    size, heights = np.full((len(images), 2), np.nan), source.columns.get("height")
+    if "image_size" in source.columns:
+        size[: index.num_images] = source.columns["image_size"][index.rows[index.offsets[:-1]]]
     return People(
         source=str(path),
         images=np.array(images, dtype=object),
@@ -253,7 +227,7 @@ def _read_source(path: Path, source: LabelSource) -> People:
         size=size,
         accepted=np.ones(len(images), bool),
         status=np.full(index.rows.size, "", dtype=object),
-        height=rows.more.get("height"),
+        height=None if heights is None else heights[index.rows].astype(np.float64),
         problems=tuple(f"{path}, image {found.image}: {found.reason}" for found in source.findings),
     )
 
@@ -263,10 +237,7 @@ _PERSON = ("pose", "betas", "transl", "transl_init", "beta_index", "beta_init", 
 
 
 def _read_labels(files: Sequence[str | Path], values: str, source: str) -> People:
-    return _labelled(flatten_table(read_labels(*files, columns=_IMAGE, people=_PERSON)), values, source)
-
-
-def _labelled(columns: LabelColumns, values: str, source: str) -> People:
+    columns = flatten_table(read_labels(*files, columns=_IMAGE, people=_PERSON))
     people, images = columns.people, columns.images
     size = np.stack([images["height"], images["width"]], axis=-1).astype(np.float64)
     return People(
@@ -284,30 +255,6 @@ def _labelled(columns: LabelColumns, values: str, source: str) -> People:
     )
 
 
-def _read_persons(path: Path, values: str) -> People:
-    """A file, or the files of a folder, with one row per person, in which the image's columns are repeated."""
-    files, parts = [path], []
-    if path.is_dir():
-        files = [path / name for name in sorted(list_names(path, (".parquet",)))]
-        files = [file for file in files if _schema_of(file) == PERSONS_SCHEMA_NAME]
-    wanted = [*_IMAGE, *_PERSON]
-    for file_path in files:
-        with open_parquet(file_path, LabelFileError) as file:
-            try:
-                parts.append(file.read(columns=wanted).select(wanted))
-            except (KeyError, *READ_ERRORS) as error:
-                raise LabelFileError(f"{file_path} is damaged ({error}); export it again") from error
-    table = pa.concat_tables(parts)
-    numbers = {name: read_numbers(single_array(table.column(name))) for name in table.column_names}
-    image_of: dict[str, int] = {}
-    owner = np.array([image_of.setdefault(name, len(image_of)) for name in numbers["image_path"]], np.int64)
-    order = np.argsort(owner, kind="stable")
-    starts = np.searchsorted(owner[order], np.arange(len(image_of) + 1))
-    images = {name: numbers[name][order[starts[:-1]]] for name in _IMAGE}
-    people = {name: numbers[name][order] for name in _PERSON}
-    return _labelled(LabelColumns(images, people, starts), values, str(path))
-
-
 def _open_truth(path: Path) -> LabelSource:
     wanted = ("image_name", "pose", "betas", "transl", "intrinsics", "image_size", "height")
     try:
@@ -318,10 +265,4 @@ def _open_truth(path: Path) -> LabelSource:
         raise LabelFileError(
             f"{path} lacks {missing}: it is no truth of `dto synth` (the demo scores itself: summary.json)"
         )
-    cameras, heights = (np.asarray(arrays[name], np.float64) for name in ("intrinsics", "height"))
-
-    def rows(index: np.ndarray) -> LabelRows:
-        more = {"size": arrays["image_size"][index], "height": heights[index]}
-        return dataclasses.replace(take_rows(arrays, index, cameras[index]), more=more)
-
-    return LabelSource([path], np.asarray(arrays["image_name"], str), rows)
+    return LabelSource([path], np.asarray(arrays.pop("image_name"), str), arrays)

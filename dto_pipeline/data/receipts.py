@@ -89,7 +89,7 @@ class CountedLabels:
     root: Location
     done: dict[int, Receipt] = field(default_factory=dict)  # shard -> the receipt that counts; in order
     void: dict[int, str] = field(default_factory=dict)  # shards none of whose receipts holds -> why not the newest
-    surplus: tuple[str, ...] = ()  # label files of shards of which another one counts
+    surplus: tuple[str, ...] = ()  # label files that do not count: another one of the shard does, or they are damaged
 
     @cached_property
     def files(self) -> dict[int, Location]:
@@ -123,7 +123,7 @@ def count_labels(root: Location, config_hash: str, manifest_fingerprint: str) ->
 
     `config_hash`, `manifest_fingerprint`: those of run.json; receipts of others do not hold.
     """
-    places = sorted(place for name in open_store(root).entries(RECEIPTS) if (place := parse_name(name)))
+    places = _find_receipts(root)
     names = {receipt_name(*place): place for place in places}
     receipts = list(read_many(root, list(names)))  # before the sizes: a label file is there before its receipt
     labels = {place: size for name, size in open_store(root).entries(LABELS).items() if (place := parse_name(name))}
@@ -141,7 +141,7 @@ def count_labels(root: Location, config_hash: str, manifest_fingerprint: str) ->
         else:
             done[place[0]] = receipt
     lost = {shard: reason for shard, reason in void.items() if shard not in done}
-    if lost and len(open_store(root).entries(RECEIPTS)) > len(names):  # a launch has replaced label files meanwhile
+    if lost and _find_receipts(root) != places:  # a launch has replaced label files meanwhile
         return count_labels(root, config_hash, manifest_fingerprint)
     surplus = [place for place in labels if place[0] in done and place[1] != done[place[0]].generation]
     return CountedLabels(
@@ -150,6 +150,11 @@ def count_labels(root: Location, config_hash: str, manifest_fingerprint: str) ->
         lost,
         tuple(label_name(*place) for place in sorted(surplus)),
     )
+
+
+def _find_receipts(root: Location) -> list[tuple[int, int]]:
+    """(shard, generation) of the receipts in a run's folder, in order."""
+    return sorted(place for name in open_store(root).entries(RECEIPTS) if (place := parse_name(name)))
 
 
 def find_run_labels(folder: Location) -> list[Location] | None:

@@ -23,7 +23,7 @@ class RemoteDepth(DepthFiles):
         super().__init__(None, kind, scale)
         self.place = root
 
-    def _source(self, depth_file: str) -> io.BytesIO:
+    def _open(self, depth_file: str) -> io.BytesIO:
         try:
             return io.BytesIO(open_store(self.place).read(check_relative(depth_file), _MOST_DEPTH_BYTES))
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Scenes from manifest rows: labels, decoded images, masks at person-map size, depth maps, and what is wrong with them.
+"""Scenes from manifest rows: labels, decoded images, masks at the size of the person map, depth maps, and problems.
 
 Bad input raises nothing: an image that cannot be used gets `Scene.problem`, a person `Scene.person_problem`. Messages
 name files relative to their roots, because they become part of the labels. Sizes in pixels, lengths in metres.
@@ -12,6 +12,7 @@ from concurrent.futures import Executor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
 from dto_pipeline.collate import map_size
 from dto_pipeline.config import EvidenceConfig, RunConfig
 from dto_pipeline.data.cameras import describe_off_centre, is_off_centre, read_cameras
-from dto_pipeline.data.columns import read_numbers, single_array
 from dto_pipeline.data.duplicates import LabelledPeople, find_duplicates
 from dto_pipeline.data.images import ImageStore
+from dto_pipeline.data.label_files import flatten_table
 from dto_pipeline.data.rle import RleError, decode_rle, measure_rles
 from dto_pipeline.data.sources.rows import ROW_PROBLEMS, find_row_problems
 from dto_pipeline.models.depth import DepthFiles
@@ -36,34 +37,33 @@ _PERSON_FIELDS = (
     *("source_row", "det_score", "age_years", "male_prob", "mask_height", "mask_width"),
 )
 MENDABLE = frozenset((ImageStatus.IMAGE_MISSING, ImageStatus.IMAGE_CORRUPT, ImageStatus.SIZE_MISMATCH))
-"""Problems of an image's file that the manifest records; every launch reads the file again."""
+"""Problems in the manifest that a repaired image file may have ended: every launch of the run reads the file again."""
 Clock = Callable[[str], AbstractContextManager[None]]
 _Mask = tuple[bytes | None, int, int]  # of a person: run lengths, height and width [px]
 _NO_MASK: _Mask = (None, 0, 0)
 
 
 class _SizeMismatch(UnusableImage):
-    """The image is not of the manifest's size, or not of the size that its camera implies."""
+    """The image does not have the size that the manifest says or its camera implies."""
 
     status = ImageStatus.SIZE_MISMATCH
 
 
 @dataclass(frozen=True)
 class SceneLoader:
-    """Reads the scenes of manifest rows from one store of images."""
+    """Makes scenes of manifest rows, with images from one store."""
 
     images: ImageStore
-    depth: DepthFiles | None  # disparity maps in files; None leaves `Scene.disparity` to a later stage
-    max_side: int = EvidenceConfig.render_max_side  # of the person map, the size that masks are sampled at
-    label_masks: bool = True  # read the manifest's masks; False = no masks
-    centred: bool = True  # an image whose size the manifest does not have must be of the size its camera implies
+    depth: DepthFiles | None  # disparity maps in files; None = `Scene.disparity` is set by a later stage
+    max_side: int = EvidenceConfig.render_max_side  # longer side of the person map, at whose size masks are sampled
+    label_masks: bool = True  # take the manifest's masks; False = no masks
+    centred: bool = True  # where the manifest has no size of an image, it must have the size its camera implies
     decode_memory_mb: int = RunConfig.decode_memory_mb
 
     def load(self, rows: pa.Table, threads: Executor | None = None, clock: Clock | None = None) -> list[Scene]:
         """The scenes of rows of `schema.MANIFEST_SCHEMA`, in order.
 
-        `threads`: one image per task; None = in this thread. `clock` times the stages decode, masks and depth, threads
-        added up; see `timing.StageClock`.
+        `threads`: one image per task; None = in this thread. `clock`: times decode, masks, depth: `timing.StageClock`.
         """
         found = list(_read_labels(rows))
         scenes = [scene for scene, _ in found]
@@ -109,7 +109,7 @@ class SceneLoader:
                 scene.origin["depth"] = self.depth.origin
 
     def _measure(self, scene: Scene, image_file: str) -> None:
-        """Set the size of an image the manifest has none of from its file, with the checks of the build."""
+        """Set the size of an image from its file where the manifest has none, with the checks of the build."""
         header = self.images.header(image_file)
         scene.width, scene.height = header.width, header.height
         camera, size = scene.intrinsics, np.array([header.width, header.height])
@@ -120,29 +120,26 @@ class SceneLoader:
 
 
 def read_label_scenes(rows: pa.Table) -> list[Scene]:
-    """The scenes of manifest rows without pixels; no image is opened."""
+    """The scenes of manifest rows without pixels; no image file is opened."""
     return [scene for scene, _ in _read_labels(rows)]
 
 
 def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, list[_Mask]]]:
-    """Scenes with all that the manifest itself holds, and their encoded masks."""
-    persons = single_array(rows["persons"])
-    people = persons.flatten()
-    columns = {name: read_numbers(people.field(name)) for name in _PERSON_FIELDS}
-    rle, problems = people.field("mask_rle").to_pylist(), people.field("problem").to_pylist()
+    """Scenes with everything the manifest holds, and the encoded masks of their people."""
+    flat = flatten_table(rows.select(["persons"]), (*_PERSON_FIELDS, "mask_rle", "problem"))
+    columns = dict(flat.people)
+    rle, problems = columns.pop("mask_rle"), columns.pop("problem")
     found = find_row_problems(columns["pose"], columns["betas"], columns["transl"])
-    counts = persons.value_lengths().to_numpy(zero_copy_only=False)
     repeats = find_duplicates(
         LabelledPeople(
             **{name: columns[name] for name in ("pose", "betas", "transl", "bbox_xyxy", "det_score")},
-            has_mask=people.field("mask_rle").is_valid().to_numpy(zero_copy_only=False),
-            usable=(found == 0) & people.field("problem").is_null().to_numpy(zero_copy_only=False),
-            counts=counts,
+            has_mask=np.array([mask is not None for mask in rle], bool),
+            usable=(found == 0) & np.array([text is None for text in problems], bool),
+            counts=np.diff(flat.starts),
         )
     )
-    stop = 0
-    for row, count in zip(rows.drop_columns(["persons"]).to_pylist(), counts.tolist(), strict=True):
-        start, stop = stop, stop + count
+    images = rows.drop_columns(["persons"]).to_pylist()
+    for row, (start, stop) in zip(images, pairwise(flat.starts.tolist()), strict=True):
         own = slice(start, stop)
         parts: dict[str, Any] = {name: np.array(values[own]) for name, values in columns.items()}
         masks = list(zip(rle[own], parts.pop("mask_height").tolist(), parts.pop("mask_width").tolist(), strict=True))
@@ -161,7 +158,7 @@ def _read_labels(rows: pa.Table) -> Iterator[tuple[Scene, list[_Mask]]]:
 
 
 def mark_repeats(scene: Scene, same_as: np.ndarray) -> None:
-    """Set the status of people who repeat another; `same_as`: (P,) position of the person repeated, -1 = none."""
+    """Set the problem of people who are labelled twice; `same_as`: (P,) position of the row each repeats, -1 = none."""
     for person in np.flatnonzero(same_as >= 0).tolist():
         kept = int(same_as[person])
         row = f" (label row {scene.source_row[kept]})" if scene.source_row[kept] >= 0 else ""
@@ -170,7 +167,7 @@ def mark_repeats(scene: Scene, same_as: np.ndarray) -> None:
 
 
 def _take_problem(scene: Scene, row: dict[str, Any]) -> None:
-    """Set the problem that the manifest records of an image, unless its file may have been repaired since."""
+    """Set the problem that the manifest has of an image, unless the file may have been repaired since the build."""
     camera, size = scene.intrinsics, (row["width"], row["height"])
     if row["problem_status"] is None:
         if implausible_cameras(camera[None], *(np.array([side]) for side in size))[0]:  # older builds did not check
@@ -186,7 +183,7 @@ def _take_problem(scene: Scene, row: dict[str, Any]) -> None:
 
 
 def _sample_masks(scene: Scene, masks: list[_Mask], max_side: int) -> None:
-    """Fill `Scene.masks` at person-map size; without a mask a person may have any pixel its rendered body covers."""
+    """Set `Scene.masks` at the size of the person map; without a mask of a person every pixel may be that person's."""
     height, width = map_size(scene.height, scene.width, max_side)
     rows = np.arange(height) * scene.height // height
     cols = np.arange(width) * scene.width // width

@@ -31,7 +31,7 @@ from dto_pipeline.data.object_store import RemoteStore, open_remote
 from dto_pipeline.data.object_store import StorageError as StorageError
 from dto_pipeline.data.object_store import StoreError as StoreError
 from dto_pipeline.paths import check_relative, resolve_inside
-from dto_pipeline.reading import IrregularFile, check_regular, open_regular, read_regular, read_start
+from dto_pipeline.reading import IrregularFile, check_regular, read_regular, read_start
 
 Location = Path | str
 STORAGE_ERRORS = (OSError, pa.ArrowException)  # what reading a place raises besides FileNotFoundError
@@ -55,12 +55,8 @@ class LocalStore:
             (self.root / folder).mkdir(parents=True, exist_ok=True)
 
     def read(self, name: str, limit: int | None = None) -> bytes:
-        """A file's bytes: all, the first `limit`, or the last ``-limit``; raises FileNotFoundError."""
-        if limit is None or limit >= 0:
-            return read_regular(self.root / name, _MOST_BYTES) if limit is None else read_start(self.root / name, limit)
-        with open_regular(self.root / name) as stream:
-            size = os.fstat(stream.fileno()).st_size
-            return os.pread(stream.fileno(), -limit, max(0, size + limit))
+        """A file's bytes, or the first `limit` of them; raises FileNotFoundError."""
+        return read_regular(self.root / name, _MOST_BYTES) if limit is None else read_start(self.root / name, limit)
 
     def open(self, name: str) -> pa.NativeFile:
         """A file for random access; raises FileNotFoundError."""
@@ -232,8 +228,8 @@ def is_there(location: Location) -> bool:
         return False
 
 
-def read_many(root: Location, names: Sequence[str], limit: int | None = None) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of many files (see `LocalStore.read`), in order; those that are gone are left out.
+def read_many(root: Location, names: Sequence[str], tail: int | None = None) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of many files, or the last `tail` of each, in order; files that are gone are left out.
 
     Behind URIs many are requested at once. What was read stays in memory until the caller takes it.
     """
@@ -241,7 +237,10 @@ def read_many(root: Location, names: Sequence[str], limit: int | None = None) ->
 
     def read(name: str) -> tuple[str, bytes | None]:
         try:
-            return name, store.read(name, limit)
+            if tail is None:
+                return name, store.read(name)
+            with store.open(name) as file:
+                return name, file.read_at(tail, max(0, file.size() - tail))
         except FileNotFoundError:
             return name, None
 

@@ -1,17 +1,24 @@
 """Labels for training: in pieces for `dto train`, or as one torch Dataset for other training code.
 
-A piece is one row group of a label file (at most 1024 images): an index of the wanted images is made first (4 bytes an
-image), then one piece at a time is read (about 0.5 kB a person). `LabelDataset` holds everything in a few flat arrays
-that forked workers share: about 0.4 kB a person. Metres, pixels, radians.
+A piece is one row group of a label file (at most 1024 images). An index of the wanted images is made first (4 bytes an
+image); then pieces are read when they are needed (about 0.5 kB a person). `LabelDataset` holds everything in a few flat
+arrays that forked processes share: about 0.4 kB a person. Metres, pixels, radians.
+
+Other people's labels are held in memory as well, about 0.5 kB a person in every process: RelativeHuman's annotations,
+which have no bodies (boxes, joints and an order in depth are learnt from them), and released DTO-Humans, copied once
+into a temporary file of plain arrays (see `sources.predictions`) that other processes on the machine read in seconds.
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +27,10 @@ import pyarrow as pa
 import torch
 from torch.utils.data import Dataset
 
+from dto_pipeline.axes import NUM_BETAS
+from dto_pipeline.data.cameras import CAMERA_COLUMNS, camera_columns
+from dto_pipeline.data.files import temporary_folder
+from dto_pipeline.data.image_index import WHOLE_NAME, index_images
 from dto_pipeline.data.images import ImageCorrupt, ImageStore
 from dto_pipeline.data.label_files import (
     EXPECTED_ERROR,
@@ -35,30 +46,38 @@ from dto_pipeline.data.label_files import (
 )
 from dto_pipeline.data.labels import LabelsError, read_groups, read_labels
 from dto_pipeline.data.manifest import Manifest
+from dto_pipeline.data.people import FileKind
+from dto_pipeline.data.sources.annots import open_ma_hmr
+from dto_pipeline.data.sources.predictions import open_predictions
+from dto_pipeline.data.sources.relative_human import evaluated_joints, read_annotations
+from dto_pipeline.data.sources.rows import LabelSource
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.tars import open_images
 from dto_pipeline.status import PLACED, UNUSED
 
-IMAGE_COLUMNS = (
-    *("image_id", "image_path", "width", "height", "image_sha256"),
-    *("fx", "fy", "cx", "cy", "z_covariance"),
-)
+_IMAGE = ("image_id", "image_path", "width", "height", *CAMERA_COLUMNS)
+IMAGE_COLUMNS = (*_IMAGE, "image_sha256", "z_covariance")
 PEOPLE_COLUMNS = ("pose", "betas", "transl", "bbox_xyxy", "status", "z_sigma_m")
 SELECTIONS = ("accepted", "optimized", "all")
 _SELECTING = ("num_persons", "is_accepted", "is_optimized", EXPECTED_ERROR)
-LABEL_IMAGES = ("image_id", "image_path", "width", "height", "fx", "fy", "cx", "cy", *_SELECTING)
+LABEL_IMAGES = (*_IMAGE, *_SELECTING)
 LABEL_PEOPLE = ("pose", "betas", "transl", "height_m", "age_years", "male_prob", "status", Z_SIGMA)
 _HASH_RANGE = 1 << 32
+_PIECE_IMAGES = 1024  # of other people's labels
+# of each of the 14 joints: its position among SMPL's 24, which are followed by the top of the head and the neck
+_SMPL_JOINTS = np.array([16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8, 24, 25])
+_NUM_JOINTS = 26
+_BODY = {"pose": 72, "betas": NUM_BETAS, "transl": 3}  # numbers of a person
 
 
 @dataclass(frozen=True)
 class Part:
-    """Which images are wanted: of a selection, on one side of the hold-out."""
+    """Which images are wanted: those of a selection that are held out, or those that are not."""
 
     select: str  # one of `SELECTIONS`; images without people are never taken
     holdout: float = 0.0  # share of the images, by a hash of their names
-    held_out: bool = False  # take these, instead of the others
-    limits: Limits = NO_LIMITS  # of images; people beyond theirs stay in the rows
+    held_out: bool = False  # take these images, not the others
+    limits: Limits = NO_LIMITS  # of images; people beyond the limits are not left out here
 
     def holds(self, image_paths: Sequence[str]) -> np.ndarray:
         """(n,) bool: on this side of the hold-out; the same on every machine and in every mix of labels.
@@ -87,28 +106,28 @@ class Piece:
 
 @dataclass(frozen=True)
 class LabelSet(ABC):
-    """The labels of one subset in pieces, and its photographs; small enough to be pickled."""
+    """The labels of one subset in pieces, and its photographs; small, so that it can be pickled."""
 
     name: str
-    images_root: Location  # that the names of images are relative to
+    images_root: Location  # what the names of images are relative to
 
     @property
     def is_remote(self) -> bool:
-        """Something of it is behind a URI."""
+        """Whether something of the set is behind a URI."""
         return isinstance(self.images_root, str)
 
     def open_images(self) -> ImageStore:
-        """The photographs' store; it holds open files, so every process opens its own."""
+        """The store of the photographs. It holds open files: every process opens its own."""
         return ImageStore(self.images_root)
 
     @abstractmethod
     def index(self, number: int, part: Part) -> list[Piece]:
-        """Every piece that holds an image of `part`; `number`: place of this set among several. Raises: LabelsError."""
+        """Every piece with an image of `part`; `number`: position of this set among several. Raises: LabelsError."""
 
     @abstractmethod
     def read(self, piece: Piece) -> LabelColumns:
-        """The labels of a piece's images: `IMAGE_COLUMNS`, `IMAGE_FILE`, `PEOPLE_COLUMNS`, of people perhaps also
-        ``keypoints`` (n, 26, 2) [px] and ``depth_layer`` (n,). Raises: LabelsError, ManifestError."""
+        """The labels of a piece's images: `IMAGE_COLUMNS`, `IMAGE_FILE` and `PEOPLE_COLUMNS`; of people without bodies
+        also ``keypoints`` (n, 26, 2) [px] and ``depth_layer`` (n,). Raises: LabelsError, ManifestError."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +140,12 @@ class ParquetSet(LabelSet):
 
     @property
     def is_remote(self) -> bool:
-        """Labels, photographs or manifest are behind a URI."""
+        """Whether labels, photographs or manifest are behind a URI."""
         places = [*self.files, self.images_root, *([self.manifest.path] if self.manifest else [])]
         return any(isinstance(place, str) for place in places)
 
     def open_images(self) -> ImageStore:
-        """A folder's, or that of the run's manifest, tars too."""
+        """A folder, or what the run's manifest names, also in tars."""
         return open_images(self.images_root, self.manifest.path) if self.manifest else super().open_images()
 
     def index(self, number: int, part: Part) -> list[Piece]:
@@ -152,15 +171,15 @@ class ParquetSet(LabelSet):
         return flatten_table(table.append_column(IMAGE_FILE, files)).take(piece.rows)
 
     def count_uncertain(self, select: str, limits: Limits) -> Counter[str]:
-        """What `limits` leave out of the images of `select`, by reason. Raises: LabelsError."""
+        """How many images of `select`, and people in them, `limits` leave out, by reason. Raises: LabelsError."""
         columns = flatten_table(read_labels(*self.files, columns=_SELECTING, people=(Z_SIGMA,)))
         return _take_images(columns, select, limits)[1]
 
 
 def open_run_set(run: RunLabels, images: str = "") -> ParquetSet:
-    """The labels of a run; `images` is a folder or URI in place of the manifest's.
+    """The labels of a run; `images`: a folder or URI in place of the manifest's.
 
-    Raises: ManifestError: the manifest, which names the image files, is gone or is another one.
+    Raises: ManifestError: the manifest, which names the image files, is nowhere, or it is another one now.
     """
     manifest = run.open_manifest()
     return ParquetSet(
@@ -173,7 +192,7 @@ def open_run_set(run: RunLabels, images: str = "") -> ParquetSet:
 
 
 def open_file_set(labels: str | Path, images: str) -> ParquetSet:
-    """Label files without a run: an export in Parquet, or single files; `images` is what `image_path` is relative to.
+    """Label files without a run: an export, or single files; `images` is what their `image_path` is relative to.
 
     Raises: LabelsError: no label file there, or no folder of images was named.
     """
@@ -182,19 +201,107 @@ def open_file_set(labels: str | Path, images: str) -> ParquetSet:
     return ParquetSet(str(labels), as_location(images), tuple(find_label_files(labels)))
 
 
+@dataclass(frozen=True)
+class PeopleSet(LabelSet):
+    """A `LabelSet` of other people's label file, all of whose images count as accepted."""
+
+    path: Path
+    kind: FileKind
+    copy: Path | None = None  # the copy of released bodies on the machine that opened the set
+
+    def index(self, number: int, part: Part) -> list[Piece]:
+        """Pieces of 1024 images; `part.select` and `part.limits` do not apply, as no run has judged these images."""
+        rows = np.flatnonzero(part.holds(_open(self).images["image_path"].tolist())).astype(np.int32)
+        starts = range(0, rows.size, _PIECE_IMAGES)
+        return [Piece(number, 0, k, 0, rows[start : start + _PIECE_IMAGES]) for k, start in enumerate(starts)]
+
+    def read(self, piece: Piece) -> LabelColumns:
+        """See `LabelSet`; the size of images is unknown, 0."""
+        return _open(self).take(piece.rows)
+
+
+def open_people_set(path: str | Path, kind: FileKind, images: str) -> PeopleSet:
+    """A file of `kind` RELATIVE_HUMAN or MA_HMR; `images`: the folder or URI its image names are relative to.
+
+    Raises: LabelsError: no folder is named. LabelFileError, PickleRefused: the file cannot be used.
+    """
+    if not images:
+        raise LabelsError(f"{path} does not say where its photographs are; name their folder (data.images)")
+    copy = _copy_bodies(Path(path)) if kind is FileKind.MA_HMR else None
+    people = PeopleSet(Path(path).stem, as_location(images), Path(path), kind, copy)
+    _open(people)
+    return people
+
+
+def _copy_bodies(path: Path) -> Path:
+    """A prediction file of the people in a released file."""
+    source, copy = open_ma_hmr(path), _FOLDERS.enter_context(temporary_folder("dto-annots-")) / "people.npz"
+    columns: dict[str, Any] = {"image": source.image_names.astype(str), **source.columns}
+    np.savez(copy, **columns)
+    return copy
+
+
+_FOLDERS = ExitStack()  # of the copies, which exist as long as this process
+atexit.register(_FOLDERS.close)
+
+
+@lru_cache
+def _open(people: PeopleSet) -> LabelColumns:
+    """All people, by image; from the file itself on a machine without the copy."""
+    if people.copy is not None and people.copy.is_file():
+        source = open_predictions(people.copy)
+    else:
+        source = (open_ma_hmr if people.kind is FileKind.MA_HMR else _open_annotations)(people.path)
+    index = index_images(source, WHOLE_NAME)
+    labels, names = source.rows(index.rows), np.array(index.image_name, dtype=object)
+    images = {
+        "image_id": np.array([f"{people.name}/{name}" for name in names], dtype=object),
+        "image_path": names,
+        IMAGE_FILE: names,
+        **dict.fromkeys(("width", "height"), np.zeros(len(names), np.int32)),
+        "image_sha256": np.full(len(names), "", dtype=object),
+        **camera_columns(labels.intrinsics[index.offsets[:-1]]),  # all people of an image have the same
+        "z_covariance": np.full(len(names), None, dtype=object),
+    }
+    columns = {name: getattr(labels, name) for name in ("pose", "betas", "transl", "bbox_xyxy")}
+    columns["status"] = np.full(len(labels.pose), "", dtype=object)
+    if people.kind is FileKind.RELATIVE_HUMAN:
+        columns |= {name: source.columns[name][index.rows] for name in ("keypoints", "depth_layer")}
+    return LabelColumns(images, columns, index.offsets)
+
+
+def _open_annotations(path: Path) -> LabelSource:
+    """RelativeHuman's people without bodies and cameras; besides ``keypoints`` (n, 26, 2) and ``depth_layer`` (n,)."""
+    crowd = [(name, person) for name, people in read_annotations(path).images.items() for person in people]
+    names = np.array([name for name, _ in crowd], dtype=object)
+    layers = np.array([person.depth_id for _, person in crowd], np.int64)
+    boxes = np.array([person.bbox_xyxy or (np.nan,) * 4 for _, person in crowd], np.float32).reshape(-1, 4)
+    points = np.full((len(crowd), _NUM_JOINTS, 2), np.nan, np.float32)
+    for row, (name, person) in enumerate(crowd):
+        if person.kp2d is not None:
+            places, visible = evaluated_joints(person.kp2d, name)
+            points[row, _SMPL_JOINTS[visible]] = places[visible]
+
+    columns: dict[str, np.ndarray] = {
+        name: np.full((len(crowd), size), np.nan, np.float32) for name, size in _BODY.items()
+    }
+    columns |= {"bbox_xyxy": boxes, "keypoints": points, "depth_layer": layers}
+    return LabelSource([path], names, columns)
+
+
 def index_pieces(sets: Sequence[LabelSet], part: Part) -> list[Piece]:
-    """Every piece that holds an image of `part`, sets in order. Raises: LabelsError."""
+    """Every piece with an image of `part`, in the order of the sets. Raises: LabelsError."""
     return [piece for number, label_set in enumerate(sets) for piece in label_set.index(number, part)]
 
 
 def _is_selected(images: Any, select: str) -> np.ndarray:
-    """(N,) bool: images of a selection that have people; `images`: `_SELECTING` columns by name."""
+    """(N,) bool: the images of a selection that have people; `images`: the columns `_SELECTING`."""
     crowded = np.asarray(images["num_persons"]) > 0
     return crowded if select == "all" else crowded & np.asarray(images[f"is_{select}"])
 
 
 def _take_images(columns: LabelColumns, select: str, limits: Limits) -> tuple[LabelColumns, Counter[str]]:
-    """The images of a selection that are within the limits; and, by reason, what is not, of images and people."""
+    """The images of a selection that are within the limits; and how many images and people are not, by reason."""
     columns = columns.take(np.flatnonzero(_is_selected(columns.images, select)))
     expected, left_out = columns.images[EXPECTED_ERROR], Counter[str]()
     certain = limits.images(expected)
@@ -215,7 +322,7 @@ def read_run_columns(run: RunLabels, images: Location = "") -> tuple[LabelColumn
 
 
 class LabelDataset(Dataset[dict[str, Any]]):
-    """Map-style dataset of images; see `__getitem__` for an item. Crowds differ in size: use ``collate_fn=list``."""
+    """Map-style dataset of images, see `__getitem__`; as images differ in their people, use ``collate_fn=list``."""
 
     def __init__(
         self,
@@ -227,10 +334,10 @@ class LabelDataset(Dataset[dict[str, Any]]):
         """Select images.
 
         Args:
-            columns: `LABEL_IMAGES` and `LABEL_PEOPLE` of some label files, perhaps `IMAGE_FILE`.
-            images: where photographs are read from, by `IMAGE_FILE` or else ``image_path``; None = items hold none.
+            columns: `LABEL_IMAGES` and `LABEL_PEOPLE` of some label files, with or without `IMAGE_FILE`.
+            images: the photographs, by `IMAGE_FILE` or else ``image_path``; None = items have none.
             select: "accepted", "optimized" or "all" images; images without people are never taken.
-            limits: how uncertain images may be, and people that are ``usable``; `left_out` counts the others by reason.
+            limits: how uncertain images and ``usable`` people may be; `left_out` counts the others by reason.
 
         Raises: LabelsError: an unknown `select`, or a limit on errors where no label has one.
         """

@@ -38,8 +38,7 @@ from dto_pipeline.data.files import sha256_file, write_bytes_atomic, write_json_
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.rle import encode_rle
-from dto_pipeline.data.sources.camerahmr import write_camerahmr
-from dto_pipeline.data.sources.rows import LabelRows
+from dto_pipeline.data.sources.camerahmr import write_release_file
 from dto_pipeline.data.sources.sidecar import write_sidecar
 from dto_pipeline.errors import DtoError
 from dto_pipeline.lab.crowd import plan_crowd
@@ -304,11 +303,10 @@ def _write_people(root: Path, parts: Sequence[PersonRows], labels: str, sidecar:
         {name: np.concatenate([getattr(part, side)[name] for part in parts]) for name in getattr(parts[0], side)}
         for side in ("labels", "truth")
     )
-    rows = LabelRows(*(given[name] for name in ("pose", "betas", "transl", "bbox_xyxy", "intrinsics")))
-    write_camerahmr(root / labels, truth["image_name"], rows, given["keypoints"])
+    write_release_file(root / labels, truth["image_name"], given)
     write_sidecar(
         root / sidecar,
-        np.arange(len(rows.pose)),
+        np.arange(len(given["pose"])),
         age_years=given["age_years"],
         male_prob=given["male_prob"],
         mask_rle=given["mask_rle"].tolist(),
@@ -318,7 +316,7 @@ def _write_people(root: Path, parts: Sequence[PersonRows], labels: str, sidecar:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **truth)
     write_bytes_atomic(root / TRUTH, buffer.getvalue())
-    return len(rows.pose)
+    return len(given["pose"])
 
 
 def read_truth(root: Path) -> dict[str, np.ndarray]:

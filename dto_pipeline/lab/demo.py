@@ -25,7 +25,7 @@ from dto_pipeline.data.labels import read_placed
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES, SAME_DEPTH, Placement, placement_sums
 from dto_pipeline.lab.crowd_files import build_demo_data, build_true_pictures, read_truth, write_map
-from dto_pipeline.lab.people import rest_height
+from dto_pipeline.lab.own_bodies import rest_height
 from dto_pipeline.lab.solver_outcomes import EVERYBODY, Outcome
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.models.depth import METRES_PER_DEPTH, DepthFiles

@@ -40,7 +40,7 @@ class Difficulty:
     leak: int = 0  # masks grow by up to this over neighbours and ground [px]
     focal_error: float = 0.0  # K of the labels is wrong by a share, normal with this sigma
     wrong_labels: float = 0.0  # share of people whose label is grossly wrong in size, distance and pose
-    heights: str = "independent"  # growth charts (`people.CHART`), or "priors", the method's own
+    heights: str = "independent"  # growth charts (`own_bodies.CHART`), or "priors", the method's own
     blur: float = 1.0  # of the depth map [px]
     smooth_error: float = 0.0  # relative error that varies slowly over the map, standard deviation
     power: float = 1.0  # disparity goes with 1 / z to this power, as networks that compress the far side do

@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 from dto_pipeline.axes import KID_AXIS, NUM_BETAS
 from dto_pipeline.errors import DtoError
 from dto_pipeline.lab.crowd import Crowd
-from dto_pipeline.lab.people import (
+from dto_pipeline.lab.own_bodies import (
     FEMALE,
     Bodies,
     Labels,
@@ -89,8 +89,8 @@ def load_anny() -> AnnyModel:
 def build_foreign(crowd: Crowd, body: BodyModel, rng: np.random.Generator, sex: np.ndarray) -> tuple[Bodies, Labels]:
     """True bodies of Anny in a planned crowd, and their labels.
 
-    Heights follow age and `sex` ((P,), `people.MALE` or `FEMALE`) by the WHO's charts, not the plan. The true `transl`
-    is what a label needs for its pelvis to stand where the true one does; pose and betas of the truth are NaN.
+    Heights follow age and `sex` ((P,), `own_bodies.MALE` or `FEMALE`) by the WHO's charts, not the plan. The true
+    `transl` is what a label needs for its pelvis to stand where the true one does; true pose and betas are NaN.
     """
     anny = load_anny()
     shape = _sample_shapes(anny, crowd.age, sex, rng)

@@ -33,7 +33,7 @@ from dto_pipeline.config import (
     config_from_dict,
 )
 from dto_pipeline.data.sources.relative_human import EVALUATED_JOINTS, Annotation
-from dto_pipeline.evaluate.relative_human import (
+from dto_pipeline.evaluate.rh_evaluation import (
     GROUPS,
     EvaluatedImage,
     evaluate_relative_human,

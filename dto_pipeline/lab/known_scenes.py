@@ -19,7 +19,7 @@ from dto_pipeline.config import PriorConfig
 from dto_pipeline.lab.crowd import LAYOUTS, Crowd, View, plan_crowd
 from dto_pipeline.lab.difficulty import Difficulty
 from dto_pipeline.lab.foreign_bodies import build_foreign, measure_anny
-from dto_pipeline.lab.people import (
+from dto_pipeline.lab.own_bodies import (
     FEMALE,
     MALE,
     Bodies,

@@ -26,7 +26,7 @@ from dto_pipeline.maths.line_posterior import (
     integrate_lines,
     line_coefficients,
 )
-from dto_pipeline.maths.ordered import constant, fold_logsumexp, fold_softmax, fold_sum
+from dto_pipeline.maths.ordered import constant, fold_softmax, fold_sum
 from dto_pipeline.maths.paper_solver import CODE
 from dto_pipeline.scene import DepthEvidence, GroupFits, HeightPrior, Posterior, SceneBatch
 from dto_pipeline.status import PersonStatus
@@ -96,9 +96,9 @@ def fit_crowds(
         unknown_ages=unknown_ages / present.sum(1).clamp(min=1),
         metric=measured.any(1) & batch.metric,
     )
-    found = _solve(crowd, _build_problem(crowd, config), config)
+    found, model = _solve(crowd, _build_problem(crowd, config), config)
     tallest = (max_height * crowd.z / torch.where(present, prior.height, 1.0)).log()
-    return _conclude(crowd, found._replace(log_z=torch.minimum(found.log_z, tallest)), config)
+    return _conclude(crowd, found._replace(log_z=torch.minimum(found.log_z, tallest)), model, config)
 
 
 def _build_problem(crowd: _Crowd, config: CrowdConfig) -> CrowdProblem:
@@ -133,7 +133,7 @@ def _build_problem(crowd: _Crowd, config: CrowdConfig) -> CrowdProblem:
     )
 
 
-def _solve(crowd: _Crowd, problem: CrowdProblem, config: CrowdConfig) -> CrowdPosterior:
+def _solve(crowd: _Crowd, problem: CrowdProblem, config: CrowdConfig) -> tuple[CrowdPosterior, torch.Tensor]:
     """Both models x all faults x all noise levels, averaged by their evidence (a fixed set of fits per scene)."""
     device, scenes = problem.model.device, len(problem.model)
     chosen = [DEPTH_MODELS.index(name) for name in DEPTH_MODELS if config.depth_model in ("auto", name)]
@@ -151,7 +151,7 @@ def _solve(crowd: _Crowd, problem: CrowdProblem, config: CrowdConfig) -> CrowdPo
     level, fits = levels.repeat(len(fits.model)), fits.take(rows)
     noise = fits.noise * level.square()[:, None, None]
     fits = fits.replace(noise=noise, log_prior=fits.log_prior + log_levels)
-    return _average(integrate_lines(fits, mean[rows], covariance[rows]), models, scenes)
+    return _average(*integrate_lines(fits, mean[rows], covariance[rows]), models, scenes)
 
 
 def _log_levels(crowd: _Crowd, config: CrowdConfig) -> torch.Tensor:
@@ -206,8 +206,11 @@ def _with_fault(
     )
 
 
-def _average(result: CrowdPosterior, models: torch.Tensor, scenes: int) -> CrowdPosterior:
-    """Moments over the fits of each scene, weighted by evidence; the line is that of the more probable model.
+def _average(
+    result: CrowdPosterior, log_evidence: torch.Tensor, models: torch.Tensor, scenes: int
+) -> tuple[CrowdPosterior, torch.Tensor]:
+    """Moments over the fits of each scene, weighted by evidence, of the line those of the more probable model, and this
+    model, (B,) of `models`.
 
     Variances are averaged as logarithms: the fits of a scene differ much in width, and the interval that holds half or
     four fifths of such a mixture is about as wide as that of most fits, not of the widest.
@@ -216,8 +219,7 @@ def _average(result: CrowdPosterior, models: torch.Tensor, scenes: int) -> Crowd
     def per_scene(value: torch.Tensor) -> torch.Tensor:
         return value.view(scenes, -1, *value.shape[1:])
 
-    log_evidence = per_scene(result.log_evidence)
-    weight = fold_softmax(log_evidence)
+    weight = fold_softmax(per_scene(log_evidence))
     means = per_scene(result.log_z)
     log_z = fold_sum(weight[..., None] * means, 1)
     apart = means - log_z[:, None]
@@ -235,17 +237,10 @@ def _average(result: CrowdPosterior, models: torch.Tensor, scenes: int) -> Crowd
         value = fold_sum(by_model * value.view(by_model.shape)) / fold_sum(by_model)
         return value.gather(1, best[:, None]).squeeze(1)
 
-    return CrowdPosterior(
-        log_evidence=fold_logsumexp(log_evidence),
-        model=models[best],
-        log_scale=of_best(result.log_scale),
-        share=of_best(result.share),
-        log_z=log_z,
-        covariance=covariance,
-    )
+    return CrowdPosterior(of_best(result.log_scale), of_best(result.share), log_z, covariance), models[best]
 
 
-def _conclude(crowd: _Crowd, found: CrowdPosterior, config: CrowdConfig) -> GroupFits:
+def _conclude(crowd: _Crowd, found: CrowdPosterior, model: torch.Tensor, config: CrowdConfig) -> GroupFits:
     """Statuses, places and calibrated variances, in the container of the published fit."""
     evidence, prior, measured, present = crowd.evidence, crowd.prior, crowd.measured, crowd.present
     own = found.covariance.diagonal(dim1=-2, dim2=-1)
@@ -275,10 +270,9 @@ def _conclude(crowd: _Crowd, found: CrowdPosterior, config: CrowdConfig) -> Grou
 
     z_variance = calibrate(found.covariance) + config.focal_sigma**2
     member = torch.stack([moved & (evidence.group == group) for group in (NEAR, FAR)], 1)
-    line = torch.stack(line_coefficients(found.log_scale, found.share, crowd.typical_depth, found.model), -1)
+    line = torch.stack(line_coefficients(found.log_scale, found.share, crowd.typical_depth, model), -1)
     straight, inverse = (
-        torch.where((compared & (found.model == model))[:, None], line, torch.nan)
-        for model in (AFFINE_DEPTH, AFFINE_DISPARITY)
+        torch.where((compared & (model == kind))[:, None], line, torch.nan) for kind in (AFFINE_DEPTH, AFFINE_DISPARITY)
     )
     return GroupFits(
         alpha=straight[:, :1].expand(-1, 2),
@@ -293,7 +287,7 @@ def _conclude(crowd: _Crowd, found: CrowdPosterior, config: CrowdConfig) -> Grou
         posterior=Posterior(
             z_covariance=z_variance * new_z[:, :, None] * new_z[:, None, :],
             height_sigma=height * calibrate(own.clamp(min=0) + config.size_sigma**2).sqrt(),
-            depth_model=torch.where(compared, found.model, -1),
+            depth_model=torch.where(compared, model, -1),
             disparity_line=inverse,
         ),
     )

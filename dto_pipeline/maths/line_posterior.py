@@ -73,8 +73,6 @@ class _Laws(NamedTuple):
 class CrowdPosterior(NamedTuple):
     """Moments of N fits."""
 
-    log_evidence: torch.Tensor  # (N,)
-    model: torch.Tensor  # (N,) int64, AFFINE_DEPTH or AFFINE_DISPARITY
     log_scale: torch.Tensor  # (N,) mean
     share: torch.Tensor  # (N,) mean
     log_z: torch.Tensor  # (N, P) mean
@@ -103,11 +101,15 @@ def find_lines(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat(means), torch.cat(covariances)
 
 
-def integrate_lines(problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tensor) -> CrowdPosterior:
-    """The posterior on a grid about `mean`, `covariance` of `find_lines` (of a problem with similar noise)."""
+def integrate_lines(
+    problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tensor
+) -> tuple[CrowdPosterior, torch.Tensor]:
+    """The posterior on a grid about `mean`, `covariance` of `find_lines` (of a problem with similar noise), and the
+    logarithm of the evidence (N,) for each fit."""
     parts = _parts(problem, _LAST_GRID)
     found = [_integrate(problem.take(part), mean[part], covariance[part]) for part in parts]
-    return CrowdPosterior(*map(torch.cat, zip(*found, strict=True)))
+    *moments, log_evidence = map(torch.cat, zip(*found, strict=True))
+    return CrowdPosterior(*moments), log_evidence
 
 
 def _parts(problem: CrowdProblem, grid: tuple[int, int]) -> tuple[torch.Tensor, ...]:
@@ -119,7 +121,8 @@ def _parts(problem: CrowdProblem, grid: tuple[int, int]) -> tuple[torch.Tensor, 
     return torch.arange(fits, device=device).split(max(1, room // max(1, numbers)))
 
 
-def _integrate(problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tensor) -> CrowdPosterior:
+def _integrate(problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The fields of `CrowdPosterior`, then the logarithm of the evidence."""
     lines, log_cell = _refined_grid(mean, covariance, _LAST_GRID)
     laws = _laws(problem)
     log_density, on_line, log_law = _evaluate(problem, laws, lines)
@@ -129,14 +132,13 @@ def _integrate(problem: CrowdProblem, mean: torch.Tensor, covariance: torch.Tens
     log_z = fold_sum(weight[..., None] * expected, 1)
     apart = expected - log_z[:, None]
     between = fold_sum((weight[..., None] * apart)[..., None] * apart[:, :, None], 1)
-    return CrowdPosterior(
-        log_evidence=total + log_cell + problem.log_prior,
-        model=problem.model,
+    moments = CrowdPosterior(
         log_scale=fold_sum(weight * lines[..., 0]),
         share=fold_sum(weight * lines[..., 1]),
         log_z=log_z,
         covariance=between + torch.diag_embed(fold_sum(weight[..., None] * variance, 1)),
     )
+    return *moments, total + log_cell + problem.log_prior
 
 
 def _refined_grid(

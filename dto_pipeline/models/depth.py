@@ -31,6 +31,7 @@ NPZ_KEYS = {DISPARITY: "disparity", DEPTH: "depth", METRIC_DEPTH: "depth"}  # ar
 NPZ_FOCAL = "focal"  # of a metric npz: the focal length that its metres were made with [px of the image]
 _PNG_EXTRA = 1 << 20  # bytes a PNG may have beyond twice its pixels: headers, notes
 _NAMES_SHOWN = 10  # arrays of a file, in a message
+_UNNAMED = "no depth map is named for this image; set `depth` in the dataset YAML or depth.root"
 
 
 def as_disparity(values: np.ndarray, kind: str, scale: float = 1.0) -> np.ndarray:
@@ -87,10 +88,10 @@ class DepthFiles:
             DepthMissing: no file is named, or it does not exist.
             DepthInvalid: the file cannot be used; the message says why.
         """
-        if not depth_file or self.root is None:
-            raise DepthMissing("no depth map is named for this image; set `depth` in the dataset YAML or depth.root")
+        if not depth_file:
+            raise DepthMissing(_UNNAMED)
         try:
-            with open_regular(resolve_inside(self.root, depth_file)) as source:
+            with self._open(depth_file) as source:
                 array, own = _read_array(source, PurePosixPath(depth_file).suffix, (height, width), self.kind)
         except FileNotFoundError as error:
             raise DepthMissing(f"depth map {depth_file} does not exist") from error
@@ -109,6 +110,12 @@ class DepthFiles:
         if highest == 0:
             raise DepthInvalid(f"depth map {depth_file} is zero everywhere")
         return disparity
+
+    def _open(self, depth_file: str) -> BinaryIO:
+        """The file of a map (`data.remote_inputs` has another); raises FileNotFoundError, ValueError or OSError."""
+        if self.root is None:
+            raise DepthMissing(_UNNAMED)
+        return open_regular(resolve_inside(self.root, depth_file))
 
 
 def _read_array(source: BinaryIO, suffix: str, shape: tuple[int, int], kind: str) -> tuple[np.ndarray, float | None]:

@@ -21,7 +21,7 @@ from dto_pipeline.reading import open_regular
 _COMMIT = re.compile("[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"(?!.*(--|\.\.))[\w.-]+/[\w.-]+")
 # families (`model_type` of config.json) that each section of the config can use, and what to do with another network
-_FAMILIES = {"depth": ("depth_anything", "depth_pro"), "masks": ("mask2former", "maskformer", "eomt", "eomt_dinov3")}
+FAMILIES = {"depth": ("depth_anything", "depth_pro"), "masks": ("mask2former", "maskformer", "eomt", "eomt_dinov3")}
 _FAMILY = re.compile(r"[\w.-]{1,64}")
 _OTHER_FAMILY = {
     "depth": "write maps of other networks to files and use depth.source=files with depth.kind",
@@ -156,8 +156,8 @@ def attribute_references(config: AttributeConfig) -> list[ModelReference]:
 
 def check_reference(reference: ModelReference) -> None:
     """Refuse what cannot be used before anything is downloaded or loaded: no name, a hub name without a commit, a
-    folder without config.json or of a family that is not supported. (The family of a hub network is checked after
-    loading, by `check_family`.)
+    folder without config.json or of a family that is not supported. (The family of a hub network is checked when
+    it is loaded, by `check_family`.)
 
     Raises: ModelMissing, ModelError.
     """
@@ -178,9 +178,9 @@ def check_reference(reference: ModelReference) -> None:
 
 def check_family(option: str, family: str) -> None:
     """Raises: ModelError: networks of this family are not supported for this section of the config."""
-    if option in _FAMILIES and family not in _FAMILIES[option]:
+    if option in FAMILIES and family not in FAMILIES[option]:
         raise ModelError(
-            f"{option}.model is of the family {family!r}; expected {' or '.join(_FAMILIES[option])}; "
+            f"{option}.model is of the family {family!r}; expected {' or '.join(FAMILIES[option])}; "
             f"{_OTHER_FAMILY[option]}"
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dto_pipeline.models.networks import (
+    FAMILIES,
     ModelError,
     ModelIdentity,
     ModelMissing,
@@ -47,18 +48,24 @@ def load_pretrained(
         ModelMissing: it is neither in the folder nor in the cache, and could not be fetched.
         ModelError: the reference cannot be used (`check_reference`), or the files do not hold such a network.
     """
+    from transformers import AutoConfig
     from transformers.utils.logging import disable_progress_bar
 
     check_reference(reference)
     disable_progress_bar()  # a bar per worker and model is noise
-    options = {"trust_remote_code": reference.trust_remote_code, "dtype": torch.float32, **source_options(reference)}
+    options = {"trust_remote_code": reference.trust_remote_code, **source_options(reference)}
     try:
-        for path in Path(reference.located).iterdir() if reference.is_folder else ():
-            if not path.is_dir():
-                check_regular(path)  # transformers would wait for a pipe or a device
+        if reference.is_folder:
+            for path in Path(reference.located).iterdir():
+                if not path.is_dir():
+                    check_regular(path)  # transformers would wait for a pipe or a device
+        elif reference.option in FAMILIES:  # before the weights are fetched
+            check_family(reference.option, AutoConfig.from_pretrained(reference.located, **options).model_type)
         network, loading = auto_class.from_pretrained(
-            reference.located, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            reference.located, output_loading_info=True, ignore_mismatched_sizes=True, dtype=torch.float32, **options
         )
+    except ModelError:
+        raise
     except OSError as error:
         raise ModelMissing(missing_text(reference, error)) from error
     except Exception as error:  # transformers, safetensors and the hub have many classes for files that do not fit
@@ -66,7 +73,6 @@ def load_pretrained(
             f"{reference.option}.model {reference.name!r} cannot be loaded: {first_line(error)}; expected a network "
             f"saved by transformers for {getattr(auto_class, '__name__', auto_class)}"
         ) from error
-    check_family(reference.option, str(network.config.model_type))
     # transformers only warns of weights that it did not find
     kinds = {"missing": "missing_keys", "of another shape": "mismatched_keys"}
     kinds |= {} if spare_weights else {"unexpected": "unexpected_keys"}

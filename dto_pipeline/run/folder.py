@@ -19,13 +19,13 @@ and in-flight notes are replaced and removed: they decide about attempts, never 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -63,7 +63,9 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import IrregularFile, parse_json
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference
 from dto_pipeline.run.lease import LEASE_FOLDER, DriverLock
+from dto_pipeline.run.sanity import judge_run
 
+_LOG = logging.getLogger(__name__)
 RUN_SCHEMA = "dto-run/1"
 FAILURE_SCHEMA = "dto-failure/1"
 _MOST_SHARDS = 10_000_000  # a billion images or more; a larger number is damage
@@ -74,9 +76,6 @@ _READ = {
     "refine": ("accept_below",),
     "solver": ("mode", "max_height"),
 }  # section of the config -> keys that readers of finished runs ask for
-# rules of `check_label_file`
-SAME_HASH, READABLE = "sha256 of the file is the receipt's", "file has the label schema"
-SAME_COUNTS = "counts and keys are the receipt's"
 Place = TypeVar("Place", bound=Location)
 FAILURES = "failures"
 _RESTORE = "put run.json back as it was, or start anew in another folder: the labels stay where they are"
@@ -166,15 +165,9 @@ class Failure:
 class RunScan(CountedLabels):
     """State of a run's shards, as its files show it."""
 
-    records: dict[int, Failure] = field(default_factory=dict)  # shard -> its failure record; in order
-    unreadable: dict[int, str] = field(default_factory=dict)  # shard -> why its failure record counts as none
-    damaged: dict[int, int] = field(default_factory=dict)  # shard -> generation whose label file is of no use
-
-    @cached_property
-    def failures(self) -> dict[int, Failure]:
-        """Failure records of shards that were never done; in order."""
-        settled = self.done.keys() | self.damaged.keys()
-        return {shard: failure for shard, failure in self.records.items() if shard not in settled}
+    failures: dict[int, Failure] = field(default_factory=dict)  # shard that is not done -> its failure record; in order
+    unreadable: dict[int, str] = field(default_factory=dict)  # such a shard -> why its record cannot be read
+    settled: list[int] = field(default_factory=list)  # shards that are done and have a failure record
 
     @property
     def given_up(self) -> dict[int, Failure]:
@@ -183,9 +176,9 @@ class RunScan(CountedLabels):
 
     def without(self, damage: Mapping[int, str]) -> RunScan:
         """This scan with the label files of some shards (-> reason) found damaged, so that the shards are not done."""
-        damaged = {shard: receipt.generation for shard, receipt in self.done.items() if shard in damage}
+        names = (label_name(shard, self.done[shard].generation) for shard in damage)
         done = {shard: receipt for shard, receipt in self.done.items() if shard not in damage}
-        return replace(self, done=done, void={**self.void, **damage}, damaged={**self.damaged, **damaged})
+        return replace(self, done=done, void={**self.void, **damage}, surplus=(*self.surplus, *names))
 
 
 def open_run(directory: RunDirectory, identity: RunIdentity, lock: DriverLock | None = None) -> RunIdentity:
@@ -209,7 +202,10 @@ def open_run(directory: RunDirectory, identity: RunIdentity, lock: DriverLock | 
     if not differences:
         return recorded
     if holds_labels(directory):
-        advice = "use the recorded settings to go on, or another folder to start anew"
+        advice = "use the recorded settings"
+        if identity.manifest_fingerprint != recorded.manifest_fingerprint:
+            advice = "put its manifest back (built again, it is another one once an image was repaired)"
+        advice += " to go on, or take another folder to start anew"
         raise RunMismatch("\n".join([f"{directory.root} belongs to another run; {advice}:", *differences]))
     # A launch failed before its first label: its run.json and failure records are replaced.
     for name in directory.store.entries(FAILURES):
@@ -266,21 +262,20 @@ def read_identity(directory: RunDirectory) -> RunIdentity:
 
 
 def scan_run(directory: RunDirectory, identity: RunIdentity, footers: bool = False) -> RunScan:
-    """Read every receipt and failure record, and the sizes of the label files.
+    """Read every receipt, the failure records of other shards, and the sizes of the label files.
 
-    A failure record that cannot be read counts as no attempts. `footers`: check the end of every label file too.
+    `footers`: check the end of every label file too.
     """
     labels = count_labels(directory.root, identity.config_hash, identity.manifest_fingerprint)
     matches = filter(None, map(_FAILURE.fullmatch, directory.store.entries(FAILURES)))
-    shards = {failure_name(shard): shard for shard in sorted(int(match[1]) for match in matches)}
-    scan = RunScan(**vars(labels))
-    for name, data in read_many(directory.root, list(shards)):
-        shard = shards[name]
+    recorded = sorted(int(match[1]) for match in matches)
+    names = {failure_name(shard): shard for shard in recorded if shard not in labels.done}
+    scan = RunScan(**vars(labels), settled=[shard for shard in recorded if shard in labels.done])
+    for name, data in read_many(directory.root, list(names)):
         try:
-            scan.records[shard] = parse_failure(data, directory.at(name))
+            scan.failures[names[name]] = parse_failure(data, directory.at(name))
         except RecordInvalid as error:
-            scan.unreadable[shard] = str(error)
-            scan.records[shard] = Failure(shard, 0, False, f"unreadable failure record: {error}", "", 0.0)
+            scan.unreadable[names[name]] = str(error)
     return scan.without(_check_footers(scan)) if footers else scan
 
 
@@ -315,6 +310,8 @@ def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Seque
             f"{run_dir} is not finished: {len(missing)} of {identity.shards} shards have no valid receipt "
             f"({named}){void}; `dto run` does what is left, --partial takes what is done"
         )
+    for text in judge_run(identity, list(scan.done.values())).contradictions:
+        _LOG.warning("%s: WRONG: %s", run_dir, text)  # its launch ended with 1 and said so, perhaps long ago
     files = scan.files.items()
     return RunLabels(
         name=str(run_dir),
@@ -329,8 +326,8 @@ def read_run_labels(run_dir: str | Path, partial: bool = False, manifests: Seque
 
 
 def remove_surplus(directory: RunDirectory, scan: RunScan) -> None:
-    """Remove label files that do not count or are damaged."""
-    for name in (*scan.surplus, *(label_name(*place) for place in scan.damaged.items())):
+    """Remove label files that do not count."""
+    for name in scan.surplus:
         directory.store.remove(name)
 
 
@@ -383,20 +380,20 @@ def count_statuses(table: LabelTable) -> tuple[dict[str, int], dict[str, int]]:
 
 def check_label_file(
     directory: RunDirectory, shard: int, receipt: Receipt
-) -> tuple[LabelTable | None, dict[str, str], dict[str, str]]:
+) -> tuple[LabelTable | None, dict[str, str], str]:
     """Compare a finished shard's label file with its receipt.
 
     Returns:
-        Its rows (None if it cannot be read), its footer, and the differences: rule (`SAME_HASH` ...) -> what was found.
+        Its rows (None if it cannot be read), its footer, and the differences; "" = none.
     """
-    path, wrong = directory.label_file(shard, receipt.generation), {}
+    path, expected = directory.label_file(shard, receipt.generation), receipt.label_sha256
+    changed = ""
     try:
-        found, expected = sha256_of(path), receipt.label_sha256
-        if found != expected:
-            wrong[SAME_HASH] = f"its sha256 is {found[:16]}, the receipt says {expected[:16]}"
+        if (sha256 := sha256_of(path)) != expected:
+            changed = f"its sha256 is {sha256[:16]}, the receipt says {expected[:16]}"
         table, footer = read_labels(path), read_label_metadata(path)
     except (LabelsError, OSError) as error:
-        return None, {}, {**wrong, READABLE: str(error)}
+        return None, {}, changed or str(error)
     images, persons = count_statuses(table)
     facts = {
         "rows": (table.num_rows, receipt.rows),
@@ -405,18 +402,14 @@ def check_label_file(
         "shard_key": (footer.get("shard_key"), receipt.shard_key),
         "config_hash": (footer.get("config_hash"), receipt.config_hash),
     }
-    different = [
-        f"{fact} {held}, the receipt says {recorded}" for fact, (held, recorded) in facts.items() if held != recorded
-    ]
-    return table, footer, {**wrong, **({SAME_COUNTS: "; ".join(different)} if different else {})}
+    different = [f"{fact} {held}, the receipt says {said}" for fact, (held, said) in facts.items() if held != said]
+    return table, footer, "; ".join(filter(None, [changed, *different]))
 
 
 def find_damage(directory: RunDirectory, done: Mapping[int, Receipt]) -> dict[int, str]:
     """Shards whose label file differs from its receipt -> what was found. Reads every label file."""
-    checked = {shard: check_label_file(directory, shard, receipt)[2] for shard, receipt in sorted(done.items())}
-    return {
-        shard: f"its label file is damaged: {'; '.join(wrong.values())}" for shard, wrong in checked.items() if wrong
-    }
+    wrong = {shard: check_label_file(directory, shard, receipt)[2] for shard, receipt in sorted(done.items())}
+    return {shard: f"its label file is damaged: {what}" for shard, what in wrong.items() if what}
 
 
 def _check_footers(scan: RunScan) -> dict[int, str]:
@@ -426,7 +419,7 @@ def _check_footers(scan: RunScan) -> dict[int, str]:
     """
     void = dict.fromkeys(scan.done, "its label file is gone")
     shards = {label_name(shard, receipt.generation): shard for shard, receipt in scan.done.items()}
-    for name, tail in read_many(scan.root, list(shards), -_FOOTER_TAIL):
+    for name, tail in read_many(scan.root, list(shards), _FOOTER_TAIL):
         shard = shards[name]
         if not tail.endswith(b"PAR1"):
             void[shard] = "its label file does not end as Parquet does: it is damaged"

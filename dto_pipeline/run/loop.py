@@ -1,9 +1,9 @@
 """The driver's loop and its interface to workers: assign shards, count failures, replace dead workers, end hung ones.
 
-`Schedule` has the shards, `drive` the workers: it connects a schedule with any `WorkerPool` and reports to a `Ledger`,
-so that the same loop drives real workers and, in virtual time, thousands of simulated ones. No files, no Ray, and no
-clock but the pool's, which is monotonic. A worker has a name and one shard at a time; its death counts against that
-shard. Seconds.
+`Schedule` keeps account of shards, `drive` of workers: it connects a schedule with any `WorkerPool` and reports to a
+`Ledger`, so that one loop drives real workers and, in virtual time, thousands of simulated ones. It uses no files, no
+Ray, and no clock but the pool's, which is monotonic. A worker has a name and one shard at a time; its death counts
+against that shard. Seconds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class TooManyFailed(RunAborted):
 
 
 class Runner(Protocol):
-    """Does shards. Light until `warm_up`, which loads models in the worker's process: the runner is sent there."""
+    """Does shards. The driver makes it and sends it to a worker's process, where `warm_up` loads the models."""
 
     def warm_up(self) -> object: ...
 

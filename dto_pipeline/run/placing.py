@@ -1,9 +1,9 @@
 """Place the scenes of a shard: load them ahead, run the networks, optimise batch by batch; one row per image, in order.
 
-While window n is optimised, the networks process window n + 1 and window n + 2 is loaded, each in its own thread; after
-the last window of a shard comes the first of the next shard. Windows depend on the config alone: on a GPU the other
-images of a network's batch can change an image's last bits. An error of a network or of the optimiser costs only the
-scene that causes it: the others are done again without it. Pixels.
+While window n is optimised, the networks process window n + 1 and window n + 2 is loaded, each in its own thread; the
+first window of the next shard is loaded after the last one of a shard. Windows depend on the config alone, because on a
+GPU the other images of a network's batch can change an image's last bits. After an error of a network or of the
+optimiser the other scenes are done again without the one that causes it. Pixels.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ def plan_run(
         _LOG.warning("%s; the attempts at its shard are counted from 0", reason)
     plan = survey_run(directory, identity, manifest, scan, selection, retry)
     files.remove_surplus(directory, scan)
-    for shard in {*scan.records} - {*scan.failures} | {*plan.forgiven}:  # records that no longer count
+    for shard in {*scan.settled, *scan.unreadable, *plan.forgiven}:  # records that no longer count
         directory.store.remove(files.failure_name(shard))
     for shard, reason in scan.void.items():
         _LOG.warning("shard %d is done again: %s", shard, reason)

@@ -128,7 +128,7 @@ def read_status(run_dir: str | Path) -> RunStatus:
         failed=[{name: getattr(failure, name) for name in ("shard", "attempts", "error")} for failure in given_up],
         stage_seconds=_sum_stages(receipts),
         void=scan.void,
-        unreadable_failures={shard: why for shard, why in scan.unreadable.items() if shard in scan.failures},
+        unreadable_failures=scan.unreadable,
         sanity=judge_run(identity, receipts),
     )
 

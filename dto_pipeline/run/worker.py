@@ -100,9 +100,9 @@ class ShardRunner:
         return self._loaded
 
     def run(self, shard: int, attempt: int = 1, following: int | None = None) -> Receipt:
-        """Do one shard, so that its label file and its receipt exist; load the beginning of the `following` one ahead.
+        """Do one shard, so that its label file and its receipt exist, and load the first images of the `following` one.
 
-        On its last attempts a shard whose process died goes image by image.
+        On its last attempts a shard whose process died is done image by image.
 
         Raises:
             DeviceLost: the accelerator failed; this process cannot go on.

@@ -1,6 +1,6 @@
-"""`dto report`: a run as one HTML page that needs no network and no script.
+"""`dto report`: a run as one HTML page that needs no network and no script; report.html is its template.
 
-The columns that are counted are in memory: 0.3 kB a person. report.html holds the layout. Metres.
+All columns that are counted are in memory at once: 0.3 kB a person. Metres.
 """
 
 from __future__ import annotations

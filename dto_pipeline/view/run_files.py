@@ -1,7 +1,7 @@
 """Open a run for reading: receipts, labels shard by shard, manifest, chosen scenes. Writes nothing.
 
-Without its manifest a run can still be read, except for photographs, depth maps and the undo; one that cannot be read
-costs only its part of a page.
+A run whose manifest is gone or cannot be read is opened without it: only photographs, depth maps and the comparison of
+labels with the manifest are missing then. An image that cannot be read is missing on its own page only.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def choose_scenes(
     seed: int = 0,
     status: Sequence[str] = (),
 ) -> list[Place]:
-    """Find scenes without reading their people; the choices add up.
+    """Choose scenes without reading their people; a scene is taken if one of the arguments asks for it.
 
     Args:
         keys: image keys, paths, or the ends of them.

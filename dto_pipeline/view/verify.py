@@ -24,20 +24,13 @@ from dto_pipeline.data.manifest import ManifestError
 from dto_pipeline.data.receipts import LABELS, parse_name, shard_name
 from dto_pipeline.data.storage import base_name, exists
 from dto_pipeline.models.body import BodyModel, BodyModelError
-from dto_pipeline.run.folder import (
-    READABLE,
-    SAME_COUNTS,
-    SAME_HASH,
-    check_label_file,
-    find_strays,
-    list_generations,
-    scan_run,
-)
+from dto_pipeline.run.folder import check_label_file, find_strays, list_generations, scan_run
 from dto_pipeline.run.lease import read_holder
 from dto_pipeline.run.report import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
 
-RECEIPTS, FOOTER = "every receipt holds", "every footer is of this run"
+RECEIPTS, FILES = "every receipt is valid", "every label file is its receipt's"
+FOOTER = "every footer is of this run"
 FOLDER, ROWS = "labels/ holds every shard once", "rows are the manifest's"
 
 
@@ -189,9 +182,7 @@ def _check_file(run: RunFiles, shard: int, wanted: dict[str, str], verdict: Verd
     if table is None and not exists(path) and list_generations(run.directory).get(shard, -1) > receipt.generation:
         verdict.unchecked.append(f"{name}: a launch at work has replaced it meanwhile")
         return None
-    for rule in (SAME_HASH, READABLE, *((SAME_COUNTS,) if table is not None else ())):
-        advice = "" if rule == READABLE else "; `dto run --recheck` does the shard again"  # that error has its own
-        verdict.check(rule, f"{name}: {wrong[rule]}{advice}" if rule in wrong else "")
+    verdict.check(FILES, f"{name}: {wrong}; `dto run --recheck` does the shard again" if wrong else "")
     if table is None:
         return None
     other = [f"{key} {footer.get(key)}, expected {value}" for key, value in wanted.items() if footer.get(key) != value]

@@ -17,10 +17,11 @@ def test_a_file_uri_is_a_local_folder() -> None:
         local_place("s3://box/a")
 
 
-def test_memory_that_ends_with_the_command_is_refused() -> None:
+@pytest.mark.parametrize("place", ["memory://box/a", "https://server/a"])
+def test_places_where_nothing_can_stay_are_refused(place: str) -> None:
     assert lasting_place("s3://box/a") == "s3://box/a"
     with pytest.raises(DtoError, match="name a folder or a bucket"):
-        lasting_place("memory://box/a")
+        lasting_place(place)
 
 
 def test_a_run_in_memory_is_refused_before_anything_is_done(capsys) -> None:

@@ -328,3 +328,13 @@ def test_a_manifest_replaces_manifests_only_and_nothing_that_it_is_made_of(out, 
 
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
     build_manifest(small_dataset(root), root / "small.parquet", progress=False)
+
+
+def test_images_that_would_share_one_depth_map_are_a_problem_unless_no_map_is_named(root):
+    names = ["x/a.jpg", "x/a.png", "c.jpg"]  # x/a.npy is whose?
+    write_image(root, "x/a.png")
+    rows = all_rows(build_small(root, names)[0])
+    assert [row["problem_status"] for row in rows] == ["label_invalid", "label_invalid", None]
+    assert "the depth map of 'x/a.png' would be another image's too" in rows[1]["problem"]
+    assert [row["depth_file"] for row in rows] == [None, None, "c.npy"]
+    assert [row["problem"] for row in all_rows(build_small(root, names, depth=None)[0])] == [None] * 3

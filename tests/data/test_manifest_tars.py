@@ -17,6 +17,7 @@ from dto_pipeline.data.rle import decode_rle, encode_rle
 from dto_pipeline.data.scenes import SceneLoader
 from dto_pipeline.data.sources.sidecar import write_sidecar
 from dto_pipeline.data.tars import TarIndexError, build_tar_index, carry_tar_index, open_images, tar_index_path
+from tests.data.prediction_files import predicted_people, write_npz
 from tests.data.small_set import (
     HEIGHT,
     WIDTH,
@@ -218,6 +219,21 @@ def test_masks_go_to_the_people_who_name_them_wherever_their_joints_lie(tmp_path
     np.testing.assert_array_equal([decode_rle(p["mask_rle"], HEIGHT, WIDTH) for p in persons], halves()[::-1])
     assert report.masks_given == report.persons - 1
     assert "1.data.pyd" in found(tmp_path)["masks_unreadable", "t.tar!1.jpg"]
+
+
+def test_predicted_keypoints_in_the_order_of_the_tars_say_whose_a_mask_is(tmp_path):
+    points = np.random.default_rng(0).uniform(1, HEIGHT, (2, 44, 3)).astype(np.float32)
+    people = [{"keypoints_2d": own, "extra_info": {"detection_npz_idx": k}} for k, own in enumerate(points)]
+    files = {"0.jpg": picture(), "0.detection.npz": npz(masks=halves()), "0.data.pyd": pickle.dumps(people)}
+    write_tar(tmp_path / "tars/t.tar", files)
+    columns = {name: predicted_people(2)[name] for name in ("pose", "betas", "transl", "intrinsics")}
+    write_npz(tmp_path / "p.npz", {**columns, "image": np.array(["0.jpg"] * 2), "keypoints": points[::-1]})
+    dataset = small_dataset(
+        tmp_path, source="predictions", labels="p.npz", images="tars", images_in="tars", masks="detection"
+    )
+    build_manifest(dataset, tmp_path / "m.parquet", progress=False)
+    persons = all_rows(Manifest.open(tmp_path / "m.parquet"))[0]["persons"]
+    np.testing.assert_array_equal([decode_rle(p["mask_rle"], HEIGHT, WIDTH) for p in persons], halves()[::-1])
 
 
 def test_masks_beside_images_in_a_folder_are_found_as_those_in_tars(tmp_path):

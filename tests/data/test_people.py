@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dto_pipeline.data.people import People, read_people
-from dto_pipeline.data.sources.camerahmr import write_camerahmr
-from dto_pipeline.data.sources.rows import LabelFileError, LabelRows
-from dto_pipeline.schema import PERSONS_SCHEMA, PERSONS_SCHEMA_NAME
+from dto_pipeline.data.sources.camerahmr import write_release_file
+from dto_pipeline.data.sources.rows import LabelFileError
 from tests.data.test_annots import one
 
 NAMES = np.array(["a/1.jpg", "a/2.jpg", "a/1.jpg"])
@@ -42,9 +41,7 @@ def write_prediction_parquet(path: Path) -> Path:
 
 def write_release(path: Path) -> Path:
     boxes = np.tile(np.array([10, 10, 60, 110], np.float32), (3, 1))
-    given = numbers()
-    cameras = np.repeat(CAMERA[None], 3, 0)
-    write_camerahmr(path, NAMES, LabelRows(given["pose"], given["betas"], given["transl"], boxes, cameras))
+    write_release_file(path, NAMES, {**numbers(), "bbox_xyxy": boxes, "intrinsics": np.repeat(CAMERA[None], 3, 0)})
     return path
 
 
@@ -95,28 +92,6 @@ def test_label_rows_are_positions_in_the_file(tmp_path: Path) -> None:
 def test_the_truth_is_found_in_its_folder_with_the_size_of_its_images(tmp_path: Path) -> None:
     write_truth(tmp_path / "truth.npz")
     assert read_people(tmp_path).size.tolist() == [[480, 640], [480, 640]]
-
-
-def test_the_view_with_one_row_per_person_is_read(tmp_path: Path) -> None:
-    unknown = {"people": 3}
-    columns: dict[str, object] = {}
-    for field in PERSONS_SCHEMA:
-        if pa.types.is_fixed_size_list(field.type):
-            values = numbers().get(field.name, np.zeros((3, field.type.list_size), np.float32))
-            columns[field.name] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=field.type)
-        elif pa.types.is_string(field.type):
-            columns[field.name] = pa.array(NAMES.tolist() if field.name == "image_path" else ["moved"] * 3)
-        else:
-            fill = {"fx": 500, "fy": 500, "cx": 320, "cy": 240, "beta_index": -1, "width": 640, "height": 480}
-            columns[field.name] = pa.array([fill.get(field.name, 0)] * 3).cast(field.type)
-    table = pa.table(columns, schema=PERSONS_SCHEMA.with_metadata({"schema": PERSONS_SCHEMA_NAME}))
-    (tmp_path / "data").mkdir()
-    pq.write_table(table, tmp_path / "data" / "persons.parquet")
-    check(read_people(tmp_path / "data" / "persons.parquet"))
-    people = read_people(tmp_path)
-    check(people)
-    assert people.status.tolist() == ["moved"] * unknown["people"]
-    assert not people.accepted.any()
 
 
 def test_people_not_as_documented_are_kept_and_named(tmp_path: Path) -> None:

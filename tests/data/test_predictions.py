@@ -14,7 +14,7 @@ import pytest
 from dto_pipeline.data.inert_pickle import BrokenPickle
 from dto_pipeline.data.npz import open_member
 from dto_pipeline.data.rle import encode_rle
-from dto_pipeline.data.sources.predictions import KEYPOINT_ORDERS, open_predictions
+from dto_pipeline.data.sources.predictions import KEYPOINT_ORDERS, open_predictions, order_keypoints
 from dto_pipeline.data.sources.rows import LabelFileError
 from dto_pipeline.errors import DtoError
 from tests.data.prediction_files import predicted_people, write_npz, write_parquet
@@ -116,7 +116,7 @@ def test_a_focal_length_alone_leaves_the_principal_point_open(tmp_path, write, a
 def test_keypoints_come_in_the_order_of_the_bodys_joints(tmp_path, write, joints):
     people = predicted_people(COUNT)
     people["keypoints"] = np.random.default_rng(1).uniform(size=(COUNT, joints, 3)).astype(np.float32)
-    points = read_all(write(tmp_path / "p", people))[1].keypoints
+    points = order_keypoints(read_all(write(tmp_path / "p", people))[1].keypoints, COUNT)
     order = np.array(KEYPOINT_ORDERS[joints])
     np.testing.assert_array_equal(points[:, order], people["keypoints"][:, : order.size])
     assert not np.delete(points, order, axis=1).any()
@@ -130,7 +130,7 @@ def test_the_left_knee_of_coco_and_openpose_is_the_bodys_left_knee():
 def test_a_keypoint_that_is_not_finite_is_unknown(tmp_path, write):
     people = predicted_people(COUNT)
     people["keypoints"][2, 0, 1] = np.nan
-    points = read_all(write(tmp_path / "p", people))[1].keypoints
+    points = order_keypoints(read_all(write(tmp_path / "p", people))[1].keypoints, COUNT)
     assert np.isfinite(points).all()
     assert points[2, 24, 2] == 0
 

@@ -14,7 +14,7 @@ import pytest
 from dto_pipeline.commands.training_data import open_label_sets
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.manifest_build.builder import build_manifest
-from dto_pipeline.data.people import FileKind, UnknownFile, read_people, recognise
+from dto_pipeline.data.people import FileKind, read_people, recognise
 from dto_pipeline.data.sources.relative_human import read_annotations
 from dto_pipeline.data.sources.rows import LabelFileError
 from dto_pipeline.data.training_labels import Part
@@ -52,7 +52,7 @@ def test_the_name_of_a_file_decides_nothing(kind: FileKind, write: Any, name: st
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.npz")
-    with pytest.raises(UnknownFile, match="a pipe, socket or device"):
+    with pytest.raises(LabelFileError, match="a pipe, socket or device"):
         recognise(tmp_path / "pipe.npz")
 
 
@@ -71,7 +71,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 def test_what_is_no_file_of_people_is_refused_with_what_it_holds(arrays: dict, words: str, tmp_path: Path) -> None:
     held: dict[str, Any] = {k: v if isinstance(v, dict) else np.array(v) for k, v in arrays.items()}
     np.savez(tmp_path / "a.npz", **held)
-    with pytest.raises(UnknownFile, match=words):
+    with pytest.raises(LabelFileError, match=words):
         recognise(tmp_path / "a.npz")
 
 
@@ -105,7 +105,7 @@ def test_training_takes_each_kind_by_its_content_and_refuses_others_with_the_nex
 
     assert people(write_annots(tmp_path / "val_annots.npz")) == 3
     assert people(write_relative_human(tmp_path / "COCO_CHMR_SMPL_OPT.npz")) == 1
-    with pytest.raises(UnknownFile, match=r"CameraHMR's labels; training reads .*`dto manifest build`"):
+    with pytest.raises(LabelFileError, match=r"CameraHMR's labels; training reads .*`dto manifest build`"):
         people(write_release(tmp_path / "train_annots.npz"))
 
 

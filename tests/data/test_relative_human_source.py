@@ -6,7 +6,7 @@ import pytest
 from dto_pipeline.data.inert_pickle import UnsafePickle
 from dto_pipeline.data.sources.relative_human import read_annotations
 from dto_pipeline.data.sources.rows import LabelFileError
-from dto_pipeline.evaluate.relative_human import GROUPS, EvaluatedImage, evaluate_relative_human
+from dto_pipeline.evaluate.rh_evaluation import GROUPS, EvaluatedImage, evaluate_relative_human
 from tests.pickle_streams import SENTINEL, Armed
 
 

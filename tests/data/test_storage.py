@@ -250,18 +250,19 @@ def test_a_file_is_created_once_and_replaced_at_will(store):
 
 
 @pytest.mark.parametrize(
-    ("limit", "found"),
-    [(None, b"0123456789"), (-3, b"789"), (-10, b"0123456789"), (-99, b"0123456789"), (3, b"012"), (99, b"0123456789")],
+    ("count", "start", "end"), [(3, b"012", b"789"), *((n, b"0123456789", b"0123456789") for n in (10, 99))]
 )
-def test_start_and_end_of_a_file_can_be_read_alone(store, limit, found):
+def test_start_and_end_of_a_file_can_be_read_alone(store, root, count, start, end):
     store.create("a/x", b"0123456789")
+    store.create("a/empty", b"")
 
-    assert store.read("a/x", limit) == found
-    assert store.size("a/x") == 10
+    assert store.read("a/x", count) == start
+    assert list(read_many(root, ["a/x", "a/empty"], count)) == [("a/x", end), ("a/empty", b"")]
+    assert (store.read("a/x"), store.size("a/x")) == (b"0123456789", 10)
 
 
 def test_what_is_not_there_is_missing_everywhere(store):
-    for ask in (store.read, store.size, lambda name: store.read(name, -5)):
+    for ask in (store.read, store.size, store.open):
         with pytest.raises(FileNotFoundError):
             ask("a/none")
     store.remove("a/none")
@@ -273,7 +274,7 @@ def test_many_files_are_read_in_order_and_those_gone_are_left_out(store, root):
         store.replace(name, name.encode())
     store.remove(names[700])
 
-    assert list(read_many(root, names, -2)) == [(name, name[-2:].encode()) for name in names if name != names[700]]
+    assert list(read_many(root, names, 2)) == [(name, name[-2:].encode()) for name in names if name != names[700]]
 
 
 def test_single_files_are_found_by_their_location(store, root):

@@ -13,7 +13,7 @@ from dto_pipeline.data.sources.relative_human import (
     evaluated_joints,
 )
 from dto_pipeline.evaluate.evaluation import EvaluationError
-from dto_pipeline.evaluate.relative_human import (
+from dto_pipeline.evaluate.rh_evaluation import (
     GROUPS,
     MEASURES,
     RELATIONS,

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dto_pipeline.data.sources.relative_human import Annotation, evaluated_joints
-from dto_pipeline.evaluate.relative_human import GROUPS, EvaluatedImage, evaluate_relative_human
+from dto_pipeline.evaluate.rh_evaluation import GROUPS, EvaluatedImage, evaluate_relative_human
 
 
 def box(points):

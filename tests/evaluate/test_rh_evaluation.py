@@ -12,7 +12,7 @@ import pytest
 from dto_pipeline.data.people import People
 from dto_pipeline.data.sources.relative_human import Annotation
 from dto_pipeline.evaluate.evaluation import EvaluationError
-from dto_pipeline.evaluate.relative_human import MEASURES, MODES, evaluate_rh
+from dto_pipeline.evaluate.rh_evaluation import MEASURES, MODES, evaluate_rh
 from dto_pipeline.models.body import BodyModel
 
 Recorded = tuple[People, dict[str, list[Annotation]], dict]

@@ -312,7 +312,7 @@ def _read_records(path: Path) -> None:
 
 def _runs(folder: Path) -> list[bytes]:
     directory = RunDirectory(folder / "run")
-    open_run(directory, _identity(folder))
+    open_run(directory, _identity())
     return [(folder / "run" / "run.json").read_bytes()]
 
 

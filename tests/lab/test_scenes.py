@@ -10,7 +10,7 @@ import pytest
 from dto_pipeline.axes import ADULT_FEMALE, BABY, KID_AXIS
 from dto_pipeline.lab.crowd import HEIGHT_RANGE, plan_crowd
 from dto_pipeline.lab.known_scenes import DEMO_DEPTH, CrowdScene, observe_disparity
-from dto_pipeline.lab.people import FEMALE, MALE, height_law, rest_height, solve_height
+from dto_pipeline.lab.own_bodies import FEMALE, MALE, height_law, rest_height, solve_height
 from dto_pipeline.models.body import BodyModel, load_body
 
 

@@ -80,6 +80,18 @@ def test_joints_behind_the_camera_have_no_image_and_no_part_in_the_box(body):
     assert np.isnan(view(joints).box).all()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
+def test_bodies_that_are_not_finite_agree_with_nobody_and_give_no_warning(body, bad):
+    joints = stand(body, [(0, 0, 3.0), (0, 0, 3.0)])
+    joints[0] = bad
+    views = view(joints)
+    for visible in (True, False):
+        keypoints = see(np.nan_to_num(views.joints), visible)
+        share, _ = compare_people(keypoints, views, views, (np.array([0, 1]), np.array([1, 0])))
+        assert share.max() < MIN_SHARE
+
+
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), max_size=6))
 def test_everyone_is_paired_with_everyone_of_the_same_image_once(counts):
     first, second = (np.repeat(np.arange(len(counts)), [c[side] for c in counts]) for side in (0, 1))

@@ -198,6 +198,18 @@ def test_a_network_of_another_task_is_refused_with_its_name(tmp_path: Path) -> N
         DepthNetwork(config(save_classifier(tmp_path / "classifier", ("a", "b"))))
 
 
+def test_a_hub_network_of_another_task_is_refused_before_its_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "a" * 40
+    folder = tmp_path / "models--a--b" / "snapshots" / commit
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"model_type": "vit"}')  # and nothing else
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=r"depth\.model is of the family .vit.; expected depth_anything"):
+        DepthNetwork(DepthConfig(source="model", model="a/b", revision=commit, offline=True))
+
+
 def test_every_size_of_depth_anything_has_its_licence_stated() -> None:
     text = "; ".join(licence_lines())
     small, large = "depth-anything/Depth-Anything-V2-Small-hf", "depth-anything/Depth-Anything-V2-Large-hf"

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from dto_pipeline.cli import main
+from dto_pipeline.commands.status import status_facts
 from dto_pipeline.config import PipelineConfig, load_config
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.receipts import parse_receipt
@@ -78,7 +79,7 @@ def test_a_sound_run_has_no_warning_and_status_report_and_summary_agree(
 
 @pytest.mark.parametrize("mode", ["paper", "joint"])
 def test_depth_the_wrong_way_round_ends_with_1_and_says_so_everywhere(
-    sound: TinyDataset, tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str]
+    sound: TinyDataset, tmp_path: Path, mode: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     summary = run(sound, tmp_path, lambda disparity: 500 / disparity, mode)
     assert summary.exit_code == 1
@@ -88,6 +89,10 @@ def test_depth_the_wrong_way_round_ends_with_1_and_says_so_everywhere(
     assert f"WRONG    {text}" in summary.as_table()
     assert main(["status", str(tmp_path / "run")]) == 0
     assert text in capsys.readouterr().out
+    assert main(["status", str(tmp_path / "run"), "--watch"]) == 1
+    assert status_facts(read_status(tmp_path / "run"))["sanity"] == "WRONG"
+    assert main(["export", str(tmp_path / "run"), "--format", "parquet", "-o", str(tmp_path / "out")]) == 0
+    assert f"WRONG: {text}" in caplog.text
     page = write_report(open_run_files(tmp_path / "run"), None, None, tmp_path / "page").read_text()
     assert "depth runs the wrong way round" in page
 

@@ -11,7 +11,7 @@ import torch
 
 from dto_pipeline.lab.crowd import plan_crowd
 from dto_pipeline.lab.known_scenes import CrowdScene
-from dto_pipeline.lab.people import build_bodies
+from dto_pipeline.lab.own_bodies import build_bodies
 from dto_pipeline.models.body import BodyModel, load_body
 from dto_pipeline.train.augment import Draw, resize
 from dto_pipeline.train.config import AugmentConfig, DataConfig, TrainConfig, load_train_config

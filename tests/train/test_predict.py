@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,15 @@ def test_a_killed_prediction_goes_on_where_it_was(body: BodyModel, folder: Path,
     again = list_pictures(str(folder), tmp_path, shard_images=1)
     predict_run(stand_in(body), again, tmp_path / "whole", progress=False)
     assert label_bytes(out) == label_bytes(tmp_path / "whole")
+
+
+def test_pictures_that_would_share_one_depth_map_are_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "pictures")
+    for name in ("twin.jpg", "twin.png"):
+        (tmp_path / "pictures" / name).touch()
+    with pytest.raises(DtoError, match=r"both would have twin\.npy"):
+        list_pictures(str(tmp_path / "pictures"), tmp_path / "out", depth=str(tmp_path))
+    assert list_pictures(str(tmp_path / "pictures"), tmp_path / "out").num_images > 2
 
 
 def test_of_two_predictions_into_one_folder_the_first_is_kept(body: BodyModel, folder: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_a_byte_changed_on_disk_is_found(copy: Path) -> None:
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     found = broken(verify_run(copy))
-    assert any("shard-00001" in text for text in found["sha256 of the file is the receipt's"])
+    assert any("shard-00001" in text for text in found["every label file is its receipt's"])
 
 
 def test_a_truncated_file_a_missing_one_and_a_damaged_receipt_are_broken(copy: Path) -> None:
@@ -67,13 +67,13 @@ def test_a_truncated_file_a_missing_one_and_a_damaged_receipt_are_broken(copy: P
     directory.label_file(1).unlink()
     directory.receipt_file(2).write_text("{")
     verdict = verify_run(copy)
-    assert [text.split(":")[0] for text in broken(verdict)["every receipt holds"]] == [
+    assert [text.split(":")[0] for text in broken(verdict)["every receipt is valid"]] == [
         "shard-00000",
         "shard-00001",
         "shard-00002",
     ]
     assert (verdict.done, verdict.pending, verdict.given_up, verdict.exit_code) == (0, 0, 0, 1)
-    assert verdict.rules["every receipt holds"].checked == 3
+    assert verdict.rules["every receipt is valid"].checked == 3
 
 
 def test_a_file_that_a_launch_at_work_replaces_meanwhile_is_not_called_broken(
@@ -136,7 +136,7 @@ def test_a_damaged_file_is_broken_also_where_a_repair_of_its_shard_died_before_i
     directory.label_file(1, 1).write_bytes(data)  # no receipt: generation 0 counts
     directory.label_file(1).write_bytes(data[:-4] + b"????")
     verdict = verify_run(copy)
-    assert "file has the label schema" in broken(verdict), verdict.as_table()
+    assert "every label file is its receipt's" in broken(verdict), verdict.as_table()
     assert (verdict.unchecked, verdict.exit_code) == ([], 1)
 
 
@@ -170,7 +170,7 @@ def test_a_shard_that_was_given_up_is_named_so_and_the_exit_code_is_that_of_the_
 
 def test_a_receipt_that_counts_wrongly_is_found(copy: Path) -> None:
     edit_receipt(copy, 0, persons=99, person_status={"moved": 99}, rows=4, images=4, image_status={"optimized": 4})
-    (text,) = broken(verify_run(copy))["counts and keys are the receipt's"]
+    (text,) = broken(verify_run(copy))["every label file is its receipt's"]
     assert "rows 3, the receipt says 4" in text
     assert "`dto run --recheck` does the shard again" in text
 
@@ -236,7 +236,7 @@ def test_a_doubtful_person_is_no_damage_and_comes_with_a_next_step(copy: Path, s
     assert rule.offences[0].startswith("shard-00001 row ")
     assert f"next: {rule.next_step}" in verdict.as_table()
     verdict.rules = {}
-    verdict.rule("every receipt holds")
+    verdict.rule("every receipt is valid")
     assert verdict.exit_code == 0
     assert "1 people are doubtful" in verdict.as_table()
 

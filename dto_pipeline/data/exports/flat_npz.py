@@ -22,6 +22,7 @@ from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.label_files import IMAGE_FILE, LabelColumns, RunLabels, flatten_table
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.npz import NpzFile, open_member
+from dto_pipeline.data.sources.camerahmr import BOX_UNIT
 from dto_pipeline.data.sources.rows import decode_names
 from dto_pipeline.data.storage import Location
 from dto_pipeline.data.tars import split_address
@@ -31,7 +32,6 @@ NO_BOX = "persons without a box: center and scale are NaN"
 NO_KEYPOINTS = "persons without keypoints: gtkps has confidence 0"
 _SHAPES = {"center": (2,), "scale": (), "gtkps": (44, 3)}  # of one person, unless the released file differs
 _COPIED = ("imgname", *_SHAPES)
-_BOX_UNIT = 200.0  # `scale` is the box's size over this [px]
 _LABELS = {"pose_cam": "pose", "shape": "betas", "trans_cam": "transl"} | {
     name: name for name in ("z_sigma_m", "height_sigma_m")
 }  # key -> our column
@@ -143,7 +143,7 @@ def _copy(job: ExportJob, key: str, shape: tuple[int, ...], labels: LabelColumns
     if key == "center":
         values[...] = (box[:, :2] + box[:, 2:]) / 2
     elif key == "scale":
-        side = (box[:, 2:] - box[:, :2]).max(axis=1) / _BOX_UNIT
+        side = (box[:, 2:] - box[:, :2]).max(axis=1) / BOX_UNIT
         values[...] = side.reshape(-1, *(1,) * len(shape))
     known = (row >= 0) & (key in release)
     if known.any():

@@ -1,9 +1,9 @@
 """The report of a manifest build or a merge: counts, as a table and as JSON, and findings.
 
-Findings are a Parquet file next to the manifest, one row each, so that nothing is lost without a reason; most keep
-something out of the run, those with `used` do not. They stay in memory until the end (0.3 kB each). If more than a
-share of images or label rows cannot be used, the manifest is written all the same, and the build ends with exit code 1
-and the reasons.
+Findings are a Parquet file next to the manifest, a row for everything that cannot be used, with the reason. What a
+finding with `used` is about takes part in the run all the same. Findings stay in memory until the end (0.3 kB each). If
+more than a given share of the images or label rows cannot be used, the manifest is written all the same, and the build
+ends with exit code 1 and the reasons.
 """
 
 from __future__ import annotations
@@ -37,15 +37,13 @@ from dto_pipeline.status import ImageStatus, PredictionStatus
 WITHOUT_LABELS, TAR, TAR_MEMBER = "image_without_labels", "tar_damaged", "tar_member_refused"
 REPEATED_KEY, MASKS, SOURCE = "repeated_key", "masks_unreadable", "source"
 PERSON, ALSO_IN = "person", "also_in"
-_DEPTH_CHECKS = 1000  # images whose depth map is checked: enough to see a missing twentieth, few requests to a store
+_DEPTH_CHECKS = 1000  # images whose depth map is looked for: shows if 5 % are missing, with few requests to a store
 _THREADS = 16
-_LEAST_BOXES, _MOST_APART = (
-    10,
-    0.25,
-)  # nobody is apart on sound crowds; 40 % and more where y points up or x is mirrored
+_LEAST_BOXES = 10  # fewer people with a box, or with keypoints, are not judged
+_MOST_APART = 0.25  # nobody is apart on sound crowds; 36 % where y points up, 67 % where x is mirrored
 _ROWS_PER_GROUP = 1 << 15
 _ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
-_WORDS = {  # of counts whose names say too little in a table
+_WORDS = {  # in the table, for counts whose names say too little
     "persons": "persons (label rows)",
     "rows_unusable": "label rows that cannot be used",
     "depth_looked": "depth maps looked for",
@@ -63,11 +61,11 @@ _STEPS = {
     "values of age_years": "give years, NaN or -1 where they are not known",
     "values of bbox_xyxy": "give left, top, right, bottom in pixels of the image, not width and height",
     "values of male_prob": "give the probability of a man from 0 to 1, NaN or -1 where it is not known",
-}  # of what cannot be used -> the next step
+}  # what cannot be used -> the next step
 
 
 class _Counts:
-    """What both reports are: counts as JSON, and the same as lines for people."""
+    """Counts of a build or a merge, as JSON and as a table."""
 
     boxes_compared: int  # people with a box and a usable label
     boxes_apart: int  # of these, who stand elsewhere or are of another size than their box
@@ -88,7 +86,7 @@ class _Counts:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain nested dict, keys in order and text, equal for equal input."""
+        """The counts as plain values; keys of inner dicts are sorted strings, so that equal input gives equal JSON."""
         return {
             name: {str(key): count for key, count in sorted(value.items())} if isinstance(value, dict) else value
             for name, value in vars(self).items()
@@ -116,10 +114,10 @@ class ManifestReport(_Counts):
     shards: int = 0
     image_problems: Counter[str] = field(default_factory=Counter)  # ImageStatus word -> images
     rows_unusable: int = 0  # label rows that cannot be used, or whose image cannot
-    depth_looked: int = 0  # images whose depth map was checked: some, spread over all; 0 = no depth folder
-    depth_missing: int = 0  # of these, images without one
+    depth_looked: int = 0  # images whose depth map was looked for: a sample of all; 0 = no depth folder
+    depth_missing: int = 0  # how many of these images have none
     person_problems: Counter[str] = field(default_factory=Counter)  # reason -> persons
-    masks_given: int = 0  # of the other persons the rendered silhouette is used
+    masks_given: int = 0  # persons with a mask; of the others the outline of the rendered body is used
     age_known: int = 0
     male_prob_known: int = 0
     boxes_compared: int = 0
@@ -131,7 +129,7 @@ class ManifestReport(_Counts):
     found: list[tuple] = field(default_factory=list, repr=False)  # rows of the findings file
 
     def add(self, kind: str, image: str, reason: str, label_row: int | None = None, used: bool = False) -> None:
-        """One finding; `used` = what it is about takes part in the run all the same."""
+        """Add a finding; `used`: what it is about takes part in the run all the same."""
         self.findings[kind] += 1
         self.found.append((kind, image, label_row, reason, used))
 
@@ -142,10 +140,10 @@ class ManifestReport(_Counts):
                 writer.write_table(build_table(FINDINGS_SCHEMA, columns), row_group_size=_ROWS_PER_GROUP)
 
     def complaint(self, share: float) -> str:
-        """Why the manifest cannot be used: counts per cause, the commonest first; "" = at most `share` is lost."""
+        """Why the manifest cannot be used, the commonest cause first; "" if at most `share` of everything is lost."""
         if not self.images:
             return "the label file names no image: there is nothing to run"
-        parts: dict[str, tuple[int, int, Mapping[str, int]]] = {  # of what: lost, all, reason -> how many
+        parts: dict[str, tuple[int, int, Mapping[str, int]]] = {  # what -> lost, all, lost by reason
             "images": (self.image_problems.total(), self.images, self.image_problems),
             "label rows": (self.rows_unusable, self.persons, self.person_problems),
             "depth maps looked for": (self.depth_missing, self.depth_looked, {"depth_missing": self.depth_missing}),
@@ -177,7 +175,7 @@ class ManifestReport(_Counts):
         return "\n".join([table, *(f"  first {word}: {text}" for word, text in sorted(self.examples.items()))])
 
     def note_tars(self, placement: TarPlacement) -> None:
-        """Damaged tars, members that are refused, and images whose key is taken."""
+        """Add damaged tars, members that are refused, and images that have the key of another."""
         for summary in placement.images.summaries:
             if summary.problem:
                 self.add(TAR, summary.tar, f"{summary.problem}; {summary.usable} members can be read", used=True)
@@ -187,7 +185,7 @@ class ManifestReport(_Counts):
             self.add(REPEATED_KEY, other, f"has the key of {taken}, which is taken")
 
     def note_unlabelled(self, index: ImageIndex, root: Location, placement: TarPlacement | None) -> None:
-        """Images that no label row names, and whether a missing image has almost the same name; call it last."""
+        """Add images that no label row names, and a missing image of almost the same name; call it after the shards."""
 
         def folded(name: str) -> str:
             return splitext(name)[0].casefold()
@@ -205,7 +203,7 @@ class ManifestReport(_Counts):
             self.add(WITHOUT_LABELS, "", f"the images folder cannot be listed: {error_text(error)}")
 
     def look_for_depth(self, index: ImageIndex, root: Location, suffix: str) -> None:
-        """Whether the depth maps of some images, spread over all, exist."""
+        """Count the missing depth maps of some images, evenly spread over all."""
 
         def is_there(name: str) -> bool:
             try:
@@ -229,7 +227,7 @@ class ManifestReport(_Counts):
             )
 
     def note_shared_images(self, index: ImageIndex, others: Sequence[Location]) -> None:
-        """Images whose key another manifest has too. Raises: ManifestError: one is damaged."""
+        """Add images whose key another manifest has too. Raises: ManifestError: it cannot be read."""
         own = set(index.image_path) if others else set()
         for other in map(Manifest.open, others):
             for shard in range(other.num_shards):
@@ -241,7 +239,7 @@ class ManifestReport(_Counts):
 
 @dataclass
 class MergeReport(_Counts):
-    """Counts of one merge. Every prediction is in exactly one count of `outcomes`."""
+    """Counts of one merge; `outcomes` counts every prediction once."""
 
     fingerprint: str = ""  # of the new manifest
     images: int = 0
@@ -256,7 +254,7 @@ class MergeReport(_Counts):
     notes: Counter[str] = field(default_factory=Counter)  # values taken as unknown -> how many
 
     def count(self, verdicts: Mapping[str, int]) -> None:
-        """Add predictions by what became of them: a PredictionStatus word, perhaps with ": reason"."""
+        """Add predictions; `verdicts`: a PredictionStatus word, perhaps with ": reason" -> how many."""
         for verdict, predictions in sorted(verdicts.items()):
             status = verdict.partition(":")[0]
             self.predictions += predictions

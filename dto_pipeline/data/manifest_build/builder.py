@@ -1,7 +1,7 @@
 """Build a manifest: join labels, sidecar and image headers shard by shard, and count what cannot be used.
 
-Nothing is dropped: an image or person that cannot be used is a row with a problem. Report and findings lie next to the
-manifest. Sizes and intrinsics in pixels, lengths in metres.
+Nothing is dropped: an image or person that cannot be used is a row with a problem. The report and the findings are
+written next to the manifest. Sizes and intrinsics in pixels, lengths in metres.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from dto_pipeline.bounds import CAMERA_BEYOND, implausible_cameras
-from dto_pipeline.data.cameras import CAMERA_COLUMNS, describe_off_centre, is_off_centre
+from dto_pipeline.data.cameras import camera_columns, describe_off_centre, is_off_centre
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, struct_column
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.duplicates import LabelledPeople, find_duplicates
@@ -31,7 +31,7 @@ from dto_pipeline.data.manifest import check_outputs, report_path
 from dto_pipeline.data.manifest_build.build_report import MASKS, PERSON, SOURCE, ManifestReport, findings_path
 from dto_pipeline.data.manifest_build.seen_people import join_seen
 from dto_pipeline.data.manifest_build.writer import describe_origin, open_manifest_writer
-from dto_pipeline.data.people import FileKind, recognise
+from dto_pipeline.data.people import recognise
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import (
     MASK_DAMAGED,
@@ -64,8 +64,8 @@ _CAMERA_FAULTS = (
 )
 _BEYOND = _CAMERA_FAULTS.index(CAMERA_BEYOND)
 _SAME_CAMERA = 1e-3  # largest difference between intrinsics of one image [px]
-_HEADER_THREADS = 16  # image headers are read waiting for the disk, not computing
-_HEADERS_AT_ONCE = 64  # images a thread reads per call
+_HEADER_THREADS = 16  # reading headers is mostly waiting for the disk
+_HEADERS_AT_ONCE = 64  # images that a task of a thread reads
 
 Problem = tuple[ImageStatus, str]
 
@@ -89,11 +89,11 @@ def build_manifest(
     against: Sequence[Location] = (),
     unlabelled: bool = True,
 ) -> ManifestReport:
-    """Join labels, sidecar and image headers into a manifest, shard by shard; its report and findings lie next to it.
+    """Write a manifest, and next to it its report and findings.
 
     Args:
-        against: other manifests whose images are compared with these (insta1 and insta2 overlap).
-        unlabelled: list images that no label names, which walks through the whole images folder.
+        against: other manifests; images that are in one of them too are reported (insta1 and insta2 overlap).
+        unlabelled: report images that no label names, for which the whole images folder is listed.
 
     Raises:
         LabelFileError, LabelsError, PickleRefused, TarIndexError, StorageError, ManifestError: a file is missing or
@@ -113,6 +113,8 @@ def build_manifest(
             index, images = placement.index, placement.images
         else:
             index, images = index.with_prefixes(dataset.image_prefixes), ImageStore(dataset.images_root)
+        if dataset.depth_root is not None:
+            index = index.with_own_depth_maps()
         report.note_shared_images(index, [as_location(other) for other in against])
         for finding in source.findings:
             report.add(SOURCE, finding.image, finding.reason)
@@ -131,18 +133,17 @@ def build_manifest(
 
 
 def _open_labels(dataset: Dataset, stack: ExitStack) -> tuple[LabelSource, Sidecar]:
-    """Open the people a description names, wherever they lie; `stack` removes copies of what lies behind URIs."""
+    """Open the label file and the sidecar of a data set; `stack` removes the local copies of files behind URIs."""
     places = (dataset.place("predictions"), dataset.place("sidecar"))
     predictions, sidecar = (None if place is None else fetch(place, stack, LabelFileError) for place in places)
     labels = fetch(dataset.labels_path, stack, LabelFileError)
     kind = recognise(labels)
-    found = "labels" if kind is FileKind.DTO_LABELS else str(kind)
-    if found != dataset.source:
-        advice = f"set source: {found} (--source {found})" if found in SOURCES else "no source reads that"
+    if kind != dataset.source:
+        advice = f"set source: {kind} (--source {kind})" if kind in SOURCES else "no source reads that"
         raise LabelFileError(
             f"{labels} holds {kind.words}, and the description says source: {dataset.source}; {advice}"
         )
-    source = SOURCES[found](labels, dataclasses.replace(dataset.source_options, predictions=predictions))
+    source = SOURCES[kind](labels, dataclasses.replace(dataset.source_options, predictions=predictions))
     return source, Sidecar(sidecar, source.num_rows)
 
 
@@ -169,7 +170,7 @@ def _write_manifest(inputs: _Inputs, out: Location, progress: bool) -> None:
 def _read_headers(
     inputs: _Inputs, images: range, pool: Executor, advance: Callable[[int], Any]
 ) -> list[tuple[ImageHeader, Problem | None]]:
-    """Header of each image, of size 0 where there is a problem; `advance` is called with the number of images done."""
+    """Header (of size 0 where there is a problem) and problem of each image; `advance` counts the images on the bar."""
     index = inputs.index
 
     def read(image: int) -> tuple[ImageHeader, Problem | None]:
@@ -191,7 +192,7 @@ def _read_headers(
 def _build_shard(
     inputs: _Inputs, images: range, headers: Sequence[tuple[ImageHeader, Problem | None]], pool: Executor
 ) -> pa.Table:
-    """The rows of some images, see `schema.MANIFEST_SCHEMA`; `pool` reads the masks beside them."""
+    """The rows of some images, of `schema.MANIFEST_SCHEMA`; the threads of `pool` read the masks beside the images."""
     index, dataset, some = inputs.index, inputs.dataset, slice(images.start, images.stop)
     offsets = index.offsets[images.start : images.stop + 1]
     counts, rows = np.diff(offsets), index.rows[offsets[0] : offsets[-1]]
@@ -233,7 +234,7 @@ def _build_shard(
         "image_path": keys,
         "width": sizes[:, 0],
         "height": sizes[:, 1],
-        **dict(zip(CAMERA_COLUMNS, camera[:, [0, 1, 0, 1], [0, 1, 2, 2]].T, strict=True)),
+        **camera_columns(camera),
         "image_file": files,
         "depth_file": depth,
         "mask_origin": seen.mask_origin,
@@ -249,7 +250,7 @@ def _build_shard(
 def _note_images(
     report: ManifestReport, files: Sequence[str], problems: Sequence[Problem | None], unreadable: dict[int, str]
 ) -> None:
-    """Images with a problem; and, of image -> reason, those beside which lie masks that cannot be read."""
+    """Count some images and their problems; `unreadable`: image -> why the masks beside it cannot be read."""
     report.images += len(files)
     for file, problem in zip(files, problems, strict=True):
         if problem is not None:
@@ -269,7 +270,7 @@ def _note_people(
     counts: np.ndarray,
     problem: np.ndarray,
 ) -> None:
-    """Label rows that cannot be used, and those that repeat another of their image (the run says so again)."""
+    """Count some people and their problems; who is labelled twice is found again by the run, which gives a status."""
     seen = labels.seen
     report.persons += rows.size
     report.masks_given += int(seen.has_mask.sum())
@@ -291,24 +292,24 @@ def _note_people(
 
 
 def judge_cameras(intrinsics: np.ndarray, counts: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """One camera per image from the cameras of its people.
+    """One camera per image, from the cameras of its people.
 
-    A principal point without coordinates, next to a known focal length, is put into the image's centre.
+    Where the focal length is known and the principal point is not, the principal point is the image's centre.
 
     Args:
         intrinsics: (n, 3, 3) float64, people image by image; counts: (m,) int >= 1, people of each image.
         sizes: (m, 2) int width and height of the images, 0 = unknown.
 
     Returns:
-        (m, 3, 3) intrinsics of each image's first person, (m,) int fault, 0 = none, see `_CAMERA_FAULTS`; how many
-        principal points were put into the centre (of images of unknown size they stay unknown).
+        (m, 3, 3) intrinsics of each image's first person; (m,) int fault, an index into `_CAMERA_FAULTS`, 0 = none; and
+        of how many people the principal point was put into the centre (it stays NaN where the size is unknown).
     """
     starts, size_of = np.cumsum(counts) - counts, np.repeat(sizes, counts, axis=0)
     open_centre = np.isnan(intrinsics[:, :2, 2]).all(axis=1) & np.isfinite(intrinsics[:, 0, 0])
     filled, intrinsics = open_centre & (size_of[:, 0] > 0), intrinsics.copy()
     intrinsics[filled, :2, 2] = size_of[filled] / 2
     known = intrinsics[starts]
-    intrinsics[open_centre & ~filled, :2, 2] = 0  # no fault of the camera
+    intrinsics[open_centre & ~filled, :2, 2] = 0  # these NaN are no fault of the camera
     camera = intrinsics[starts]
     with np.errstate(invalid="ignore"):
         apart = np.abs(intrinsics - np.repeat(camera, counts, axis=0)).max(axis=(1, 2))
@@ -325,7 +326,8 @@ def judge_cameras(intrinsics: np.ndarray, counts: np.ndarray, sizes: np.ndarray)
 
 
 def _camera_problem(file: str, camera: np.ndarray, fault: int, problem: Problem | None) -> Problem:
-    """A camera that cannot be used goes before a file that cannot be read, which may be mended; not before a name."""
+    """The problem of an image whose camera cannot be used. It replaces that of a file, which may be repaired later, but
+    not that of a name."""
     found = ", ".join(f"{value:g}" for value in camera.ravel())
     text = f"image {file}: {_CAMERA_FAULTS[fault]}; the first row says [{found}]"
     if problem is None:
@@ -334,7 +336,7 @@ def _camera_problem(file: str, camera: np.ndarray, fault: int, problem: Problem 
 
 
 def judge_people(labels: LabelRows, image_size: np.ndarray) -> np.ndarray:
-    """(n,) int index into `PERSON_PROBLEMS`; 0 = usable. `image_size` (n, 2): width, height, 0 = unknown."""
+    """(n,) int index into `PERSON_PROBLEMS`, 0 = usable; `image_size`: (n, 2) width, height [px], 0 = unknown."""
     problem, seen = find_row_problems(labels.pose, labels.betas, labels.transl), labels.seen
     compared = (seen.mask_width > 0) & (image_size[:, 0] > 0)
     other_size = compared & ((seen.mask_width != image_size[:, 0]) | (seen.mask_height != image_size[:, 1]))
@@ -345,7 +347,7 @@ def judge_people(labels: LabelRows, image_size: np.ndarray) -> np.ndarray:
 def person_columns(
     labels: LabelRows, some: np.ndarray, place: np.ndarray, source_row: np.ndarray, problem: pa.Array
 ) -> dict[str, Any]:
-    """Columns of `schema.MANIFEST_PERSON` for some people (m,) of n; `place` (m,) is theirs in the image."""
+    """The columns of `schema.MANIFEST_PERSON` of some (m,) of n people; `place` (m,): their position in the image."""
     seen = labels.seen
     return {
         "person_index": place,

@@ -1,7 +1,7 @@
-"""Check whether the images of a manifest are still as it says: open every header again, or decode every image.
+"""Check whether the images of a manifest are still as it says: read every header again, or decode every image.
 
-Writes nothing. An image whose file the manifest itself reports as unusable counts as `known` while that is so, and as
-`mended` once it is not: `dto run` does it then.
+Nothing is written. An image whose file could not be used when the manifest was built counts as `known`, or as `mended`
+if it can be used now; `dto run` then takes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dto_pipeline.status import ImageStatus, UnusableImage
 
 MISSING, CORRUPT, CHANGED, KNOWN, MENDED, FINE = "missing", "corrupt", "changed", "known", "mended", "fine"
 _COLUMNS = ("image_id", "image_file", "width", "height", "problem_status")
-_THREADS = 16  # headers are waited for; decoding releases the interpreter lock
+_THREADS = 16  # reading headers is mostly waiting; decoding releases the interpreter lock
 _SHOWN = 20  # faults listed in the table
 
 
@@ -53,9 +53,10 @@ class CheckReport:
 def check_manifest(
     path: Location, deep: bool = False, images_root: Location | None = None, progress: bool = True
 ) -> CheckReport:
-    """Open every image of a manifest, below `images_root` in place of the manifest's folder or URI where it is given.
+    """Read the header of every image of a manifest.
 
-    `deep`: decode every image instead of reading its header. Raises: ManifestError: the manifest cannot be read.
+    `deep`: decode every image instead; `images_root`: folder or URI of the images, None = as the manifest says. Raises:
+    ManifestError: the manifest cannot be read.
     """
     manifest, report = Manifest.open(path), CheckReport(deep)
     store = open_images(images_root or manifest.images_root, manifest.path)
@@ -74,7 +75,7 @@ def check_manifest(
 
 
 def _check(store: ImageStore, row: dict[str, Any], deep: bool) -> tuple[str, str]:
-    """One of the six words, and a sentence about a fault."""
+    """One of the six words, and what is wrong; "" where nothing is."""
     name, status, recorded = row["image_file"], row["problem_status"], (row["width"], row["height"])
     known = status in (ImageStatus.IMAGE_MISSING, ImageStatus.IMAGE_CORRUPT)
     if status == ImageStatus.LABEL_INVALID and recorded[0] == 0:

@@ -1,10 +1,10 @@
 """Add predicted people to a manifest of released labels where the labels miss them.
 
-A prediction that is a released person already is dropped, the others are added; `maths.person_matching` decides who is
-the same person. The manifest holds no keypoints, so released people are seen through their labels: the body's joints,
-projected with the label's camera. Released people keep their order and content; added ones follow, best score first,
-whatever the order of the predictions. Memory holds one shard and the names of the predicted images. Next to the new
-manifest lie a report and the outcome of every prediction. Metres in the camera frame, pixels.
+A prediction of a person who is in the labels already is dropped, the others are added; `maths.person_matching` decides
+who is the same person. The manifest holds no keypoints; in their place the joints of the labelled bodies are projected
+with the label's camera. Released people keep their order and content; added ones follow, best score first, whatever the
+order of the predictions. Memory holds the predictions and one shard. A report and the outcome of every prediction are
+written next to the new manifest. Metres in the camera frame, pixels.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import torch
 from tqdm import tqdm
 
 from dto_pipeline.data.cameras import read_cameras
-from dto_pipeline.data.columns import build_table, ragged_column, read_numbers, single_array, struct_column
+from dto_pipeline.data.columns import build_table, ragged_column, single_array, struct_column
 from dto_pipeline.data.files import json_bytes, sha256_file
 from dto_pipeline.data.image_index import WHOLE_NAME, index_images
-from dto_pipeline.data.label_files import check_one_body
+from dto_pipeline.data.label_files import check_one_body, flatten_table
 from dto_pipeline.data.manifest import Manifest, ManifestError, check_outputs, report_path
 from dto_pipeline.data.manifest_build.build_report import MergeReport
 from dto_pipeline.data.manifest_build.builder import PERSON_PROBLEMS, judge_cameras, judge_people, person_columns
@@ -35,7 +35,7 @@ from dto_pipeline.data.manifest_build.writer import open_manifest_writer
 from dto_pipeline.data.parquet import new_parquet
 from dto_pipeline.data.people import FileKind, recognise
 from dto_pipeline.data.sources.dto_labels import open_dto_labels
-from dto_pipeline.data.sources.predictions import NUM_KEYPOINTS, open_predictions
+from dto_pipeline.data.sources.predictions import NUM_KEYPOINTS, open_predictions, order_keypoints
 from dto_pipeline.data.sources.rows import (
     BEHIND_CAMERA,
     ROW_PROBLEMS,
@@ -46,6 +46,7 @@ from dto_pipeline.data.sources.rows import (
     count_misplaced,
     find_row_problems,
     judge_boxes,
+    pick,
 )
 from dto_pipeline.data.storage import Location, as_location, base_name, beside, fetch, write_bytes, written
 from dto_pipeline.data.tars import carry_tar_index
@@ -68,12 +69,11 @@ from dto_pipeline.status import PredictionStatus as Status
 
 MIN_SCORE = 0.5  # predictions of a lower det_score are refused; 4D-Humans' detector threshold
 MAX_PREDICTIONS = 1000  # per image: all pairs of them are compared
-_ROWS_AT_ONCE = 1 << 16  # of predictions that belong to no image
 _IMAGE_NAMES = ("image_file", "image_path", "image_id")  # what a prediction may call its image
 _SAME_CAMERA = 1e-3  # largest difference between intrinsics that are the same camera [px]
 _ORIGIN = "predictions"
 _ADDED, _MATCHED, _DUPLICATE = map(str, (Status.ADDED, Status.MATCHED, Status.DUPLICATE))
-# The verdict on a prediction is its status, of an unusable label "status: reason"; _ADDED unless a check fails.
+# A prediction's verdict is the word of its status, followed by ": reason" for an unusable label.
 
 
 def merge_predictions(
@@ -87,15 +87,15 @@ def merge_predictions(
     """Write a new manifest: the old one with the people it misses.
 
     Args:
-        manifest: of released labels, see `data.manifest`.
+        manifest: made by `builder.build_manifest`, or by an earlier merge.
         predictions: npz or Parquet, see `data.sources.predictions`, or a run of `dto predict`, or its label files;
             every person needs a det_score.
-        out: the new manifest; its report and outcomes become <out>.report.json and <out>.predictions.parquet.
+        out: the new manifest; beside it <out>.report.json and <out>.predictions.parquet, the outcomes, are written.
         body: model the labels and the predictions belong to.
         min_score: least det_score of an added person.
 
     Raises:
-        ManifestError: the manifest cannot be used, or `out` would replace it.
+        ManifestError: the manifest cannot be used, or `out` would replace an input.
         LabelFileError, LabelsError: the predictions cannot be used as a whole, or are of another body model.
     """
     manifest, predictions, out = (as_location(place) for place in (manifest, predictions, out))
@@ -137,8 +137,9 @@ def outcomes_path(manifest: Location) -> Location:
 
 
 def _open_people(path: Path, bodies: dict[str, str], body: BodyModel) -> LabelSource:
-    """Predicted people in either form; their body model, and `bodies` (whose -> sha256), must be `body` if known."""
-    if recognise(path) is FileKind.DTO_LABELS:
+    """Open labels or a prediction file. Raises: LabelFileError: the body model of the labels, or one of `bodies` (whose
+    -> sha256), is known and is not `body`."""
+    if recognise(path) is FileKind.LABELS:
         people = open_dto_labels(path, SourceOptions())
         bodies = {**bodies, f"{people.files[0]}": check_one_body(people.files)}
     else:
@@ -153,7 +154,7 @@ def _open_people(path: Path, bodies: dict[str, str], body: BodyModel) -> LabelSo
 
 
 def _describe(place: Location, files: list[Path]) -> dict[str, Any]:
-    """Name, size and sha256 of a file; of several, the sum of their sizes and the sha256 over each one's."""
+    """Name, size and sha256 of a file; of several files the sum of the sizes and the sha256 of the joined sha256s."""
     hashes = [sha256_file(path) for path in files]
     whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
     return {"file": base_name(place), "bytes": sum(path.stat().st_size for path in files), "sha256": whole}
@@ -172,39 +173,38 @@ class _Shard:
 
 
 class _Merge:
-    """Merges predictions into shards, and keeps what became of each of the N predictions, by row."""
+    """Merges predictions into shards one after the other; keeps the outcome of each of the N predictions."""
 
     def __init__(self, people: LabelSource, body: BodyModel, min_score: float) -> None:
         self.report = MergeReport()
         self._people, self._body, self._min_score = people, body, min_score
         self._index = index = index_images(people, WHOLE_NAME)
         self._image_of = {name: image for image, name in enumerate(index.image_name) if image not in index.problem}
-        self._taken = np.zeros(index.num_images, dtype=bool)  # images of the predictions that a shard had
+        self._taken = np.zeros(index.num_images, dtype=bool)  # images of the predictions that were found in a shard
         owner = np.repeat(np.arange(index.num_images), np.diff(index.offsets))[np.argsort(index.rows)]
-        self._outcomes: dict[str, Any] = {  # `schema.MERGE_SCHEMA`, as long as no shard has had a prediction's image
+        self._outcomes: dict[str, Any] = {  # of `schema.MERGE_SCHEMA`; stays so for images that are in no shard
             "prediction_row": np.arange(owner.size),
             "image": np.array(index.image_name, dtype=object)[owner],
             "status": np.full(owner.size, str(Status.IMAGE_UNKNOWN), dtype=object),
             "message": np.array([index.problem.get(image) for image in owner.tolist()], dtype=object),
-            "det_score": np.full(owner.size, np.nan, np.float32),
+            "det_score": pick(people.columns.get("det_score"), np.arange(owner.size), ()),
             "same_as_source_row": np.full(owner.size, -1),
             "same_as_prediction_row": np.full(owner.size, -1),
         }
 
     def merge_shard(self, table: pa.Table) -> pa.Table:
-        """The shard with the people it misses."""
+        """The rows of a shard, with the people they miss."""
         shard = self._load(table)
         own, verdict = self._judge(shard)
         chosen = _rank(shard, verdict)
         transl, views, found = self._move(shard, chosen, own)
-        shard.labels.transl[chosen], verdict[chosen] = transl, found  # from here on in the label's camera
+        shard.labels.transl[chosen], verdict[chosen] = transl, found  # from here on for the label's camera
         chosen, views = chosen[found == _ADDED], views[found == _ADDED]
         verdict[chosen], same_released, original = self._compare(shard, chosen, views)
         rows, outcomes = shard.row, self._outcomes
         outcomes["image"][rows] = np.array(table["image_id"].to_pylist(), dtype=object)[shard.image]
         outcomes["status"][rows] = [text.partition(": ")[0] for text in verdict.tolist()]
         outcomes["message"][rows] = [text.partition(": ")[2] or None for text in verdict.tolist()]
-        outcomes["det_score"][rows] = shard.labels.seen.det_score
         outcomes["same_as_source_row"][rows[chosen]] = same_released
         outcomes["same_as_prediction_row"][rows[chosen]] = np.append(rows[chosen], -1)[original]
         self.report.images += table.num_rows
@@ -214,15 +214,13 @@ class _Merge:
         return _append(shard, chosen[verdict[chosen] == _ADDED])
 
     def list_outcomes(self) -> pa.Table:
-        """What became of every prediction, when all shards are merged; counts those for images no shard has."""
-        unknown = self._index.rows[np.repeat(~self._taken, np.diff(self._index.offsets))]
-        for some in np.split(unknown, range(_ROWS_AT_ONCE, unknown.size, _ROWS_AT_ONCE)):
-            self._outcomes["det_score"][some] = self._people.rows(some).seen.det_score
-        self.report.count({str(Status.IMAGE_UNKNOWN): unknown.size} if unknown.size else {})
+        """The outcome of every prediction, once all shards are merged; counts those whose image is in no shard."""
+        unknown = int(np.diff(self._index.offsets)[~self._taken].sum())
+        self.report.count({str(Status.IMAGE_UNKNOWN): unknown} if unknown else {})
         return build_table(MERGE_SCHEMA, self._outcomes)
 
     def _load(self, table: pa.Table) -> _Shard:
-        """The predictions for the images of a shard; an image of theirs is taken only once."""
+        """The predictions for the images of a shard, without images that were found before."""
         owners, parts, index = [], [np.zeros(0, dtype=np.int64)], self._index
         for shard_row, spelled in enumerate(zip(*(table[name].to_pylist() for name in _IMAGE_NAMES), strict=True)):
             for image in sorted({self._image_of[name] for name in spelled if name in self._image_of}):
@@ -235,10 +233,7 @@ class _Merge:
         boxes, strange = judge_boxes(labels.bbox_xyxy)
         self.report.notes.update(strange)
         labels = dataclasses.replace(labels, bbox_xyxy=boxes)
-        keypoints = labels.keypoints
-        if keypoints is None:
-            keypoints = np.zeros((row.size, NUM_KEYPOINTS, 3), np.float32)
-        return _Shard(table, read_cameras(table), row, image_row, labels, keypoints)
+        return _Shard(table, read_cameras(table), row, image_row, labels, order_keypoints(labels.keypoints, row.size))
 
     def _judge(self, shard: _Shard) -> tuple[np.ndarray, np.ndarray]:
         """Camera (n, 3, 3) each prediction was made for, and its verdict (n,) object."""
@@ -262,12 +257,13 @@ class _Merge:
         return own, _select(checks)
 
     def _move(self, shard: _Shard, chosen: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, BodyViews, np.ndarray]:
-        """The chosen predictions in the label's camera: transl (k, 3) float32, views, verdict (k,)."""
+        """The chosen (k,) predictions, made for cameras `own`, moved to the label's camera: transl (k, 3) float32 that
+        shows them at the same place, views, and verdict (k,)."""
         labels, cameras = shard.labels, shard.cameras[shard.image[chosen]]
         joints = self._joints(labels.pose[chosen], labels.betas[chosen], labels.transl[chosen])
         transl, pelvis = labels.transl[chosen], joints[:, 0]
         given = transl.astype(np.float64), pelvis, own[chosen], cameras
-        carried = carry_to_camera(*map(torch.from_numpy, given)).numpy().astype(np.float32)
+        carried = carry_to_camera(*map(torch.from_numpy, given)).float().numpy()
         other = (np.abs(own[chosen] - cameras) > _SAME_CAMERA).any(axis=(1, 2))
         moved = np.where(other[:, None], carried, transl)
         views = view_bodies(joints + (moved.astype(np.float64) - transl)[:, None], cameras)
@@ -280,9 +276,10 @@ class _Merge:
     def _compare(
         self, shard: _Shard, chosen: np.ndarray, views: BodyViews
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Verdict (k,) of each chosen prediction, source_row (k,) of the released person it is, and which other it is.
+        """Verdict (k,) of the chosen predictions, source_row (k,) of the released person each one is, and the position
+        (k,) among the chosen of the prediction it repeats; -1 = none.
 
-        Of a person predicted twice the one that is a released person comes first, then the given order.
+        Of a person predicted twice the prediction that matches a released person is kept, else the first.
         """
         image, keypoints = shard.image[chosen], shard.keypoints[chosen]
         given = (keypoints[..., 2] >= MIN_CONFIDENCE).any(axis=1)
@@ -305,16 +302,11 @@ class _Merge:
 
     def _view_released(self, shard: _Shard, images: np.ndarray) -> tuple[BodyViews, np.ndarray, np.ndarray]:
         """The r usable released people of some images, their source rows (r,) and their images (r,)."""
-        persons = single_array(shard.table["persons"])
-        owner = np.repeat(np.arange(len(persons)), persons.value_lengths().to_numpy(zero_copy_only=False))
-        asked = np.flatnonzero(np.isin(owner, images))
-        people = persons.flatten().take(pa.array(asked))
-        label = {name: read_numbers(people.field(name)) for name in ("pose", "betas", "transl")}
-        sound = find_row_problems(**label) == 0
-        owner = owner[asked[sound]]
-        joints = self._joints(*(values[sound] for values in label.values()))
-        source_row = people.field("source_row").to_numpy(zero_copy_only=False)[sound]
-        return view_bodies(joints, shard.cameras[owner]), source_row, owner
+        columns = flatten_table(shard.table.select(["persons"]), ("pose", "betas", "transl", "source_row"))
+        *body, source_row = columns.people.values()
+        asked = np.isin(columns.owner, images) & (find_row_problems(*body) == 0)
+        owner, joints = columns.owner[asked], self._joints(*(values[asked] for values in body))
+        return view_bodies(joints, shard.cameras[owner]), source_row[asked], owner
 
     def _joints(self, pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> np.ndarray:
         """(n, 45, 3) float64 [m]."""
@@ -328,13 +320,14 @@ def _invalid(reason: str) -> str:
 
 
 def _select(checks: dict[str, np.ndarray]) -> np.ndarray:
-    """(n,) object: the first verdict that holds for each prediction."""
+    """(n,) object: the first verdict whose check holds for the prediction, else `_ADDED`."""
     codes = np.select(list(checks.values()), range(1, len(checks) + 1), default=0)
     return np.array([_ADDED, *checks], dtype=object)[codes]
 
 
 def _rank(people: _Shard, verdict: np.ndarray) -> np.ndarray:
-    """Positions (k,) of the sound predictions: by image, best score first, ties by content; marks what is too many."""
+    """Positions (k,) of the usable predictions: by image, best score first, equal scores by content; the others beyond
+    `MAX_PREDICTIONS` of an image get their verdict."""
     sound = np.flatnonzero(verdict == _ADDED)
     labels, seen = people.labels, people.labels.seen
     numbers = (labels.transl, labels.pose, labels.betas, labels.bbox_xyxy, people.keypoints.reshape(-1, 135))
@@ -350,7 +343,7 @@ def _rank(people: _Shard, verdict: np.ndarray) -> np.ndarray:
 
 
 def _append(shard: _Shard, added: np.ndarray) -> pa.Table:
-    """The shard with predictions (their positions, best first) after the released people of their images."""
+    """The rows of a shard, with the predictions `added` (positions, best first) after the released people."""
     if added.size == 0:
         return shard.table
     table, seen, image = shard.table, shard.labels.seen, shard.image[added]
@@ -364,7 +357,7 @@ def _append(shard: _Shard, added: np.ndarray) -> pa.Table:
     items = pa.concat_arrays([persons.flatten().cast(MANIFEST_PERSON), struct_column(MANIFEST_PERSON, columns)])
     joined = ragged_column(released + new, items.take(pa.array(np.argsort(owner, kind="stable"))), persons.type)
     rows: dict[str, Any] = {name: table[name] for name in table.column_names}
-    brings = {  # where masks and attributes of each image come from, now that some came with the predictions
+    brings = {  # origins to which the predictions are added: which of the added people have a mask, an age or gender
         "mask_origin": seen.mask_height[added] > 0,
         "attribute_origin": np.isfinite(seen.age_years[added]) | np.isfinite(seen.male_prob[added]),
     }

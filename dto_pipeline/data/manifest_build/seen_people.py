@@ -1,7 +1,7 @@
-"""Join what is known about people besides their labels: from the sidecar, else the label file, else masks in tars.
+"""Join what is known about people besides their labels: from the sidecar, else the label file, else the masks in tars.
 
-Each image gets the origins of its masks and attributes. Masks in tars belong to no label row: `sources.fourd_humans`
-decides whose each is. Sizes in pixels.
+For each image it is recorded where its masks, ages and genders came from. Masks in tars are not ordered by label row:
+`sources.fourd_humans` decides whose each is. Sizes in pixels.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ Mask = tuple[bytes | None, int, int]  # run lengths (None = no mask), height, wi
 @dataclass(frozen=True)
 class SeenPeople:
     rows: SeenRows  # n
-    mask_origin: pa.StringArray  # m, null = none
-    attribute_origin: pa.StringArray  # m, null = unknown
+    mask_origin: pa.StringArray  # m words joined by "+", null = no mask
+    attribute_origin: pa.StringArray  # m, the same of ages and genders
     unreadable: dict[int, str]  # image -> why the masks beside it could not be read
 
 
@@ -54,11 +54,11 @@ def join_seen(
     store: ImageStore | None,
     pool: Executor,
 ) -> SeenPeople:
-    """Everything known about the n people of m images, `counts` (m,) of each.
+    """Everything that is known about the n people of m images, `counts` (m,) of each.
 
     Args:
-        files: m image files; addresses in tars where masks are looked for.
-        store: where the images and the masks next to them are read from; None = such masks are not looked for.
+        files: m names of image files, or addresses in tars.
+        store: where masks beside the images are read from; None = they are not looked for.
         pool: threads that read masks.
     """
     starts = np.cumsum(counts) - counts
@@ -90,7 +90,7 @@ def _fill_gaps(first: SeenRows, second: SeenRows) -> SeenRows:
 def _read_detections(
     labels: LabelRows, counts: np.ndarray, files: Sequence[str], store: ImageStore, pool: Executor
 ) -> tuple[SeenRows, dict[int, str]]:
-    """People of whom nothing but the masks beside their images is known; image -> why its masks could not be read."""
+    """The masks beside the images, as rows of their people; and image -> why its masks could not be read."""
     edges = [0, *np.cumsum(counts).tolist()]
 
     def read(image: int) -> tuple[list[Mask], str]:
@@ -112,7 +112,7 @@ def _read_detections(
 def _masks_of_people(
     store: ImageStore, image_file: str, keypoints: np.ndarray | None, boxes: np.ndarray
 ) -> tuple[list[Mask], str]:
-    """The mask of each person of one image, encoded so that a whole shard's fit into memory; and what is wrong."""
+    """The mask of each person of one image, encoded so that those of a shard fit into memory; and what is wrong."""
 
     def read(extension: str) -> bytes | None:
         try:

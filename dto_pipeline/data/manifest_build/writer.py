@@ -1,7 +1,7 @@
 """Write a manifest: a row group per shard, then a footer with counts and fingerprint.
 
-`write_label_manifest` makes the manifest of labels that may be run again: their rows and people in their order, masks
-unknown. Equal input gives identical bytes.
+`write_label_manifest` makes the manifest of finished labels, so that they can be run again: the same images and people
+in the same order, without masks. Equal input gives identical bytes.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ class ManifestWriter:
         return self._sha.hexdigest()
 
     def finish(self, facts: Mapping[str, Any], texts: Mapping[str, str] = _SCHEMA_TEXTS) -> None:
-        """Write the footer, in a fixed order.
+        """Write the footer.
 
         Args:
-            facts: JSON-ready, without counts and shards; texts: written as they are, e.g. another manifest's footer.
+            facts: entries that are written as JSON; counts, shards, version and fingerprint are added.
+            texts: entries that are written as they are, e.g. another manifest's footer.
         """
         images, people = (sum(size[i] for size in self.sizes) for i in range(2))
         counts = {"images": images, "persons": people, "shards": len(self.sizes)}
@@ -66,7 +67,7 @@ def open_manifest_writer(out: Location) -> Iterator[ManifestWriter]:
 
 
 def describe_origin(dataset: Dataset, label_files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The data set a manifest was made from, for its footer; `label_files`: file, bytes, sha256 of each."""
+    """Footer entries about the data set of a manifest; `label_files`: file, bytes and sha256 of each."""
     depth = dataset.depth_root
     roots = {"images": str(absolute(dataset.images_root)), "depth": depth and str(absolute(depth))}
     return {"dataset": dataset.describe(), "label_files": list(label_files), "roots": roots}
@@ -80,11 +81,11 @@ _FAILURES = [str(status) for status in ImageStatus if status.is_failure]
 def write_label_manifest(
     shards: Iterable[tuple[pa.Table, Sequence[str], Sequence[str | None]]], dataset: Dataset, out: Location
 ) -> None:
-    """Write the manifest that belongs to some labels.
+    """Write the manifest of finished labels.
 
     Args:
-        shards: label rows (`schema.LABELS_SCHEMA`), the images' names in their store, and those of their depth maps.
-        dataset: its description; its `images` and `depth` are the roots.
+        shards: of each the label rows (`schema.LABELS_SCHEMA`), the names of the image files and of the depth maps.
+        dataset: its description, with the folders that these names are relative to.
     """
     with open_manifest_writer(out) as writer:
         for shard, (labels, image_files, depth_files) in enumerate(shards):

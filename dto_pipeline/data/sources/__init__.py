@@ -1,15 +1,15 @@
-"""The sources of labels: each turns one public format into `LabelRows`.
+"""The sources of labels: each reads one public format.
 
 | `source:` of a YAML | `labels:` is                            | also reads                              |
 |---------------------|-----------------------------------------|-----------------------------------------|
 | camerahmr           | a ``*-release.npz``                     |                                         |
 | ma_hmr              | released DTO-Humans, MA-HMR's layout    |                                         |
 | predictions         | npz or Parquet of any network's people  |                                         |
-| labels              | a run's folder, or our own label files  | `label_values`, `image_prefixes`        |
+| labels              | a run's folder, or label files of one   | `label_values`                          |
 | relative_human      | a ``*_annots.npz``                      | `predictions`, without which it refuses |
 
-To add a source, write a module with a function `(Path, SourceOptions) -> LabelSource` and name it in `SOURCES`;
-`data.people` must recognise the file.
+To add a source, write a module with a function `(Path, SourceOptions) -> LabelSource` and add it to `SOURCES`;
+`data.people` must recognise its files.
 """
 
 from __future__ import annotations

@@ -3,12 +3,12 @@
     annots -> {image key: [{"smpl_param": {"shape": (10,) or (11,), "pose": (72,), "trans": (3,)},
                             "cam_param": {"focal": (2,), "princpt": (2,)}}, ...]}
 
-The dictionary is read item by item into flat arrays: 0.4 kB of memory a person instead of its own 1.3 kB. A person that
-is not as above keeps its row, with NaN as numbers and a finding with the reason; a file in which nobody can be used is
-refused. The order of the people is the file's. Metres, radians, pixels.
+The dictionary is read item by item into flat arrays: 0.4 kB of memory a person instead of the dictionary's 1.3 kB. A
+person that is not as above keeps its row, with NaN as numbers and a finding with the reason; a file in which nobody can
+be used is refused. People keep the order of the file. Metres, radians, pixels.
 
-As the start of a manifest, an image's name is its key in the file (`a/b/c.jpg` below `insta-train/` for INSTA, the base
-name for the others), so `images` is the folder these keys are relative to, or `image_prefixes` leads there.
+When a manifest is built, an image's name is its key in the file (`a/b/c.jpg` below `insta-train/` for INSTA, the base
+name for the others): `images` is the folder these keys are relative to, or `image_prefixes` leads there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import camera_matrices
 from dto_pipeline.data.inert_pickle import PickleRefused, check_values
 from dto_pipeline.data.npz import ITEM_LIMITS, read_items
-from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelSource, find_row_problems, take_rows
+from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelSource, find_row_problems
 
 ARRAY = "annots"
 BODY, CAMERA = "smpl_param", "cam_param"
@@ -68,19 +68,18 @@ def open_ma_hmr(path: Path) -> LabelSource:
             f"{path} lists {len(counts)} images with {len(numbers)} people, of whom none can be used ({why}); expected "
             f"{NEEDED}"
         )
-    columns = {"pose": pose, "betas": betas, "transl": transl}
     intrinsics = camera_matrices(np.frombuffer(cameras).reshape(-1, _CAMERA_NUMBERS))
     return LabelSource(
         files=[path],
         image_names=np.repeat(np.array(list(counts), object), list(counts.values())),
-        rows=lambda index: take_rows(columns, index, intrinsics[index]),
+        columns={"pose": pose, "betas": betas, "transl": transl, "intrinsics": intrinsics},
         findings=findings,
         empty_images=[name for name, count in counts.items() if not count],
     )
 
 
 def first_people(path: Path, most: int = 1000) -> list[Any]:
-    """What the first people of a file hold, as plain values. Raises: PickleRefused, FileNotFoundError."""
+    """The first people of a file, as plain values, each of any type. Raises: PickleRefused, FileNotFoundError."""
     found: list[Any] = []
 
     def take(_: Any, people: Any) -> bool:

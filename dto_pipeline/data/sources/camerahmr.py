@@ -10,12 +10,13 @@
 | center, scale (optional) | (N, 2), (N,) or (N, 2) | bbox_xyxy [px]: centre -+ scale * 200 / 2    |
 | gtkps (optional)         | (N, >= 44, 3)         | keypoints: u, v [px], confidence; if asked    |
 
-Other keys are not read. Numbers may be of any float or integer type. Rows of an image need not be adjacent.
+Other keys are ignored. Numbers may be of any float or integer type. Rows of an image need not be adjacent.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +27,15 @@ from dto_pipeline.data.npz import NpzFile
 from dto_pipeline.data.sources.rows import (
     MAX_NAME,
     LabelFileError,
-    LabelRows,
     LabelSource,
     SourceOptions,
     check_shape,
     check_text,
     decode_names,
-    pick,
-    take_rows,
 )
 
-_BOX_UNIT = 200.0  # scale is the box's size over this [px]
-_KEYS: dict[str, tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]] = {  # keys and shapes of a row
+BOX_UNIT = 200.0  # scale is the box's size over this [px]
+_KEYS: dict[str, tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]] = {  # column -> its keys, shapes of a row
     "pose": (("pose_cam", "pose"), ((72,), (24, 3))),
     "betas": (("shape",), ((NUM_BETAS - 1,), (NUM_BETAS,))),
     "transl": (("trans_cam", "cam_t", "trans"), ((3,),)),
@@ -63,47 +61,40 @@ def open_camerahmr(path: Path, options: SourceOptions = SourceOptions()) -> Labe
             check_shape(npz, key, people, shapes)
         elif name not in ("center", "scale"):
             raise LabelFileError(f"{path} has none of the keys {list(keys)}; it holds {npz.keys}")
-    points = None
+    columns = {name: npz.array(key) for name, key in found.items()}
     if options.keypoints and "gtkps" in npz.keys:
         check_shape(npz, "gtkps", people, [(*npz.header("gtkps")[0][1:2], 3)])
-        points = npz.array("gtkps")
-    names, columns = decode_names(npz.array("imgname")), {name: npz.array(key) for name, key in found.items()}
-
-    def rows(index: np.ndarray) -> LabelRows:
-        boxes = None
-        if {"center", "scale"} <= columns.keys():
-            middle = pick(columns["center"], index, (2,), np.float64)
-            sides = pick(columns["scale"], index, (columns["scale"][:1].size,), np.float64)
-            half = sides.max(axis=1, keepdims=True) * (_BOX_UNIT / 2)  # the square that holds both sides
-            boxes = np.concatenate((middle - half, middle + half), axis=1).astype(np.float32)
-        cameras = pick(columns["intrinsics"], index, (3, 3), np.float64)
-        keypoints = None if points is None else pick(points, index, points.shape[1:])
-        return take_rows(columns, index, cameras, boxes=boxes, keypoints=keypoints)
-
-    return LabelSource([path], names, rows)
+        columns["keypoints"] = npz.array("gtkps")
+    if {"center", "scale"} <= columns.keys():
+        middle, sides = (columns[name].astype(np.float64).reshape(people, -1) for name in ("center", "scale"))
+        columns["bbox_xyxy"] = square_boxes(middle, sides)
+    return LabelSource([path], decode_names(npz.array("imgname")), columns)
 
 
-def write_camerahmr(path: Path, image_names: np.ndarray, rows: LabelRows, keypoints: np.ndarray | None = None) -> None:
+def square_boxes(centre: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """(n, 4) boxes [px] around `centre` (n, 2) [px]; the largest of `scale` (n, k) counts, so that all sides fit in."""
+    half = scale.max(axis=1, keepdims=True) * (BOX_UNIT / 2)
+    return np.concatenate((centre - half, centre + half), axis=1)
+
+
+def write_release_file(path: Path, image_names: np.ndarray, people: Mapping[str, np.ndarray]) -> None:
     """Write a ``*-release.npz`` of n people, replacing an older one; equal input gives identical bytes.
 
-    `image_names` (n,) are relative to the images folder, `keypoints` (n, J, 3) u, v [px] and confidence; an 11th shape
-    coefficient is left out. Raises: ValueError: arrays of different lengths.
+    `image_names` (n,) are relative to the images folder; `people` has the columns of `LabelSource.rows` that the file
+    can hold. An 11th shape coefficient is left out.
     """
-    left, top, right, bottom = rows.bbox_xyxy.T
+    left, top, right, bottom = people["bbox_xyxy"].T
     columns = {
         "imgname": np.asarray(image_names, dtype=np.str_),
         "center": np.stack([(left + right) / 2, (top + bottom) / 2], axis=-1).astype(np.float32),
-        "scale": (np.maximum(right - left, bottom - top) / _BOX_UNIT).astype(np.float32),
-        "pose_cam": rows.pose.astype(np.float32),
-        "shape": rows.betas[:, :10].astype(np.float32),
-        "trans_cam": rows.transl.astype(np.float32),
-        "cam_int": rows.intrinsics.astype(np.float64),
+        "scale": (np.maximum(right - left, bottom - top) / BOX_UNIT).astype(np.float32),
+        "pose_cam": people["pose"].astype(np.float32),
+        "shape": people["betas"][:, :10].astype(np.float32),
+        "trans_cam": people["transl"].astype(np.float32),
+        "cam_int": people["intrinsics"].astype(np.float64),
     }
-    if keypoints is not None:
-        columns["gtkps"] = keypoints.astype(np.float32)
-    lengths = {name: len(values) for name, values in columns.items()}
-    if len(set(lengths.values())) != 1:
-        raise ValueError(f"{path}: columns have lengths {lengths}; expected one row per person in each")
+    if "keypoints" in people:
+        columns["gtkps"] = people["keypoints"].astype(np.float32)
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **columns)
     write_bytes_atomic(path, buffer.getvalue())

@@ -6,10 +6,10 @@
 | KEY.data.pyd               | people: keypoints, boxes, their masks' numbers; a pickle, never run    |
 | KEY.detection.npz          | instance masks (K, H, W)                                               |
 
-The tars hold no translation and no camera: they are sources of images (see `data.tars`) and masks, not of labels.
-A person names a mask (``extra_info['detection_npz_idx']``), and a label row takes the mask of the person it shows:
-equal keypoints, else the nearest box. The mask that covers the joints is taken only where a person names none, because
-the joints of a hidden person lie on the person in front. Positions in pixels.
+The tars hold no translations and no cameras: images (see `data.tars`) and masks are taken from them, no labels. Each
+person names a mask (``extra_info['detection_npz_idx']``), and a label row takes the mask of the person it shows: the
+one with equal keypoints, else with the nearest box. Only for people who name none the mask that covers their joints is
+taken, because the joints of a hidden person lie on the person in front. Positions in pixels.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from scipy.optimize import linear_sum_assignment
 from dto_pipeline.array_files import read_npz
 from dto_pipeline.data.inert_pickle import Limits
 from dto_pipeline.data.safe_pickle import safe_loads
+from dto_pipeline.data.sources.camerahmr import square_boxes
 from dto_pipeline.maths.person_matching import box_iou
 
 PEOPLE_EXTENSION = "data.pyd"
 MASKS_EXTENSION = "detection.npz"
-NUM_KEYPOINTS = 44
-_BOX_UNIT = 200.0  # scale is the box's size over this [px]
+_NUM_KEYPOINTS = 44
 MAX_MEMBER_BYTES = 2**26  # of people or masks; nothing longer is read to its end
 _LIMITS = Limits(max_bytes=2**28, max_items=2_000_000, max_array_bytes=2**30)
 _MIN_INSIDE = 0.5  # share of a person's keypoints its mask must cover
@@ -43,15 +43,15 @@ _EQUAL_OVERLAP = 0.05  # two rows whose boxes differ by less in overlap are as n
 
 
 class SampleError(ValueError):
-    """A member that is not what its name promises; the message names its address and what was found."""
+    """A member that does not hold what its name says; the message names its address and what was found."""
 
 
 @dataclass(frozen=True)
 class SamplePeople:
-    """n people of one sample, in its order. NaN = absent in the file, or unusable there."""
+    """n people of one sample, in its order; NaN = missing in the file, or unusable."""
 
     keypoints: np.ndarray  # (n, 44, 3) float32 x, y [px], confidence
-    bbox_xyxy: np.ndarray  # (n, 4) float32 [px]; of a scale of two sides the longer one, whose square holds them whole
+    bbox_xyxy: np.ndarray  # (n, 4) float32 [px], a square; its side is the longer one where scale has two
     mask: np.ndarray  # (n,) int64 which of the sample's masks is the person's, -1 = unknown
 
 
@@ -68,7 +68,7 @@ def parse_people(data: bytes | None, where: str) -> SamplePeople:
         raise SampleError(f"{where} holds {type(people).__name__}; expected a list with one dict per person")
 
     def column(key: str, shape: tuple[int, ...]) -> np.ndarray:
-        """(n, *shape); NaN where the numbers are absent, no numbers, or of another shape (one stands for two)."""
+        """(n, *shape); NaN where a value is missing, is no number, or has another shape (one scale stands for two)."""
         rows = np.full((len(people), *shape), np.nan, dtype=np.float32)
         for row, person in enumerate(people):
             try:
@@ -87,10 +87,9 @@ def parse_people(data: bytes | None, where: str) -> SamplePeople:
         return int(number) if number == int(number) else -1
 
     with np.errstate(over="ignore", invalid="ignore"):  # what single precision cannot hold becomes infinite, then NaN
-        centre, half = column("center", (2,)), column("scale", (2,)).max(axis=1)[:, None] * (_BOX_UNIT / 2)
         return SamplePeople(
-            keypoints=column("keypoints_2d", (NUM_KEYPOINTS, 3)),
-            bbox_xyxy=np.concatenate([centre - half, centre + half], axis=1),
+            keypoints=column("keypoints_2d", (_NUM_KEYPOINTS, 3)),
+            bbox_xyxy=square_boxes(column("center", (2,)), column("scale", (2,))),
             mask=np.array([mask_number(person) for person in people], dtype=np.int64),
         )
 
@@ -128,7 +127,7 @@ def choose_masks(
         people: those stored with the image.
 
     Returns:
-        (n,) int64 mask of each row, -1 = none; and what is wrong with the numbers that people name, "" = nothing.
+        (n,) int64 mask of each row, -1 = none; and what is wrong with the masks that people name, "" = nothing.
     """
     chosen = np.full(len(boxes), -1, dtype=np.int64)
     person = link_people(keypoints, boxes, people)
@@ -137,7 +136,7 @@ def choose_masks(
     beyond = chosen >= len(masks)
     fault = f"a person names mask {people.mask.max()} of {len(masks)}" if beyond.any() else ""
     if keypoints is None:
-        keypoints = np.full((len(boxes), NUM_KEYPOINTS, 3), np.nan, dtype=np.float32)
+        keypoints = np.full((len(boxes), _NUM_KEYPOINTS, 3), np.nan, dtype=np.float32)
         keypoints[linked] = people.keypoints[person[linked]]
     unnamed = np.flatnonzero((chosen < 0) & (linked | (people.mask < 0).all()))
     free = np.setdiff1d(np.arange(len(masks)), people.mask)
@@ -147,9 +146,9 @@ def choose_masks(
 
 
 def link_people(keypoints: np.ndarray | None, boxes: np.ndarray, people: SamplePeople) -> np.ndarray:
-    """(n,) which person of a sample each label row shows: equal keypoints, else the nearest box; -1 = none.
+    """(n,) which person of a sample each label row shows, by equal keypoints, else by the nearest box; -1 = none.
 
-    Rows that repeat each other may show one person. A box counts where no row's is clearly nearer to that person.
+    Several rows may show one person. By its box a row shows a person only if no other row's box is clearly nearer.
     """
     linked = np.full(len(boxes), -1, dtype=np.int64)
     if not len(people.mask):
@@ -178,9 +177,10 @@ def _equal_keypoints(own: np.ndarray | None, others: np.ndarray) -> np.ndarray |
 
 
 def match_masks(masks: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
-    """(n,) which of the masks (K, H, W) is each person's, -1 = none: the assignment that covers most keypoints
-    (n, J, 3), where a mask covers at least half of a person's; points of confidence 0 are unknown, those off the image
-    uncovered.
+    """(n,) which of the masks (K, H, W) is each person's, -1 = none: the assignment whose masks cover most keypoints.
+
+    A mask must cover at least half of a person's keypoints (n, J, 3). Those of confidence 0 are unknown; those outside
+    the image count as not covered.
     """
     if not len(masks) or not len(keypoints):
         return np.full(len(keypoints), -1, dtype=np.int64)
@@ -197,5 +197,5 @@ def match_masks(masks: np.ndarray, keypoints: np.ndarray) -> np.ndarray:
 
 
 def _unwrapped(value: Any) -> Any:
-    """What a 0-d array holds, as the public loaders' `.item()` gives it; anything else as it is."""
+    """The item of an array of one; anything else as it is."""
     return value.item() if isinstance(value, np.ndarray) and value.shape in ((), (1,)) else value

@@ -15,15 +15,15 @@
 | mask_rle                | (N,) bytes              | instance mask, COCO compressed run lengths; empty = none        |
 | mask_height, mask_width | (N,), (N,)              | size of the mask [px] = size of the image                       |
 
-In Parquet the same columns hold strings, numbers, binary, and lists of numbers; a list is one row's array flattened
-(keypoints: J * 3 numbers). Values may be null or NaN: unknown. Keypoints come in the order of smplx (J = 45), COCO
-(17) or OpenPose BODY_25 (25, also the first 25 of the 44 of 4D-Humans). Other columns are refused, so that a misspelt
-one is not lost. Rows of an image need not be adjacent. Files are read into memory, 0.4 to 1 kB a person.
+In Parquet these columns hold strings, numbers, binary, and lists of numbers; a list is the flattened array of a row
+(keypoints: J * 3 numbers). Values may be null or NaN: unknown. Keypoints are in the order of smplx (J = 45), COCO (17)
+or OpenPose BODY_25 (25, also the first 25 of the 44 of 4D-Humans). Other columns are refused, because they may be
+misspelt. Rows of an image need not be adjacent. Files are read into memory, 0.4 to 1 kB a person.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,19 +35,16 @@ from dto_pipeline.data.npz import NpzFile
 from dto_pipeline.data.sources.rows import (
     MAX_NAME,
     LabelFileError,
-    LabelRows,
     LabelSource,
     Shapes,
     check_shape,
     check_text,
     decode_names,
-    pick,
     read_table,
-    take_rows,
 )
 from dto_pipeline.reading import read_start
 
-NUM_KEYPOINTS = 45  # smplx's joints, the order of `LabelRows.keypoints` here
+NUM_KEYPOINTS = 45  # smplx's joints
 _BODY_25 = (24, 12, 17, 19, 21, 16, 18, 20, 0, 2, 5, 8, 1, 4, 7, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34)
 _COCO = (24, 26, 25, 28, 27, 16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8)
 KEYPOINT_ORDERS = {17: _COCO, 25: _BODY_25, 44: _BODY_25, NUM_KEYPOINTS: tuple(range(NUM_KEYPOINTS))}  # J -> smplx
@@ -69,7 +66,7 @@ _MAX_MASK = 1 << 22  # bytes of the run lengths of one mask; a noisy one of 25 M
 
 
 def open_predictions(path: str | Path) -> LabelSource:
-    """Open a prediction file; the suffix does not matter. Its rows have `seen`.
+    """Open a prediction file; its suffix does not matter.
 
     Raises:
         LabelFileError: no such file, no row, or a column that is missing, unknown, or of a wrong shape or type.
@@ -80,39 +77,37 @@ def open_predictions(path: str | Path) -> LabelSource:
         is_parquet = read_start(path, 4) == b"PAR1"
     except OSError as error:
         raise LabelFileError(f"prediction file {path} cannot be opened ({error.strerror}); check the path") from error
-    if is_parquet:
-        return _open_parquet(path)
+    names, columns, masks = (_read_parquet if is_parquet else _read_npz)(path)
+    if "keypoints" in columns:
+        columns["keypoints"] = columns["keypoints"].reshape(len(names), -1, 3)
+    return LabelSource([path], names, columns, masks)
+
+
+_Read = tuple[np.ndarray, dict[str, np.ndarray], pa.LargeBinaryArray | None]  # names, columns, masks of the rows
+
+
+def _read_npz(path: Path) -> _Read:
     npz = NpzFile(path)
     _check_names(path, npz.keys)
-
     rows, found = check_text(npz, "image", "US", MAX_NAME), [name for name in npz.keys if name in _SHAPES]
     for name in found:
         check_shape(npz, name, rows, _SHAPES[name])
-    letters = np.zeros(rows, "S1")
+    masks = None
     if "mask_rle" in npz.keys:
         check_text(npz, "mask_rle", "S", _MAX_MASK, rows)
-        letters = npz.array("mask_rle")
-    names, numbers = npz.array("image"), {name: npz.array(name) for name in found}
-
-    def masks(index: np.ndarray) -> pa.BinaryArray:
-        texts = np.asarray(letters[index])  # run lengths never hold the zero bytes that numpy strips
-        return pa.array(texts.tolist(), pa.binary(), mask=texts == b"")
-
-    return LabelSource([path], decode_names(names), lambda index: _rows(numbers, masks, index))
+        letters = npz.array("mask_rle")  # run lengths never hold the zero bytes that numpy strips
+        masks = pa.array(letters, pa.large_binary(), mask=letters == b"")
+    return decode_names(npz.array("image")), {name: npz.array(name) for name in found}, masks
 
 
-def _open_parquet(path: Path) -> LabelSource:
+def _read_parquet(path: Path) -> _Read:
     table = read_table(path, lambda schema: _check_names(path, schema.names), _SHAPES)
     if not table.num_rows:
         raise LabelFileError(f"{path} has no row; expected at least one person")
-    if missing := [name for name in _REQUIRED[1:] if name not in table.numbers]:
+    if missing := [name for name in _REQUIRED[1:] if name not in table.columns]:
         raise LabelFileError(f"{path}: columns {missing} hold nothing but nulls")
-
-    def masks(index: np.ndarray) -> pa.BinaryArray:
-        found = table.masks(index)
-        return pc.if_else(pc.greater(pc.binary_length(found), 0), found, None)
-
-    return LabelSource([path], table.images, lambda index: _rows(table.numbers, masks, index))
+    masks = pc.if_else(pc.greater(pc.binary_length(table.masks), 0), table.masks, None)
+    return table.image_names, dict(table.columns), masks
 
 
 def _check_names(path: Path, found: Sequence[str]) -> None:
@@ -121,29 +116,12 @@ def _check_names(path: Path, found: Sequence[str]) -> None:
         raise LabelFileError(f"{path}: missing columns {missing}, unknown columns {unknown}; known are {_COLUMNS}")
 
 
-def _rows(
-    numbers: dict[str, np.ndarray], masks: Callable[[np.ndarray], pa.BinaryArray], index: np.ndarray
-) -> LabelRows:
-    points = _keypoints(numbers.get("keypoints"), index)
-    return take_rows(numbers, index, _cameras(numbers, index), masks(index), keypoints=points)
-
-
-def _cameras(numbers: dict[str, np.ndarray], index: np.ndarray) -> np.ndarray:
-    focal = numbers.get("focal")
-    if focal is None or "intrinsics" in numbers:
-        return pick(numbers.get("intrinsics"), index, (3, 3), np.float64)
-    cameras = np.tile(np.array([[0, 0, np.nan], [0, 0, np.nan], [0, 0, 1]]), (index.size, 1, 1))
-    cameras[:, [0, 1], [0, 1]] = pick(focal, index, (focal[:1].size,), np.float64)
-    return cameras
-
-
-def _keypoints(column: np.ndarray | None, index: np.ndarray) -> np.ndarray | None:
-    """(n, 45, 3) float32 u, v [px] and confidence, 0 where a keypoint is unknown; None if the file has none."""
-    if column is None:
-        return None
-    joints = column[:1].size // 3
-    order = np.array(KEYPOINT_ORDERS[joints])
-    points = np.zeros((index.size, NUM_KEYPOINTS, 3), dtype=np.float32)
-    points[:, order] = pick(column, index, (joints, 3))[:, : order.size]
-    points[~np.isfinite(points).all(axis=2)] = 0
-    return points
+def order_keypoints(points: np.ndarray | None, people: int) -> np.ndarray:
+    """(n, 45, 3) float32 keypoints of n `people` in the order of smplx, from (n, J, 3) in the file's order, None = it
+    has none; unknown keypoints have confidence 0."""
+    ordered = np.zeros((people, NUM_KEYPOINTS, 3), dtype=np.float32)
+    if points is not None:
+        order = np.array(KEYPOINT_ORDERS[points.shape[1]])
+        ordered[:, order] = points[:, : order.size]
+        ordered[~np.isfinite(ordered).all(axis=2)] = 0
+    return ordered

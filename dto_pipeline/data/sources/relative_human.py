@@ -1,4 +1,4 @@
-"""Read RelativeHuman's annotation files ``{train,val,test}_annots.npz``: one object array, whose code never runs.
+"""Read RelativeHuman's annotation files ``{train,val,test}_annots.npz``: a pickled dictionary, of which no code is run.
 
 | key of a person     | becomes                                                    |
 |---------------------|------------------------------------------------------------|
@@ -7,12 +7,12 @@
 | age                 | age as a code; -1 = unknown                                |
 | bbox                | bbox_xyxy of the visible part [px]                         |
 
-Other keys are not read. Values that cannot be read become unknown and are reported; nobody is dropped, because the
-metrics count by position. Three keypoint layouts (14 joints, 19 in "BK" order, 19 in OCHuman order; the length of the
-file name decides between the last two) become the 14 joints of the metrics.
+Other keys are ignored. Values that cannot be read become unknown and are reported; nobody is dropped, because the
+metrics count people by their position. Three layouts of keypoints (14 joints, 19 in "BK" order, 19 in OCHuman order;
+the length of the file name decides between the last two) become the 14 joints of the metrics.
 
-They hold no body and no camera: a manifest takes its people from a prediction file (see `predictions`) and no
-annotated value, because layers and ages are what results are evaluated against.
+The files hold no bodies and no cameras: a manifest takes its people from a prediction file (see `predictions`), and no
+annotated value, because results are evaluated against layers and ages.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _LAYERS = 100  # published layers end at 9
 
 
 class KeypointLayoutError(ValueError):
-    """Keypoints in none of the three layouts; the message says what was found."""
+    """Keypoints in none of the three layouts."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class RelativeHumanAnnotations:
 def evaluated_joints(kp2d: np.ndarray, file_name: str) -> tuple[np.ndarray, np.ndarray]:
     """One person's annotation on the 14 evaluated joints.
 
-    The neck of 19-joint annotations is left out: the two data sets place it elsewhere than the 14-joint layout does.
+    The neck of 19 joints is left out: it is another point of the body than that of 14 joints.
 
     Args:
         kp2d: (14, 3) or (19, 3) x, y [px] and visibility (visible where positive and x, y finite).
@@ -176,7 +176,7 @@ PERSON_KEYS = frozenset(key for key, _, _ in _FIELDS.values())
 
 
 def open_relative_human(path: Path, options: SourceOptions) -> LabelSource:
-    """The predictions for the images of ``{train,val,test}_annots.npz``, with the images that only one of both has.
+    """The people of `options.predictions`; images that only they or only the annotations have are findings.
 
     Raises:
         LabelFileError, PickleRefused: no predictions are named, or one of the files cannot be used.

@@ -1,7 +1,7 @@
-"""The shape in which every source of labels gives its people: one row per label row, with this project's names.
+"""What every source of labels gives: people as columns with this project's names, one row per label row.
 
-Also: what makes a label row usable, and how columns of npz and Parquet files become rows. Camera frame and units as in
-`dto_pipeline`.
+Also: which label rows can be used, and how arrays of npz files and columns of Parquet files are checked and read.
+Camera frame and units as in `dto_pipeline`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,7 +45,7 @@ class LabelFileError(DtoError, ValueError):
 
 @dataclass(frozen=True)
 class SeenRows:
-    """What is known about n people besides their labels; NaN, null and 0 mean unknown."""
+    """What is known about n people besides their labels; NaN = unknown."""
 
     age_years: np.ndarray  # (n,) float32 [years]
     male_prob: np.ndarray  # (n,) float32
@@ -62,21 +63,20 @@ class SeenRows:
 
 @dataclass(frozen=True)
 class LabelRows:
-    """n people, one per label row, not yet judged."""
+    """The people of n label rows; whether they can be used is not judged yet."""
 
     pose: np.ndarray  # (n, 72) float32 axis-angle [rad], root first
     betas: np.ndarray  # (n, 11) float32, kid axis last (0 where the source has ten)
     transl: np.ndarray  # (n, 3) float32 [m]
     bbox_xyxy: np.ndarray  # (n, 4) float32 [px], NaN = unknown
     intrinsics: np.ndarray  # (n, 3, 3) float64 [px] of each row; cx and cy both NaN = the image's centre
-    seen: SeenRows = field(default_factory=lambda: judge_seen({}, pa.nulls(0, pa.binary())), kw_only=True)  # of each
-    keypoints: np.ndarray | None = field(default=None, kw_only=True)  # (n, J, 3) u, v [px], confidence (0 = none)
-    more: Mapping[str, np.ndarray] = field(default_factory=dict, kw_only=True)  # name -> (n, ...): see the sources
+    seen: SeenRows
+    keypoints: np.ndarray | None  # (n, J, 3) float32 u, v [px], confidence, in the file's order; None = it has none
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What a source needs besides its file; each source uses its own options only."""
+    """What sources need besides the label file; each source uses its own options only."""
 
     values: str = "after"  # label files of this project: values after or before optimisation, see LABEL_VALUES
     predictions: Path | None = None  # RelativeHuman: predicted people, its own files hold no bodies
@@ -85,7 +85,7 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something a source noticed that belongs to no label row."""
+    """Something about an image, or a person, that a source found while reading."""
 
     image: str
     reason: str
@@ -97,13 +97,39 @@ class LabelSource:
 
     files: list[Path]  # read by this source; their sha256 go into the manifest
     image_names: np.ndarray  # (N,) str or object: the image of each row, relative to the images folder
-    rows: Callable[[np.ndarray], LabelRows]  # those named by (n,) int, in this order
+    columns: Mapping[str, np.ndarray]  # (N, ...) of any float or integer type, see `rows`; NaN = unknown
+    masks: Any = None  # pa.LargeBinaryArray of N run lengths, null = none; None = nobody has one
     findings: Sequence[Finding] = ()
     empty_images: Sequence[str] = ()  # names of images that are listed without people
 
     @property
     def num_rows(self) -> int:
         return len(self.image_names)
+
+    def rows(self, index: np.ndarray) -> LabelRows:
+        """The people of some label rows (n,) int, in this order.
+
+        Columns are pose, betas, transl and, where the file has them, bbox_xyxy, keypoints, those of `SeenRows`, and
+        intrinsics or focal (with the principal point in the image's centre). A kid axis that is absent becomes 0, what
+        else is absent NaN, and what single precision cannot hold infinite.
+        """
+        columns, betas = self.columns, np.zeros((index.size, NUM_BETAS), np.float32)
+        betas[:, : columns["betas"].shape[1]] = pick(columns["betas"], index, columns["betas"].shape[1:])
+        intrinsics = pick(columns.get("intrinsics"), index, (3, 3), np.float64)
+        if "focal" in columns and "intrinsics" not in columns:
+            intrinsics[:] = [[0, 0, np.nan], [0, 0, np.nan], [0, 0, 1]]
+            intrinsics[:, [0, 1], [0, 1]] = pick(columns["focal"], index, (columns["focal"][:1].size,), np.float64)
+        points = columns.get("keypoints")
+        seen = {name: pick(columns[name], index, ()) for name in _SEEN if name in columns}
+        return LabelRows(
+            pose=pick(columns["pose"], index, (72,)),
+            betas=betas,
+            transl=pick(columns["transl"], index, (3,)),
+            bbox_xyxy=pick(columns.get("bbox_xyxy"), index, (4,)),
+            intrinsics=intrinsics,
+            seen=judge_seen(seen, take_masks(self.masks, index)),
+            keypoints=None if points is None else pick(points, index, points.shape[1:]),
+        )
 
 
 def pick(column: np.ndarray | None, index: np.ndarray, tail: tuple[int, ...], dtype: type = np.float32) -> np.ndarray:
@@ -114,37 +140,20 @@ def pick(column: np.ndarray | None, index: np.ndarray, tail: tuple[int, ...], dt
         return np.asarray(column[index]).astype(dtype).reshape(index.size, *tail)
 
 
-def take_rows(
-    columns: Mapping[str, np.ndarray],
-    index: np.ndarray,
-    intrinsics: np.ndarray,
-    masks: pa.BinaryArray | None = None,
-    boxes: np.ndarray | None = None,
-    keypoints: np.ndarray | None = None,
-) -> LabelRows:
-    """Rows of columns in this project's names.
-
-    A kid axis that is absent becomes 0, any other column NaN; `masks` None = none.
-    """
-    betas = np.zeros((index.size, NUM_BETAS), np.float32)
-    betas[:, : columns["betas"].shape[1]] = pick(columns["betas"], index, columns["betas"].shape[1:])
-    seen = {name: pick(columns[name], index, ()) for name in _SEEN if name in columns}
-    return LabelRows(
-        pose=pick(columns["pose"], index, (72,)),
-        betas=betas,
-        transl=pick(columns["transl"], index, (3,)),
-        bbox_xyxy=pick(columns.get("bbox_xyxy"), index, (4,)) if boxes is None else boxes,
-        intrinsics=intrinsics,
-        seen=judge_seen(seen, pa.nulls(index.size, pa.binary()) if masks is None else masks),
-        keypoints=keypoints,
-    )
+def take_masks(masks: pa.LargeBinaryArray | None, index: np.ndarray) -> pa.BinaryArray:
+    """Run lengths of some rows (n,) int, null = none; row -1 has none. Raises: LabelFileError: 2 GiB of them."""
+    if masks is None:
+        return pa.nulls(index.size, pa.binary())
+    found = masks.take(pa.array(index, mask=index < 0))
+    if (total := pc.sum(pc.binary_length(found)).as_py() or 0) > np.iinfo(np.int32).max:
+        raise LabelFileError(f"{index.size} masks hold {total} bytes; expected run lengths, far below 2 GiB")
+    return found.cast(pa.binary())
 
 
 def check_shape(npz: NpzFile, key: str, rows: int, tails: Sequence[tuple[int, ...]]) -> None:
-    """Refuse what is not numbers (rows, *tail) with one of the tails, by its header: few kB may unpack to many GB.
+    """Check by its header that an array holds numbers (rows, *tail) with one of the tails; a few kB may unpack to GB.
 
-    Raises:
-        LabelFileError: names file, key, what was found and expected. PickleRefused.
+    Raises: LabelFileError: it does not. PickleRefused: no such array.
     """
     shape, dtype = npz.header(key)
     shapes = [(rows, *tail) for tail in tails]
@@ -154,10 +163,8 @@ def check_shape(npz: NpzFile, key: str, rows: int, tails: Sequence[tuple[int, ..
 
 
 def check_text(npz: NpzFile, key: str, kinds: str, most: int, rows: int = 0) -> int:
-    """How many rows an array of text has: at least one, of `most` bytes each, and `rows` unless that is 0.
-
-    Raises: LabelFileError, PickleRefused.
-    """
+    """How many rows an array of text has. Raises: LabelFileError: none, not `rows` (unless that is 0), or rows of more
+    than `most` bytes. PickleRefused: no such array."""
     shape, dtype = npz.header(key)
     if len(shape) != 1 or dtype.kind not in kinds or shape[0] < 1 or (rows and shape[0] != rows):
         expected = f"text ({rows or 'N'},), at least one row"
@@ -168,13 +175,13 @@ def check_text(npz: NpzFile, key: str, kinds: str, most: int, rows: int = 0) -> 
 
 
 def decode_names(names: np.ndarray) -> np.ndarray:
-    """(n,) str from text or bytes; what is not UTF-8 becomes lone surrogates, which no path check lets through."""
+    """(n,) str from text or bytes; what is not UTF-8 becomes lone surrogates, which every path check refuses."""
     names = np.asarray(names)
     return names if names.dtype.kind == "U" else np.char.decode(names, "utf-8", "surrogateescape")
 
 
 def find_row_problems(pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -> np.ndarray:
-    """(n,) int index into `ROW_PROBLEMS` of the first reason why a row cannot be used; 0 = usable."""
+    """(n,) int index into `ROW_PROBLEMS`: the first reason why a row cannot be used, 0 = usable."""
     checks = (
         ~np.isfinite(pose).all(axis=1),
         ~np.isfinite(betas).all(axis=1),
@@ -192,8 +199,8 @@ def judge_seen(columns: Mapping[str, np.ndarray], masks: pa.BinaryArray) -> Seen
     """Make numbers out of range unknown, mark damaged masks, and count what is odd.
 
     Args:
-        columns: (n,) float32 of some of `SEEN_RANGES`, mask_height and mask_width; absent or NaN = unknown.
-        masks: n counts strings, null = none.
+        columns: (n,) float32 of those of `SEEN_RANGES`, mask_height and mask_width that are known; NaN = unknown.
+        masks: n run lengths, null = none.
     """
     known, notes = {name: columns.get(name, np.full(len(masks), np.nan, np.float32)) for name in _SEEN}, {}
     for name, (low, high) in SEEN_RANGES.items():
@@ -252,36 +259,18 @@ def count_misplaced(labels: LabelRows, cameras: np.ndarray, usable: np.ndarray) 
     return int(compared.sum()), int((compared & ~fits).sum())
 
 
-@dataclass(frozen=True)
-class PeopleTable:
-    """N rows of a Parquet file; columns that hold nothing but nulls are absent."""
+def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes) -> LabelSource:
+    """Read ``image``, ``mask_rle`` and the columns of `shapes` of a Parquet file; those of nulls only are left out.
 
-    num_rows: int
-    numbers: dict[str, np.ndarray]  # name -> (N, *shape), NaN = null
-    images: np.ndarray  # (N,) object str; of no column, none
-    mask_rle: pa.LargeBinaryArray  # N run lengths, null = none
+    `check` is called with the schema first, and raises where columns are missing or unknown.
 
-    def masks(self, index: np.ndarray) -> pa.BinaryArray:
-        """Run lengths of rows (n,) int; null = none; row -1 gives null. Raises: LabelFileError: 2 GiB of them."""
-        found = self.mask_rle.take(pa.array(index, mask=index < 0))
-        if (total := pc.sum(pc.binary_length(found)).as_py() or 0) > np.iinfo(np.int32).max:
-            raise LabelFileError(f"{index.size} masks hold {total} bytes; expected run lengths, far below 2 GiB")
-        return found.cast(pa.binary())
-
-
-def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes) -> PeopleTable:
-    """Read the columns ``image`` and ``mask_rle`` and those of `shapes`, as far as they exist, one after the other.
-
-    Args:
-        check: called with the schema first; raises where columns are missing or unknown.
-
-    Raises:
-        LabelFileError: missing, damaged, or columns of other types than documented.
+    Raises: LabelFileError: the file is missing or damaged, or a column has another type.
     """
-    numbers, images, masks = dict[str, np.ndarray](), np.zeros(0, object), None
+    numbers, images = dict[str, np.ndarray](), np.zeros(0, object)
     with open_parquet(path, LabelFileError) as file:
         check(file.schema_arrow)
         rows = file.metadata.num_rows
+        masks = pa.nulls(rows, pa.large_binary())
         for name in file.schema_arrow.names:
             try:
                 table = file.read([name])
@@ -302,7 +291,7 @@ def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes)
                 raise LabelFileError(
                     f"{path}, column {name!r}, is damaged or of other types than documented ({error})"
                 ) from error
-    return PeopleTable(rows, numbers, images, pa.nulls(rows, pa.large_binary()) if masks is None else masks)
+    return LabelSource([path], images, numbers, masks)
 
 
 def _read_numbers(path: Path, name: str, column: pa.Array, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:

@@ -10,9 +10,9 @@
 | mask_height | int32                    | height of the mask [px] = height of the image                   |
 | mask_width  | int32                    | width of the mask [px] = width of the image                     |
 
-Every column but the first may be left out, every value but a label_row may be null or NaN: unknown. Label rows without
-a sidecar row are unknown too. An age or probability out of range counts as unknown and is counted in the report; a
-damaged mask makes its person unusable. Unknown columns, unknown or repeated label rows are refused.
+Every column but the first may be left out, and every value but a label_row may be null or NaN: unknown, as for label
+rows without a sidecar row. An age or probability out of range is taken as unknown and counted in the report; a damaged
+mask makes its person unusable. Unknown columns and unknown or repeated label rows are refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import pyarrow as pa
 from dto_pipeline.data.columns import build_table
 from dto_pipeline.data.files import replaced
 from dto_pipeline.data.parquet import new_parquet
-from dto_pipeline.data.sources.rows import LabelFileError, SeenRows, judge_seen, read_table
+from dto_pipeline.data.sources.rows import LabelFileError, SeenRows, judge_seen, read_table, take_masks
 
 SIDECAR_SCHEMA = pa.schema(
     [
@@ -44,30 +44,26 @@ _ROWS_PER_GROUP = 4096
 
 
 class Sidecar:
-    """An open sidecar (None knows nothing) of a label file of `num_rows`.
+    """An open sidecar of a label file of `num_rows` rows; without a path nothing is known about them.
 
-    Raises:
-        LabelFileError: missing, or see the module for what is refused.
+    Raises: LabelFileError: it is missing or damaged, or holds what the module says is refused.
     """
 
     def __init__(self, path: Path | None, num_rows: int) -> None:
-        self.path = path
+        self.path, self._masks, self._columns = path, None, dict[str, np.ndarray]()
         self._place = np.full(num_rows, -1, dtype=np.int64)  # row of the sidecar of each label row
         if path is not None:
-            self._table = read_table(path, self._check_columns, dict.fromkeys(_NUMBERS, ((),)))
-            rows = self._table.numbers.get("label_row", np.zeros(self._table.num_rows))
-            self._place[self._check_rows(rows)] = np.arange(len(rows))
+            table = read_table(path, self._check_columns, dict.fromkeys(_NUMBERS, ((),)))
+            rows = self._check_rows(table.columns.get("label_row", np.zeros(len(table.masks))))
+            self._place[rows] = np.arange(len(rows))
+            self._masks = table.masks
+            self._columns = {name: np.append(values, np.nan) for name, values in table.columns.items()}  # at -1
 
     def rows(self, index: np.ndarray) -> SeenRows:
         """What is known about the label rows `index` (n,) int, in this order."""
         place = self._place[index]
-        if self.path is None:
-            return judge_seen({}, pa.nulls(place.size, pa.binary()))
-        columns = {}
-        for name, values in self._table.numbers.items():
-            columns[name] = np.full(place.size, np.nan, np.float32)
-            columns[name][place >= 0] = values[place[place >= 0]]
-        return judge_seen(columns, self._table.masks(place))
+        columns = {name: values[place].astype(np.float32) for name, values in self._columns.items()}
+        return judge_seen(columns, take_masks(self._masks, place))
 
     def _check_columns(self, found: pa.Schema) -> None:
         if not set(found.names) <= set(SIDECAR_SCHEMA.names) or "label_row" not in found.names:
@@ -78,7 +74,7 @@ class Sidecar:
             raise LabelFileError(f"{self.path}: label_row is {kind}; expected int64")
 
     def _check_rows(self, numbers: np.ndarray) -> np.ndarray:
-        """(n,) int64 label rows. Raises: LabelFileError: null, no whole number, none of this label file, or twice."""
+        """(n,) int64 label rows. Raises: LabelFileError: one is null, no row of the label file, or given twice."""
         count = self._place.size
         with np.errstate(invalid="ignore"):
             rows = numbers.astype(np.int64)
@@ -93,14 +89,8 @@ class Sidecar:
 
 
 def write_sidecar(path: Path, label_row: np.ndarray, **columns: Any) -> None:
-    """Write a sidecar for the n label rows `label_row`, replacing an older one; columns as above, None = left out.
-
-    Raises:
-        KeyError: a column that is none of the above.
-    """
+    """Write a sidecar for the label rows `label_row` (n,), replacing an older file; columns of None are left out."""
     given = {"label_row": label_row, **{name: value for name, value in columns.items() if value is not None}}
-    if unknown := given.keys() - set(SIDECAR_SCHEMA.names):
-        raise KeyError(f"a sidecar has no columns {sorted(unknown)}")
-    schema = pa.schema([field for field in SIDECAR_SCHEMA if field.name in given])
+    schema = pa.schema([SIDECAR_SCHEMA.field(name) for name in given])
     with replaced(path) as temporary, new_parquet(temporary, schema) as writer:
         writer.write_table(build_table(schema, given), row_group_size=_ROWS_PER_GROUP)
