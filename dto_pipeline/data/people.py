@@ -45,6 +45,7 @@ from dto_pipeline.data.sources.rows import (
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.reading import read_start
 from dto_pipeline.schema import LABELS_SCHEMA_NAME
+from dto_pipeline.status import PersonStatus
 
 TRUTH_FILE = "truth.npz"  # of a synthetic data set
 _SHOWN = 12  # names of members a message lists
@@ -175,6 +176,12 @@ class People:
             if getattr(self, name) is not None
         }
         return dataclasses.replace(self, **kept)
+
+    def without_repeats(self) -> People:
+        """Without label rows that are another row's person again, as exports and trainings leave them out."""
+        single = self.status != str(PersonStatus.DUPLICATE)
+        note = f"{self.source}: {(~single).sum()} label rows that repeat another person are left out"
+        return self if single.all() else dataclasses.replace(self.take(single), problems=(note, *self.problems))
 
 
 def read_people(path: str | Path | Sequence[str | Path], values: str = "after") -> People:
