@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -222,8 +221,8 @@ def list_pictures(folder: str, out: Path, subset: str = "", depth: str = "", sha
         raise DtoError(f"the subset is named {subset!r}; expected one word of letters, digits, '.', '-' and '_'")
     label = subset or name_subset(str(root).rstrip("/").rpartition("/")[2])
     maps = [str(Path(name).with_suffix(".npy")) if depth else None for name in names]
-    if depth and (shared := [name for name, count in Counter(maps).items() if count > 1]):
-        raise DtoError(f"{folder} holds images whose names differ in the ending only: both would have {shared[0]}")
+    if twice := [one for one, other in pairwise(sorted(filter(None, maps))) if one == other]:
+        raise DtoError(f"{folder} holds images whose names differ in the ending only: both would have {twice[0]}")
 
     scenes = (_empty_scene(Picture(f"{label}/{name}", label, name, name)) for name in names)
     shards = (
