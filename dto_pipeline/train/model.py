@@ -246,12 +246,12 @@ class MeshNetwork(nn.Module):
             if weight.dim() > 1 and not name.startswith("bbox_embed"):
                 nn.init.xavier_uniform_(weight)
         for head in self.bbox_embed:
-            nn.init.zeros_(head.last.weight)
-            nn.init.zeros_(head.last.bias)
+            nn.init.zeros_(head.layers[-1].weight)
+            nn.init.zeros_(head.layers[-1].bias)
         nn.init.constant_(self.conf_head.bias, math.log(_FIRST_CONFIDENCE / (1 - _FIRST_CONFIDENCE)))
         if self.sizes.camera:
-            nn.init.xavier_uniform_(self.fov_head.last.weight, gain=0.1)
-            nn.init.constant_(self.fov_head.last.bias, math.pi / 6)
+            nn.init.xavier_uniform_(self.get_parameter("fov_head.layers.3.weight"), gain=0.1)
+            nn.init.constant_(self.get_parameter("fov_head.layers.3.bias"), math.pi / 6)
 
 
 def with_joints(

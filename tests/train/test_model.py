@@ -29,7 +29,7 @@ CONFIG = train_config_from_dict(SIZES)
 def network() -> MeshNetwork:
     torch.manual_seed(0)
     made = make_network(CONFIG)
-    torch.nn.init.normal_(made.scale_head.last.weight, std=2.0)  # all kinds of cells
+    torch.nn.init.normal_(made.get_parameter("scale_head.layers.3.weight"), std=2.0)  # all kinds of cells
     return made.eval()
 
 
