@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import dto_pipeline as dto
 from dto_pipeline.collate import collate_scenes, split_batch
 from dto_pipeline.config import PipelineConfig
+from dto_pipeline.data.images import ImageCorrupt
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.optimizer import SceneOptimizer
 from dto_pipeline.run.driver import run_pipeline
@@ -174,6 +176,22 @@ def test_photographs_of_a_run_go_by_the_names_of_its_manifest(finished: Path) ->
     assert len(dto.torch_dataset(files[0], images=finished / "data" / "images", select="all")) == 3
     with pytest.raises(ValueError, match="needs a run's folder"):
         dto.torch_dataset(files[0], images=True)
+
+
+def test_an_item_beyond_either_end_is_an_index_error(finished: Path) -> None:
+    dataset = dto.torch_dataset(finished / "out" / "demo" / "run", select="all")
+    assert dataset[-9]["image_id"] == dataset[0]["image_id"] != dataset[-1]["image_id"]
+    for index in (9, -10):
+        with pytest.raises(IndexError):
+            dataset[index]
+
+
+def test_a_photograph_of_another_size_than_its_labels_is_no_item(finished: Path, tmp_path: Path) -> None:
+    dataset = dto.torch_dataset(finished / "out" / "demo" / "run", images=tmp_path)
+    name = dataset.image_ids[0].partition("/")[2]
+    Image.new("RGB", (30, 20)).save(tmp_path / name)
+    with pytest.raises(ImageCorrupt, match=r"has 30 x 20 pixels, its labels \d+ x \d+"):
+        dataset[0]
 
 
 def test_several_sources_are_read_one_after_the_other(finished: Path) -> None:

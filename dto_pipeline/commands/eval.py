@@ -165,7 +165,8 @@ def _evaluate_rh(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
     regressor = read_regressor(arguments.regressor or str(shipped), body, "--regressor")
     for problem in annotations.problems:
         print(f"{path}, {problem.image}, {problem.reason}; taken as unknown")
-    return evaluate_rh(read_people(arguments.predictions), annotations.images, body, regressor, arguments.mode)
+    people = read_people(arguments.predictions).without_repeats()
+    return evaluate_rh(people, annotations.images, body, regressor, arguments.mode)
 
 
 def _evaluate_synthetic(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
@@ -198,7 +199,8 @@ def _evaluate_meshes(arguments: argparse.Namespace, body: BodyModel) -> Evaluati
         except (OSError, ValueError) as error:
             raise DtoError(f"{path} holds no numbers of vertices 0 .. {body.num_vertices - 1} ({error})") from error
     truth_body = load_body(arguments.truth_body) if given.get("truth_body") else body
-    found, truth = read_people(arguments.found, given.get("values", "after")), read_people(arguments.truth)
+    found = read_people(arguments.found, given.get("values", "after")).without_repeats()
+    truth = read_people(arguments.truth).without_repeats()
     bodies, by_row = Bodies(body, truth_body, regressor, vertices), given.get("match") == "rows"
     return evaluate_meshes(found, truth, bodies, arguments.action, by_row)
 
@@ -210,7 +212,7 @@ def _evaluate_joints(arguments: argparse.Namespace, body: BodyModel) -> Evaluati
     from dto_pipeline.models.body import read_regressor
 
     regressor = read_regressor(arguments.regressor, body, "--regressor", "J_regressor_h36m.npy", joints=17)
-    found, is_mupots = read_people(arguments.found), arguments.action == "mupots"
+    found, is_mupots = read_people(arguments.found).without_repeats(), arguments.action == "mupots"
     truth = read_mupots(arguments.root) if is_mupots else read_panoptic(arguments.root, arguments.cameras)
     return evaluate_joints(found, truth, body, regressor, arguments.action)
 

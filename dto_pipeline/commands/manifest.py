@@ -36,7 +36,7 @@ _MERGE = (
     "others with source_row -1, and writes a new manifest with the same shards. Released people keep their order and "
     "content. Bodies are compared through the body model of the config (body.model_path). A report and the outcome of "
     "every prediction are written next to the manifest. Exit code 1: written, but no prediction could be used (those "
-    "below --min-score do not count)."
+    "below --min-score do not count), or columns of the predictions contradict each other."
 )
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ from dto_pipeline.commands.options import measure, positive, share
 from dto_pipeline.commands.output import local_place
 from dto_pipeline.config import PipelineConfig, RunConfig
 from dto_pipeline.errors import DtoError
+from dto_pipeline.status import UnusableImage
+
+_LOOKED_AT = 200  # headers of photographs
 
 if TYPE_CHECKING:
     from dto_pipeline.data.manifest import Manifest
@@ -136,9 +140,29 @@ def _find_pictures(arguments: argparse.Namespace, out: Path) -> Manifest:
         found, other = ("a manifest", "a folder of images") if is_manifest else ("a folder", "a manifest")
         raise DtoError(f"IMAGES is {found}, and {' and '.join(given)} would need {other}; leave it out")
     if not is_manifest:
-        return list_pictures(arguments.images, out, arguments.subset, arguments.depth)
+        pictures = list_pictures(arguments.images, out, arguments.subset, arguments.depth)
+        _warn_of_turned(pictures)
+        return pictures
     manifest = Manifest.open(as_location(arguments.images))
     return dataclasses.replace(manifest, images_root=as_location(arguments.image_root or manifest.images_root))
+
+
+def _warn_of_turned(pictures: Manifest) -> None:
+    """Say how many of some photographs an EXIF note turns: the network sees them as they are stored, people lying."""
+    from dto_pipeline.data.tars import open_images
+
+    store = open_images(pictures.images_root, pictures.path)
+    files = pictures.read_shard(0, ["image_file"])["image_file"].to_pylist()
+    files, turned = files[:: -(-len(files) // _LOOKED_AT)], 0
+    for file in files:
+        with suppress(UnusableImage):
+            turned += store.header(file).orientation != 1
+    if turned:
+        print(
+            f"dto predict: {turned} of {len(files)} photographs looked at have an EXIF note that turns them; pixels "
+            "are taken as stored, so that people may lie on their sides: save such photographs upright, predict again",
+            file=sys.stderr,
+        )
 
 
 def predict_run(

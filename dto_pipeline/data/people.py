@@ -30,7 +30,7 @@ from dto_pipeline.data.image_index import WHOLE_NAME, index_images
 from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.label_files import find_label_files, flatten_table, initial_betas
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.data.npz import NpzFile, safe_load_npz
+from dto_pipeline.data.npz import NpzFile
 from dto_pipeline.data.parquet import footer_text, open_parquet
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.annots import BODY, CAMERA, first_people
@@ -45,6 +45,7 @@ from dto_pipeline.data.sources.rows import (
 from dto_pipeline.data.storage import as_location
 from dto_pipeline.reading import read_start
 from dto_pipeline.schema import LABELS_SCHEMA_NAME
+from dto_pipeline.status import PersonStatus
 
 TRUTH_FILE = "truth.npz"  # of a synthetic data set
 _SHOWN = 12  # names of members a message lists
@@ -176,6 +177,12 @@ class People:
         }
         return dataclasses.replace(self, **kept)
 
+    def without_repeats(self) -> People:
+        """Without label rows that are another row's person again, as exports and trainings leave them out."""
+        single = self.status != str(PersonStatus.DUPLICATE)
+        note = f"{self.source}: {(~single).sum()} label rows that repeat another person are left out"
+        return self if single.all() else dataclasses.replace(self.take(single), problems=(note, *self.problems))
+
 
 def read_people(path: str | Path | Sequence[str | Path], values: str = "after") -> People:
     """Read a file or folder of any kind in the table above.
@@ -251,7 +258,8 @@ def _read_labels(files: Sequence[str | Path], values: str, source: str) -> Peopl
 def _open_truth(path: Path) -> LabelSource:
     wanted = ("image_name", "pose", "betas", "transl", "intrinsics", "image_size", "height")
     try:
-        arrays = safe_load_npz(path, wanted)
+        npz = NpzFile(path, most=1 << 31)
+        arrays = {name: npz.array(name) for name in wanted if name in npz.keys}
     except (PickleRefused, OSError) as error:
         raise LabelFileError(f"{path} is not a whole npz file ({error}); make it again with `dto synth`") from error
     if missing := [name for name in wanted if name not in arrays]:

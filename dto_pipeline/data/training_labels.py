@@ -31,7 +31,7 @@ from dto_pipeline.axes import NUM_BETAS
 from dto_pipeline.data.cameras import CAMERA_COLUMNS, camera_columns
 from dto_pipeline.data.files import temporary_folder
 from dto_pipeline.data.image_index import WHOLE_NAME, index_images
-from dto_pipeline.data.images import ImageStore
+from dto_pipeline.data.images import ImageCorrupt, ImageStore
 from dto_pipeline.data.label_files import (
     EXPECTED_ERROR,
     IMAGE_FILE,
@@ -56,7 +56,7 @@ from dto_pipeline.data.tars import open_images
 from dto_pipeline.status import PLACED, UNUSED
 
 _IMAGE = ("image_id", "image_path", "width", "height", *CAMERA_COLUMNS)
-IMAGE_COLUMNS = (*_IMAGE, "z_covariance")
+IMAGE_COLUMNS = (*_IMAGE, "image_sha256", "z_covariance")
 PEOPLE_COLUMNS = ("pose", "betas", "transl", "bbox_xyxy", "status", "z_sigma_m")
 SELECTIONS = ("accepted", "optimized", "all")
 _SELECTING = ("num_persons", "is_accepted", "is_optimized", EXPECTED_ERROR)
@@ -75,15 +75,20 @@ class Part:
     """Which images are wanted: those of a selection that are held out, or those that are not."""
 
     select: str  # one of `SELECTIONS`; images without people are never taken
-    holdout: float = 0.0  # share of the images, by a hash of their keys
+    holdout: float = 0.0  # share of the images, by a hash of their names
     held_out: bool = False  # take these images, not the others
     limits: Limits = NO_LIMITS  # of images; people beyond the limits are not left out here
 
-    def holds(self, image_ids: Sequence[str]) -> np.ndarray:
-        """(n,) bool: the images that are held out, or the others; the same on every machine, with any other labels."""
+    def holds(self, image_paths: Sequence[str]) -> np.ndarray:
+        """(n,) bool: on this side of the hold-out; the same on every machine and in every mix of labels.
+
+        The last three parts of a name decide (INSTA's keys have three), so that a photograph is on one side in whatever
+        runs, exports and released files it is.
+        """
         if self.holdout == 0:
-            return np.full(len(image_ids), not self.held_out)
-        digests = (hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() for key in image_ids)
+            return np.full(len(image_paths), not self.held_out)
+        names = ("/".join(path.split("/")[-3:]) for path in image_paths)
+        digests = (hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest() for name in names)
         drawn = np.array([int.from_bytes(digest[:4], "big") for digest in digests], np.int64)
         return (drawn < self.holdout * _HASH_RANGE) == self.held_out
 
@@ -147,8 +152,8 @@ class ParquetSet(LabelSet):
         pieces = []
         for file, path in enumerate(self.files):
             first = 0
-            for group, table in enumerate(read_groups(path, ("image_id", *_SELECTING), ())):
-                taken = part.holds(table.column("image_id").to_pylist()) & _is_selected(table, part.select)
+            for group, table in enumerate(read_groups(path, ("image_path", *_SELECTING), ())):
+                taken = part.holds(table.column("image_path").to_pylist()) & _is_selected(table, part.select)
                 taken &= part.limits.images(table.column(EXPECTED_ERROR).to_numpy())
                 rows = np.flatnonzero(taken).astype(np.int32)
                 if rows.size:
@@ -206,7 +211,7 @@ class PeopleSet(LabelSet):
 
     def index(self, number: int, part: Part) -> list[Piece]:
         """Pieces of 1024 images; `part.select` and `part.limits` do not apply, as no run has judged these images."""
-        rows = np.flatnonzero(part.holds(_open(self).images["image_id"].tolist())).astype(np.int32)
+        rows = np.flatnonzero(part.holds(_open(self).images["image_path"].tolist())).astype(np.int32)
         starts = range(0, rows.size, _PIECE_IMAGES)
         return [Piece(number, 0, k, 0, rows[start : start + _PIECE_IMAGES]) for k, start in enumerate(starts)]
 
@@ -254,6 +259,7 @@ def _open(people: PeopleSet) -> LabelColumns:
         "image_path": names,
         IMAGE_FILE: names,
         **dict.fromkeys(("width", "height"), np.zeros(len(names), np.int32)),
+        "image_sha256": np.full(len(names), "", dtype=object),
         **camera_columns(labels.intrinsics[index.offsets[:-1]]),  # all people of an image have the same
         "z_covariance": np.full(len(names), None, dtype=object),
     }
@@ -369,14 +375,20 @@ class LabelDataset(Dataset[dict[str, Any]]):
             usable (P,) bool: a label that can be trained on; moved (P,) bool: placed by the pipeline; and, where the
             dataset has photographs, image (H, W, 3) uint8 RGB.
 
-        Raises: ImageMissing, ImageCorrupt: the photograph cannot be read.
+        Raises: ImageMissing, ImageCorrupt: the photograph cannot be read, or is not of the labels' size.
+        IndexError.
         """
-        if index < 0:
-            return self[len(self) + index]
+        index = range(len(self))[index]  # negative: from the end
         part = slice(int(self._starts[index]), int(self._starts[index + 1]))
         item: dict[str, Any] = {name: torch.from_numpy(values[part].copy()) for name, values in self._people.items()}
         item |= {name: torch.from_numpy(values[index].copy()) for name, values in self._own.items()}
         item["image_id"] = self.image_ids[index]
         if self._images is not None:
-            item["image"] = torch.from_numpy(self._images.read(self._files[index]).rgb)
+            rgb, size = self._images.read(self._files[index]).rgb, self._own["image_size"][index]
+            if size.all() and rgb.shape[:2] != tuple(size):
+                raise ImageCorrupt(
+                    f"image {self._files[index]} has {rgb.shape[1]} x {rgb.shape[0]} pixels, its labels {size[1]} x "
+                    f"{size[0]}; is it the photograph that was labelled?"
+                )
+            item["image"] = torch.from_numpy(rgb)
         return item

@@ -90,7 +90,8 @@ def evaluate_joints(
         "people that the truth does not count": truth.unusable,
     }
     title = f"{protocol}: {found.source} against {truth.source}"
-    notes, settings = ("mean of the sequences: " + ", ".join(means), join.note), {"protocol": protocol}
+    notes = ("mean of the sequences: " + ", ".join(means), join.note, *found.problems[:5])
+    settings = {"protocol": protocol}
     images = [truth.images[number] for number in seen]
     return Evaluation(title, images, measures, {"all": sums} | columns, counts, notes, settings)
 

@@ -23,7 +23,7 @@ from dto_pipeline.evaluate.bodies import in_chunks
 from dto_pipeline.evaluate.matching import join_images, take_greedily
 from dto_pipeline.maths.person_matching import pairs_within
 from dto_pipeline.models.body import BodyModel
-from dto_pipeline.status import PersonStatus
+from dto_pipeline.status import UNUSED
 from dto_pipeline.terminal import align
 
 SAME_POSE = 1e-4  # largest difference of an angle of the same pose [rad]; float32 keeps 1e-6
@@ -59,7 +59,7 @@ class PeopleDiff:
     status_changes: Counter[str] = field(default_factory=Counter)  # "before -> after" of matched people
     people_only: dict[str, int] = field(default_factory=dict)  # side -> people of common images the other lacks
     people_missing: list[str] = field(default_factory=list)  # the first of them
-    unusable: dict[str, int] = field(default_factory=dict)  # side -> people of common images without usable numbers
+    unusable: dict[str, int] = field(default_factory=dict)  # side -> people of common images: not usable, or duplicates
     values: dict[str, np.ndarray] = field(default_factory=dict)  # measure -> (k,) of the matched people
     worst: list[tuple[float, str]] = field(default_factory=list)  # |dz|, what to say; the worst first
 
@@ -102,7 +102,7 @@ class PeopleDiff:
             f"people    {self.people} matched, {self.different} of them different"
             + (f"; {self.by_place} by their place, their poses differ" if self.by_place else ""),
             f"missing   {self.people_only['before']} before only, {self.people_only['after']} after only",
-            f"left out  {self.unusable['before']} before, {self.unusable['after']} after: no usable numbers",
+            f"left out  {self.unusable['before']} before, {self.unusable['after']} after: not usable, or duplicates",
         ]
         lines += [f"cameras   of {self.other_cameras} people have another focal length"] if self.other_cameras else []
         lines += [f"image     {change}: {count}" for change, count in self.image_changes.most_common()]
@@ -159,7 +159,7 @@ def diff_people(
         named = people.images[apart | alone if diff.whole else apart][: _NAMED - len(diff.images_apart)]
         diff.images_apart += [f"{image}: {side} only" for image in named]
         there, image = ~alone[people.owner], number[people.owner]
-        fit = people.usable & (people.status != str(PersonStatus.INVALID_LABEL))
+        fit = people.usable & ~np.isin(people.status, UNUSED)
         diff.unusable[side] = int((~fit & there).sum())
         kept = np.flatnonzero(fit & there)
         crowds.append((people.take(kept), image[kept], kept - np.searchsorted(people.owner, people.owner[kept])))

@@ -24,7 +24,7 @@ from dto_pipeline.data.label_files import LabelColumns, flatten_table
 from dto_pipeline.data.receipts import Receipt, add_counts
 from dto_pipeline.models.depth import is_metric
 from dto_pipeline.run.identity import RunIdentity
-from dto_pipeline.status import PLACED, ImageStatus, PersonStatus
+from dto_pipeline.status import PLACED, UNUSED, ImageStatus, PersonStatus
 
 # A launch is not stopped before it has more failures than the allowed share of so many images: 20 with 5 %. In a data
 # set with 3 % failures at random places, 400 images contain more than 20 failures in less than 1 % of all cases.
@@ -41,19 +41,23 @@ LEAST_PEOPLE, LEAST_IMAGES, LEAST_FITS = 10, 10, 5
 # Correlation of rendered z with depth inside bodies: 0.6 with exact maps, 0.14 with maps blurred beyond use, -0.6 with
 # the same maps inverted, where 97 % of the bodies have a negative one (36 % with blurred maps).
 BACKWARDS_CORR, BACKWARDS_SHARE = -0.2, 0.75
+# Of images, by the mean over their bodies: 3 % are negative with the worst sound maps (seven in ten then lie between).
+MIXED_CORR, MIXED_SHARE, MIXED_SURE = 0.2, 0.15, 0.75
 WEAK_CORR = 0.1  # below it the maps hardly show the bodies; maps of other images give 0
 MOST = 0.9  # "nearly all": on sound runs 4 % are too small, 11 % far (all, with maps in another unit), 7 % at the bound
 TOO_TALL_SHARE = 0.3  # 4 % on photographs in the published unit, 70 % with the same maps times 1000
 ALONE_SHARE = 0.5  # 1 % on crowds
+UNMEASURED_SHARE = 0.3  # 4 % on sound runs, 30 % where masks show heads only
+ODD_FACTOR = 1.5  # median; 0.97 to 1 on crowds, 0.82 where most are children; 0.5 where all ages are wrongly 0
 # Metric networks are within 5 to 15 %, and heights give a crowd's distance to a few percent.
 WRONG_METRES, ODD_METRES = 1.5, 1.25
 ODD_UNIT = 3.0  # factor between the configured unit and the one that people show; images of one network vary by 1.5
 ACCEPTED_SHARE = 0.1  # of optimised images; 40 to 100 % whatever the depth, 8 % with maps the wrong way round
 
-_NOT_COMPARED = (PersonStatus.NOT_RUN, PersonStatus.INVALID_LABEL)
+_NOT_COMPARED = (PersonStatus.NOT_RUN, *UNUSED)
 _NOT_PLACED = (*_NOT_COMPARED, PersonStatus.EMPTY_MASK)
 _IMAGES = ("is_accepted", "is_optimized", "alpha_near", "alpha_far", "depth_origin", "persons")
-_PEOPLE = ("corr", "depth_group", "depth_mean", "transl", "transl_init")
+_PEOPLE = ("corr", "depth_group", "depth_mean", "transl", "transl_init", "scale")
 _BINS = 40  # of correlations from -1 to 1: the median is known to 0.05
 _UNIT_BINS = 40  # of units, to a factor of ten: the median is known to 3 %
 LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
@@ -135,8 +139,8 @@ def count_signs(table: LabelTable, config: Mapping[str, Mapping[str, Any]]) -> d
         config: of the run, as from `PipelineConfig.to_dict`.
 
     Returns:
-        Counts by name; `corr NN` is a histogram of correlations inside bodies, `unit NN` one of `Sanity.unit`. Zeros
-        are left out.
+        Counts by name; `corr NN` is a histogram of correlations inside bodies, `unit NN` one of `Sanity.unit`, `factor
+        NN` one of `Sanity.factor`. Zeros are left out.
     """
     columns = flatten_table(table.select(list(_IMAGES)), _PEOPLE)
     images, people, owner = columns.images, columns.people, columns.owner
@@ -148,8 +152,11 @@ def count_signs(table: LabelTable, config: Mapping[str, Mapping[str, Any]]) -> d
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         z, depth = people["transl"][measured, 2].astype(np.float64), people["depth_mean"][measured].astype(np.float64)
         unit = np.log10(z / (depth * METRES_PER_DEPTH)) * _UNIT_BINS
-    units = Counter(np.rint(unit[np.isfinite(unit)]).astype(int).tolist())
-    corr = people["corr"][np.isfinite(people["corr"])]
+        factor = np.log10(people["scale"][[word in PLACED for word in words]].astype(np.float64)) * _UNIT_BINS
+        known = np.isfinite(people["corr"])
+        bodies = np.bincount(owner[known], minlength=columns.num_images)
+        mean = np.bincount(owner[known], people["corr"][known], columns.num_images) / bodies
+    several, corr = bodies >= 2, people["corr"][known]
     bins = np.bincount(((corr.clip(-1, 1) + 1) / 2 * _BINS).astype(int).clip(0, _BINS - 1), minlength=_BINS)
     counts = {
         "accepted images": images["is_accepted"].sum(),
@@ -162,9 +169,19 @@ def count_signs(table: LabelTable, config: Mapping[str, Mapping[str, Any]]) -> d
         **_count_fits(columns, metric, config),
         **{f"corr {number:02d}": count for number, count in enumerate(bins.tolist())},
         "in metres": (measured & metric[owner]).sum(),
-        **{f"unit {number}": count for number, count in sorted(units.items())},
+        "images of several bodies": several.sum(),
+        "images forwards": (several & (mean > MIXED_CORR)).sum(),
+        "images backwards": (several & (mean < -MIXED_CORR)).sum(),
+        **_histogram("unit", unit),
+        **_histogram("factor", factor),
     }
     return {name: int(count) for name, count in counts.items() if count}
+
+
+def _histogram(name: str, values: np.ndarray) -> dict[str, int]:
+    """Counts of the finite values rounded to whole numbers, by name and number."""
+    counts = Counter(np.rint(values[np.isfinite(values)]).astype(int).tolist())
+    return {f"{name} {number}": count for number, count in sorted(counts.items())}
 
 
 def _count_fits(columns: LabelColumns, metric: np.ndarray, config: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
@@ -208,6 +225,7 @@ class Sanity:
     fits_at_default_bound: float | None = _figure("fits at the default bound")  # solver.mode paper only
     unmeasured: float | None = _figure("people without a measurement")  # of people who were to be compared
     median_corr: float | None = _figure("median correlation of z and depth inside bodies", share=False)
+    factor: float | None = _figure("median factor on distance and height", share=False)
     # median over people of distance (after) / (relative depth * METRES_PER_DEPTH); 1 for right metric maps
     unit: float | None = _figure("depth unit, as a multiple of the published one", share=False)
     warnings: list[str] = field(default_factory=list)
@@ -253,10 +271,11 @@ def judge_run(identity: RunIdentity, receipts: Sequence[Receipt]) -> Sanity:
         far=_share(signs["far"], signs["measured"]),
         unmeasured=_share(signs["unmeasured"], signs["compared"]),
         median_corr=round(float(np.interp(bodies / 2, below, np.linspace(-1, 1, _BINS + 1))), 3) if bodies else None,
-        unit=_median_unit(signs),
+        factor=_median_power(signs, "factor "),
+        unit=_median_power(signs, "unit "),
     )
     unit = 1.0 if _is_metric(signs) else _configured_unit(identity.config)
-    warnings = _warnings(signs, found, unit, placing)
+    warnings = _warnings(signs, found, people, unit, placing)
     return replace(found, warnings=warnings, contradictions=_contradictions(signs, found, images, people))
 
 
@@ -282,11 +301,16 @@ def _contradictions(signs: Counter[str], found: Sanity, images: Counter[str], pe
     """Results that no sound run has."""
     negative, unmeasured, alone = _negative(signs, found), found.unmeasured or 0, images[ImageStatus.TOO_FEW_PEOPLE]
     placed = any(people[word] for word in PLACED)
+    several, right, wrong = (signs[f"images {words}"] for words in ("of several bodies", "forwards", "backwards"))
     rules = (
         (negative > 0,
          f"depth runs the wrong way round: inside {100 * negative:.0f} % of the bodies it falls where the body goes "
          f"farther away (median correlation {found.median_corr or 0:.2f}); check depth.kind: disparity is larger for "
          "nearer, depth for farther; then run into another folder"),
+        (several >= LEAST_IMAGES and min(right, wrong) >= MIXED_SHARE * several
+         and right + wrong >= MIXED_SURE * several,
+         f"depth runs the wrong way round in {wrong} of {several} images and the right way in {right}: maps of "
+         "different kinds are mixed; make all of them of one depth.kind, then run into another folder"),
         (_is_metric(signs) and _off(found.unit, 1.0) >= WRONG_METRES,
          f"the maps' metres contradict the people, who by their heights stand at {found.unit or 1:.2g} times the "
          "distance in the maps (median): check depth.kind, and depth.scale (0.001 for millimetres); then run into "
@@ -302,7 +326,9 @@ def _contradictions(signs: Counter[str], found: Sanity, images: Counter[str], pe
     return [text for applies, text in rules if applies]
 
 
-def _warnings(signs: Counter[str], found: Sanity, expected: float | None, placing: int) -> list[str]:
+def _warnings(
+    signs: Counter[str], found: Sanity, people: Counter[str], expected: float | None, placing: int
+) -> list[str]:
     """Results that are seldom right. `expected`: the depth's unit, 1 of metric maps; None = measured per image."""
     metres, bodies = _is_metric(signs), _bodies_below(signs)[-1]
     configured = expected is not None and not metres
@@ -322,6 +348,12 @@ def _warnings(signs: Counter[str], found: Sanity, expected: float | None, placin
          f"many people would be too tall: {unit}, or masks or labels are other people's"),
         (placing >= LEAST_PEOPLE and (found.alone or 0) >= ALONE_SHARE,
          f"most people are alone in their group: {unit}, or the labels' distances are wrong"),
+        (signs["compared"] >= LEAST_PEOPLE and UNMEASURED_SHARE <= (found.unmeasured or 0) < MOST,
+         f"nothing could be measured on {100 * (found.unmeasured or 0):.0f} % of the people: masks that do not fit "
+         "them (order, parts of people), labels that do not lie on them, or flat depth maps; dto view draws it"),
+        (sum(people[word] for word in PLACED) >= LEAST_PEOPLE and _off(found.factor, 1.0) >= ODD_FACTOR,
+         f"people stand at {found.factor or 1:.2g} times the distance of their labels (median): check that ages are "
+         "in years (0 is a newborn; NaN or -1: unknown), and that labels are in metres and of this body model"),
         (metres and ODD_METRES <= off < WRONG_METRES,
          f"the maps' metres hardly agree with the people, who by their heights stand at {found.unit or 1:.2f} times "
          "the distance in the maps (median): check the labels' focal length, and what the network is for (indoors, "
@@ -343,8 +375,9 @@ def _off(unit: float | None, expected: float) -> float:
     return 1.0 if unit is None else max(unit / expected, expected / unit)
 
 
-def _median_unit(signs: Counter[str]) -> float | None:
-    bins = sorted((int(name.removeprefix("unit ")), count) for name, count in signs.items() if name.startswith("unit "))
+def _median_power(signs: Counter[str], name: str) -> float | None:
+    """The median of a histogram of powers of ten."""
+    bins = sorted((int(sign.removeprefix(name)), count) for sign, count in signs.items() if sign.startswith(name))
     if not bins:
         return None
     middle = np.searchsorted(np.cumsum([count for _, count in bins]), sum(count for _, count in bins) / 2)

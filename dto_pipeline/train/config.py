@@ -126,7 +126,7 @@ class DataConfig:
     select: str = "accepted"  # images: accepted, optimized or all; never those without people
     max_error: float = 0.0  # images of at most this expected error of z [m], where labels have it; 0 = all
     max_z_sigma: float = 0.0  # bodies of at most this sigma of z [m], of others only the box is used; 0 = all
-    holdout: float = 0.0  # share of the images kept for evaluation, chosen by a hash of their keys (ours)
+    holdout: float = 0.0  # share of the images kept for evaluation, chosen by a hash of their names (ours)
     input_size: int = 1288  # S, the longer side of an input [px], a multiple of 56
     max_people: int = 50  # of one image, the nearest are kept; as many as the network has queries
     min_joints: int = 4  # a body with fewer of its 45 joints inside the picture is left out

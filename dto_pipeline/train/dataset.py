@@ -165,6 +165,7 @@ class TrainingImages(Dataset[Item]):
         self._starts = np.cumsum([0, *self.counts])
         self._most_held = config.shuffle_images + int(self.counts.max())
         self._stores, self._labels = dict[int, ImageStore](), OrderedDict[int, LabelColumns]()
+        self._warned = set[int]()  # sets of which a photograph is another file than labelled
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -175,7 +176,8 @@ class TrainingImages(Dataset[Item]):
         number = int(np.searchsorted(self._starts, image, side="right")) - 1
         columns, row = self._read(number), image - int(self._starts[number])
         label_set, config = self.pieces[number].label_set, self.config
-        image_id, *labelled_size = (columns.images[name][row] for name in ("image_id", "width", "height"))
+        names = ("image_id", "image_sha256", "width", "height")
+        image_id, sha256, *labelled_size = (columns.images[name][row] for name in names)
         if label_set not in self._stores:
             self._stores[label_set] = self.sets[label_set].open_images()
         try:
@@ -183,6 +185,13 @@ class TrainingImages(Dataset[Item]):
             if labelled_size[0] and tuple(labelled_size) != file.size:  # a label of size 0 was made without the image
                 found = f"the image has {file.size[0]} x {file.size[1]} pixels"
                 raise UnusableImage(f"{found}, its labels {labelled_size[0]} x {labelled_size[1]}")
+            if sha256 not in ("", file.sha256) and label_set not in self._warned:
+                self._warned.add(label_set)
+                name = self.sets[label_set].name
+                _LOG.warning(
+                    "%s is not the file that was labelled (sha256), and is learnt all the same: if it shows another "
+                    "picture, data.images is the wrong folder; further ones of %s are not named", image_id, name,
+                )  # fmt: skip
             labels = labelled.build_labels(columns, row, *file.size, limits=config.limits)
             trusted = not config.trust or config.trust[label_set] == "3d"
             complete = labels.complete and (not config.complete or config.complete[label_set])

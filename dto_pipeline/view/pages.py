@@ -154,7 +154,8 @@ def person_table(placed: Mapping[str, PlacedScene], body: BodyModel, truth: Draw
         mean, sigma = float(first.prior_mean_m[person]), float(first.prior_sigma_m[person])
         heights, zs = [_metres(first.height_init_m[person])], [_metres(first.scene.transl[person, 2])]
         for item in placed.values():
-            moved = item.person_status[person] in PLACED
+            apart = (item.transl[person] != item.scene.transl[person]).any()  # a duplicate goes with whom it repeats
+            moved = item.person_status[person] in PLACED or (apart and np.isfinite(item.transl[person]).all())
             heights.append(_metres(item.height_m[person]) if moved else "kept")
             zs.append(_metres(item.transl[person, 2], float(item.z_sigma_m[person])) if moved else "kept")
         if truth is not None and true_heights is not None:

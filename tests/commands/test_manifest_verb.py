@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dto_pipeline.cli import main
 from dto_pipeline.data.manifest import Manifest
@@ -102,6 +104,13 @@ def _sidecar(**columns: np.ndarray) -> Callable[[Path], None]:
         (relabel(_numbers("trans_cam", 2, 1e6)), "transl z beyond 0.05 .. 500 m: 20 of 20 label rows"),
         (relabel(_numbers("shape", 0, 50)), "betas beyond -30 .. 30 sigma: 20 of 20 label rows"),
         (relabel(_numbers("pose_cam", 5, np.nan)), "pose is not finite: 20 of 20 label rows"),
+        (relabel(lambda a: {"scale": -a["scale"]}), "bbox_xyxy that ends before it begins, taken as unknown: 20 of 20"),
+        (
+            relabel(lambda a: {"trans_cam": a["trans_cam"] * np.array([-1, 1, 1], np.float32)}),
+            "20 of 20 people with a box stand",
+        ),
+        (relabel(lambda a: {"trans_cam": a["trans_cam"] * np.float32(10)}), "20 of 20 people with a box stand"),
+        (relabel(lambda a: {"center": a["center"] * np.float32(20 / WIDTH)}), "people with a box stand elsewhere"),
         (lambda root: shutil.rmtree(root / "depth"), "there is no depth folder"),
         (_rename_depth, "depth map 000.npy does not exist below"),
         (_cut_tar, "1 tars are damaged"),
@@ -140,6 +149,16 @@ def test_where_a_network_looks_no_depth_folder_is_asked_for(root: Path) -> None:
     shutil.rmtree(root / "depth")
     assert build(root, "--depth", "") == 0
     assert Manifest.open(root / "m.parquet").depth_root is None
+
+
+def test_photographs_that_a_viewer_turns_are_counted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    note = Image.Exif()
+    note[0x0112] = 3  # upside down: the sides do not tell
+    path = root / "images/000.jpg"
+    Image.open(path).save(path, exif=note)
+    assert build(root) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"images with an EXIF note that turns them, .* 1\n", said)
 
 
 def test_the_commonest_reason_comes_first(root: Path) -> None:

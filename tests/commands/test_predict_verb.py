@@ -75,6 +75,19 @@ def test_a_training_predicts_a_folder(
     assert read_identity(RunDirectory(out)).versions["checkpoint"] == hash_weights(weights)
 
 
+def test_photographs_that_a_viewer_turns_are_said(
+    training: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = Image.Exif()
+    note[0x0112] = 6
+    command = ["predict", str(training), str(images), "--device", "cpu", "--quiet", "-o"]
+    assert main([*command, str(tmp_path / "upright")]) == 0
+    assert capsys.readouterr().err == ""
+    Image.open(images / "0.png").convert("RGB").save(images / "turned.jpg", exif=note)
+    assert main([*command, str(tmp_path / "turned")]) == 0
+    assert "1 of 4 photographs looked at have an EXIF note that turns them" in capsys.readouterr().err
+
+
 def test_a_second_start_refuses_what_is_finished(
     training: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,7 +21,7 @@ def predicted_people(count: int, seed: int = 0) -> dict[str, np.ndarray]:
         "transl": random.uniform(1, 5, size=(count, 3)).astype(np.float32),
         "intrinsics": np.repeat(np.array([[[40.0, 0, 16], [0, 40, 12], [0, 0, 1]]]), count, axis=0),
         "det_score": random.uniform(size=count).astype(np.float32),
-        "bbox_xyxy": random.uniform(size=(count, 4)).astype(np.float32),
+        "bbox_xyxy": random.uniform(size=(count, 4)).cumsum(axis=1).astype(np.float32),
         "keypoints": random.uniform(size=(count, 17, 3)).astype(np.float32),
         "age_years": random.uniform(1, 90, size=count).astype(np.float32),
         "male_prob": random.uniform(size=count).astype(np.float32),

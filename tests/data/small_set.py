@@ -23,16 +23,17 @@ WIDTH, HEIGHT = 32, 24  # [px]
 def label_arrays(names: Sequence[str], seed: int = 0) -> dict[str, np.ndarray]:
     """The arrays of a release file whose row r shows somebody in image names[r]."""
     random, people = np.random.default_rng(seed), len(names)
-    camera = np.array([[40, 0, WIDTH / 2], [0, 40, HEIGHT / 2], [0, 0, 1]], np.float32)
-    return {
+    focal, centre = 40, np.array([WIDTH / 2, HEIGHT / 2])
+    camera = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1]], np.float32)
+    arrays = {
         "imgname": np.array(names),
         "pose_cam": random.normal(size=(people, 72)).astype(np.float32),
         "shape": random.normal(size=(people, 10)).astype(np.float32),
         "trans_cam": random.uniform(1, 5, size=(people, 3)).astype(np.float32),
         "cam_int": np.repeat(camera[None], people, axis=0),
-        "center": random.uniform(0, 20, size=(people, 2)).astype(np.float32),
-        "scale": random.uniform(0.01, 0.1, size=people).astype(np.float32),
     }
+    x_y, z = arrays["trans_cam"][:, :2], arrays["trans_cam"][:, 2]
+    return arrays | {"center": x_y / z[:, None] * focal + centre.astype(np.float32), "scale": 1.7 * focal / z / 200}
 
 
 def write_labels_file(root: Path, arrays: Mapping[str, Any], compressed: bool = False) -> Path:

@@ -235,7 +235,7 @@ def test_the_sidecar_is_joined_by_label_row(root):
     assert "another size" in people[2]["problem"]
     assert "damaged" in people[3]["problem"]
     assert (report.masks_given, report.persons) == (4, 5)
-    assert list(report.notes.values()) == [1]
+    assert list(report.notes.values()) == [1, 1]  # an age of -3, a mask of nothing but ones
     assert "labels/s.parquet" in manifest.metadata["label_files"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,6 +130,29 @@ def test_one_moved_by_more_than_the_threshold_is_added_and_one_by_less_dropped(m
     _, far = merge(shifted(people, body, 0.25), "far")
     assert (near.outcomes["matched"], near.outcomes["added"]) == (count, 0)
     assert (far.outcomes["matched"], far.outcomes["added"]) == (0, count)
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "said"),
+    [
+        ("keypoints", lambda points: points[:, ::-1], "keypoints of .* lie elsewhere"),
+        ("keypoints", lambda points: points[..., [1, 0, 2]], "keypoints of .* lie elsewhere"),
+        ("bbox_xyxy", lambda box: np.concatenate([box[:, :2], [[-9, 9]] * len(box)], axis=1), "before it begins"),
+        ("bbox_xyxy", lambda box: box / 100, "with a box stand elsewhere"),
+        ("male_prob", lambda share: share * 100, "of male_prob outside 0 .. 1"),
+        ("det_score", lambda score: score, ""),
+    ],
+)
+def test_predictions_whose_columns_contradict_each_other_are_merged_with_a_complaint(
+    merge, tiny, body, column, change, said
+):
+    people = released(tiny, body, range(9))
+    people = pick(people, np.isfinite(people["pose"]).all(axis=1))
+    points = people["keypoints"][..., :2]
+    people["bbox_xyxy"] = np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1)
+    people["male_prob"] = np.full(len(points), 0.5, np.float32)
+    _, report = merge({**people, column: change(people[column])})
+    assert re.search(said, report.complaint) if said else report.complaint == ""
 
 
 @pytest.mark.parametrize("keypoints", [False, True])

@@ -66,6 +66,17 @@ def test_damaged_masks_are_found(tmp_path):
     assert rows.mask_width.tolist() == [4, 4, 4, 4, 4, 0, 4]
 
 
+def test_masks_of_all_but_the_person_are_counted(tmp_path):
+    small = np.zeros((3, 4), bool)
+    small[1, :2] = True
+    for mask, notes in ((small, []), (~small, [2])):
+        masks = [encode_rle(mask)] * 2
+        write_sidecar(tmp_path / "s.parquet", np.arange(2), mask_rle=masks, mask_height=[3] * 2, mask_width=[4] * 2)
+        rows = Sidecar(tmp_path / "s.parquet", 2).rows(np.arange(2))
+        assert list(rows.notes.values()) == notes
+        assert not rows.mask_damaged.any()
+
+
 def test_a_mask_of_impossible_size_is_damaged(tmp_path):
     masks = {"mask_rle": [encode_rle(BLOCK)], "mask_height": [1 << 40], "mask_width": [4]}
     path = write(tmp_path / "s.parquet", label_row=[0], **masks)

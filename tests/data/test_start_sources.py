@@ -43,7 +43,7 @@ def placed_scene(name, people, seed):
         betas=some(11),
         transl=some(3),
         source_row=np.arange(people),
-        bbox_xyxy=some(4),
+        bbox_xyxy=some(4).cumsum(axis=1),  # left, top, and farther right and down
         det_score=some(),
         age_years=some(),
         male_prob=some() / 2,

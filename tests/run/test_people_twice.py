@@ -1,5 +1,6 @@
 """The same person in two label rows, through a whole run: measured once, placed once, exported once."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -93,3 +94,18 @@ def test_a_manifest_made_from_such_a_run_finds_them_again(case):
     dataset = Dataset(name="again", source="labels", labels="run", images="data/images", depth="data/depth", root=root)
     report = build_manifest(dataset, root / "again.parquet", progress=False)
     assert sum(report.person_problems.values()) == rows
+
+
+def test_such_a_run_is_measured_and_compared_as_its_export_is(case, tmp_path, capsys):
+    """Somebody labelled twice is no second person whom a network made up, nor one whom the export lacks."""
+    root, _, _, rows = case
+    run, export = str(root / "run"), str(tmp_path / "e")
+    assert main(["export", run, "--format", "persons", "-o", export, "--quiet"]) == 0
+    found = str(tmp_path / "e/data/tiny")
+    assert main(["diff", run, found, "--body", "demo"]) == 0
+    capsys.readouterr()
+    for one, other in ((run, found), (found, run)):
+        assert main(["eval", "meshes", one, other, "--body", "demo", "--resamples", "0"]) == 0
+        said = capsys.readouterr().out
+        assert re.search(rf"people found +{rows}\n.*matched +{rows}\nmissed +0\nextra +0\n", said, re.DOTALL)
+        assert f"{rows} label rows that repeat another person are left out" in said

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from dto_pipeline.cli import main
@@ -187,6 +188,9 @@ def test_receipts_of_older_versions_hold_and_tell_only_what_statuses_do() -> Non
         ({"corr 21": 100}, None, "hardly shows the bodies"),
         ({"optimised images": 100, "accepted images": 3}, None, "hardly any optimised image is accepted"),
         ({"far": 1}, {"too_tall": round(100 * TOO_TALL_SHARE), "moved": 70}, "too tall"),
+        ({"compared": 100, "unmeasured": 60}, None, "measured on 60 % of the people: masks"),
+        ({"factor -12": 100}, {"moved": 100}, "0.5 times the distance of their labels"),
+        ({"factor 16": 100}, {"placed_by_prior": 100}, "2.5 times the distance of their labels"),
         ({"far": 1}, {"alone_in_group": round(100 * ALONE_SHARE), "moved": 50}, "alone in their group"),
     ],
 )
@@ -221,6 +225,29 @@ def test_a_weak_map_is_not_taken_for_one_the_wrong_way_round() -> None:
     assert judge({"corr 05": 55, "corr 38": 45}).contradictions == []
     assert len(judge({"corr 05": 80, "corr 38": 20}).contradictions) == 1
     assert judge({"corr 05": 8}).contradictions == []  # too few to say
+
+
+def test_maps_of_two_kinds_in_one_folder_end_with_1(sound: TinyDataset, tmp_path: Path) -> None:
+    number = iter(range(12))
+    summary = run(sound, tmp_path, lambda disparity: 500 / disparity if next(number) % 4 == 0 else disparity, "joint")
+    assert summary.exit_code == 1
+    assert "the wrong way round in 3 of 12 images and the right way in 9" in summary.sanity.contradictions[0]
+    weak = {"images of several bodies": 100, "images forwards": 20, "images backwards": 16}  # bodies hardly shown
+    assert judge(weak).contradictions == []
+
+
+def test_people_labelled_twice_are_not_taken_for_people_without_a_measurement(
+    sound: TinyDataset, tmp_path: Path
+) -> None:
+    run(sound, tmp_path)
+    rows = read_labels(RunDirectory(tmp_path / "run").label_file(0))
+    measured = count_signs(rows, PipelineConfig().to_dict())["compared"]
+    field = rows.schema.field("persons")
+    people = [[{**person, "status": "duplicate"} for person in row] for row in rows["persons"].to_pylist()]
+    place = rows.schema.get_field_index("persons")
+    repeated = rows.set_column(place, field, pa.array(people, field.type))
+    assert measured > 0
+    assert "compared" not in count_signs(repeated, PipelineConfig().to_dict())
 
 
 def test_the_network_that_was_used_is_named() -> None:

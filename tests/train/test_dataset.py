@@ -44,6 +44,7 @@ from dto_pipeline.train.dataset import (
     collate_samples,
 )
 from dto_pipeline.train.targets import ImageLabels, Rules, Seen, build_labels, see_people, square_pixels
+from tests.released_files import released_annots
 from tests.run.chaos import tiny_config
 from tests.tars import write_tar
 from tests.tiny_dataset import TinyDataset, write_tiny_dataset
@@ -253,6 +254,38 @@ def test_held_out_images_are_never_trained_on(run_dir: Path, body: BodyModel) ->
     assert len(keys[0] | keys[1]) == 9
     assert not keys[0] & keys[1]
     assert keys[1]
+
+
+def test_a_photograph_held_out_of_a_run_is_held_out_of_a_released_file_too(
+    run_dir: Path, body: BodyModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "COCO_CHMR_SMPL_OPT.npz"
+    np.savez(path, annots=np.array(released_annots(9), dtype=object))  # 00000N.jpg, as the run's
+    options = config(run_dir, holdout=0.4)
+    released = config(path, holdout=0.4, images=(str(tmp_path),))
+    for part in (False, True):
+        sides = [TrainingImages(open_label_sets(some), body, some, held_out=part) for some in (options, released)]
+        names = [{key.rpartition("/")[2] for key in ids(side)} for side in sides]
+        assert names[0] == names[1]
+        assert 0 < len(names[0]) < 9
+
+
+def ids(images: TrainingImages) -> list[str]:
+    return [key for piece in images.pieces for key in images.sets[piece.label_set].read(piece).images["image_id"]]
+
+
+def test_a_photograph_that_is_another_file_than_labelled_is_named_once_and_learnt(
+    tiny: TinyDataset, run_dir: Path, body: BodyModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(tiny.manifest.parent / "images", tmp_path / "images"))
+    options = config(run_dir, images=(str(folder),))
+    assert list(open_data(options, body).epoch(0))
+    assert "(sha256)" not in caplog.text
+    for name in ("000003.jpg", "000004.jpg"):
+        (folder / name).write_bytes((folder / name).read_bytes() + b"another comment")
+    batches = list(open_data(options, body).epoch(0))
+    assert caplog.text.count("is not the file that was labelled (sha256)") == 1
+    assert set(skipped_ids(batches)) == UNREADABLE
 
 
 def test_only_accepted_images_are_taken_unless_more_is_asked_for(run_dir: Path, body: BodyModel) -> None:

@@ -24,7 +24,7 @@ encoder: {width: 32, layers: 2, heads: 4}
 model: {width: 32, layers: 1, hidden: 32, queries: 6}
 body: {model_path: demo}
 loop: {steps: 3, warm_up: 1, rate: 1e-3, log_every: 1}
-data: {select: all, holdout: 0.3, input_size: 112, workers: 0, batch_images: 2}
+data: {select: all, holdout: 0.4, input_size: 112, workers: 0, batch_images: 2}
 """
 
 

@@ -114,6 +114,15 @@ def test_the_uncertainty_of_z_stands_beside_it(body: BodyModel, placed: PlacedSc
     assert [line[-2] for line in lines] == ["4.00 \u00b1 0.25 m", "kept"]
 
 
+def test_a_duplicate_that_went_with_another_person_is_not_called_kept(body: BodyModel, placed: PlacedScene) -> None:
+    placed.person_status = [PersonStatus.MOVED, PersonStatus.DUPLICATE]
+    placed.transl = placed.scene.transl * np.float32(1.5)
+    z = f"{placed.transl[1, 2]:.2f} m"
+    assert person_table({"after": placed}, body)[1][1][-2] == z
+    placed.transl[1] = placed.scene.transl[1]
+    assert person_table({"after": placed}, body)[1][1][-2] == "kept"
+
+
 def test_a_table_of_more_people_than_a_figure_has_room_for_is_cut_and_the_title_says_so(
     body: BodyModel, people: DrawnPeople, monkeypatch: pytest.MonkeyPatch
 ) -> None:

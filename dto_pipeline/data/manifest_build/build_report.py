@@ -39,6 +39,8 @@ REPEATED_KEY, MASKS, SOURCE = "repeated_key", "masks_unreadable", "source"
 PERSON, ALSO_IN = "person", "also_in"
 _DEPTH_CHECKS = 1000  # images whose depth map is looked for: shows if 5 % are missing, with few requests to a store
 _THREADS = 16
+_LEAST_BOXES = 10  # fewer people with a box, or with keypoints, are not judged
+_MOST_APART = 0.25  # nobody is apart on sound crowds; 36 % where y points up, 67 % where x is mirrored
 _ROWS_PER_GROUP = 1 << 15
 _ENDINGS = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 _WORDS = {  # in the table, for counts whose names say too little
@@ -46,6 +48,10 @@ _WORDS = {  # in the table, for counts whose names say too little
     "rows_unusable": "label rows that cannot be used",
     "depth_looked": "depth maps looked for",
     "depth_missing": "depth maps missing, of these",
+    "boxes_compared": "persons compared with their box",
+    "keypoints_compared": "predictions compared with their keypoints",
+    "keypoints_apart": "keypoints not of their own body, of these",
+    "boxes_apart": "elsewhere or of another size, of these",
     "masks_given": "persons with mask",
     "age_known": "persons of known age",
     "male_prob_known": "persons of known gender",
@@ -53,12 +59,31 @@ _WORDS = {  # in the table, for counts whose names say too little
 }
 _STEPS = {
     "values of age_years": "give years, NaN or -1 where they are not known",
+    "values of bbox_xyxy": "give left, top, right, bottom in pixels of the image, not width and height",
     "values of male_prob": "give the probability of a man from 0 to 1, NaN or -1 where it is not known",
 }  # what cannot be used -> the next step
 
 
 class _Counts:
     """Counts of a build or a merge, as JSON and as a table."""
+
+    boxes_compared: int  # people with a box and a usable label
+    boxes_apart: int  # of these, who stand elsewhere or are of another size than their box
+
+    def note_boxes(self, compared: int, apart: int) -> None:
+        self.boxes_compared += compared
+        self.boxes_apart += apart
+
+    @property
+    def box_complaint(self) -> str:
+        """That boxes and places contradict each other; "" = they agree, or too few are known."""
+        if self.boxes_compared < _LEAST_BOXES or self.boxes_apart <= _MOST_APART * self.boxes_compared:
+            return ""
+        return (
+            f"{self.boxes_apart} of {self.boxes_compared} people with a box stand elsewhere or are of another size: "
+            "bbox_xyxy must be left, top, right, bottom in pixels of the whole image, transl in metres for the camera "
+            "of the whole image (not of a crop, nor of another focal length), and both of the same image"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The counts as plain values; keys of inner dicts are sorted strings, so that equal input gives equal JSON."""
@@ -95,6 +120,8 @@ class ManifestReport(_Counts):
     masks_given: int = 0  # persons with a mask; of the others the outline of the rendered body is used
     age_known: int = 0
     male_prob_known: int = 0
+    boxes_compared: int = 0
+    boxes_apart: int = 0
     notes: Counter[str] = field(default_factory=Counter)  # values taken as unknown -> how many
     findings: Counter[str] = field(default_factory=Counter)  # kind of row in the findings file -> how many
     findings_file: str = ""  # its name
@@ -121,13 +148,15 @@ class ManifestReport(_Counts):
             "label rows": (self.rows_unusable, self.persons, self.person_problems),
             "depth maps looked for": (self.depth_missing, self.depth_looked, {"depth_missing": self.depth_missing}),
         }
-        for name, known in (("age_years", self.age_known), ("male_prob", self.male_prob_known)):
+        known_of = {"age_years": self.age_known, "male_prob": self.male_prob_known, "bbox_xyxy": self.boxes_compared}
+        for name, known in known_of.items():
             strange = {text: count for text, count in self.notes.items() if text.startswith(name)}
             lost = sum(strange.values())
             parts[f"values of {name}"] = lost, lost + known, strange
         over = [f"{lost} of {total} {what}" for what, (lost, total, _) in parts.items() if lost > share * total]
+        boxes = self.box_complaint if share < 1 else ""
         if not over:
-            return ""
+            return boxes and f"{boxes}; mend it and build again before a run"
         causes = list[tuple[float, str]]()
         for what, (_, total, reasons) in parts.items():
             for reason, count in reasons.items():
@@ -138,7 +167,7 @@ class ManifestReport(_Counts):
         lines += [text for _, text in sorted(causes, key=lambda cause: cause[0])]
         if damaged := self.findings[TAR]:
             lines.append(f"  {damaged} tars are damaged: fetch them again; {self.findings_file} says where each breaks")
-        return "\n".join([*lines, "mend the cause and build again before a run"])
+        return "\n".join([*lines, *([f"  {boxes}"] if boxes else []), "mend the cause and build again before a run"])
 
     def as_table(self) -> str:
         mean = f"{self.persons / self.images if self.images else 0.0:.2f} persons an image"
@@ -218,6 +247,10 @@ class MergeReport(_Counts):
     predictions: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)  # PredictionStatus word -> predictions
     refused: Counter[str] = field(default_factory=Counter)  # reason -> predictions
+    boxes_compared: int = 0
+    boxes_apart: int = 0
+    keypoints_compared: int = 0  # predictions with keypoints
+    keypoints_apart: int = 0  # of these, whose keypoints are mostly elsewhere than the joints of their own body
     notes: Counter[str] = field(default_factory=Counter)  # values taken as unknown -> how many
 
     def count(self, verdicts: Mapping[str, int]) -> None:
@@ -234,11 +267,22 @@ class MergeReport(_Counts):
 
     @property
     def complaint(self) -> str:
-        """The commonest reason why no prediction can be used; "" if some could be, or only their scores are too low."""
+        """Why the merge cannot be kept: no usable prediction, or columns that contradict each other; "" = it can."""
         unusable = self.refused - Counter({str(PredictionStatus.BELOW_MIN_SCORE): self.predictions})
-        if not self.predictions or unusable.total() < self.predictions:
-            return ""
-        return f"none of the {self.predictions} predictions could be used: mostly {unusable.most_common(1)[0][0]}"
+        if self.predictions and unusable.total() == self.predictions:
+            return f"none of the {self.predictions} predictions could be used: mostly {unusable.most_common(1)[0][0]}"
+        if self.keypoints_apart > 0.5 * max(self.keypoints_compared, _LEAST_BOXES):
+            return (
+                f"the keypoints of {self.keypoints_apart} of {self.keypoints_compared} predictions lie elsewhere than "
+                "the joints of their own bodies, so that nobody is recognised: check their order (17: COCO, 25: "
+                "BODY_25, 45: smplx), u before v, pixels of the whole image, and that transl is for the camera given"
+            )
+        strange = [
+            f"{count} of {self.predictions} values of {text}"
+            for text, count in self.notes.most_common(1)
+            if count > _MOST_APART * self.predictions
+        ]
+        return strange[0] if strange else self.box_complaint
 
 
 def findings_path(manifest: Location) -> Location:

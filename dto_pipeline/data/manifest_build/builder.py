@@ -40,7 +40,9 @@ from dto_pipeline.data.sources.rows import (
     LabelFileError,
     LabelRows,
     LabelSource,
+    count_misplaced,
     find_row_problems,
+    judge_boxes,
 )
 from dto_pipeline.data.sources.sidecar import Sidecar
 from dto_pipeline.data.storage import Location, as_location, base_name, fetch, write_bytes
@@ -49,6 +51,7 @@ from dto_pipeline.schema import MANIFEST_PERSON, MANIFEST_SCHEMA
 from dto_pipeline.status import ImageStatus, UnusableImage
 
 CENTRED = "label rows without a principal point, taken as the image's centre"
+TURNED = "images with an EXIF note that turns them, taken as stored: labels must be of the unturned picture"
 REPEATED = "duplicate, the same person as another label row of the image"
 PERSON_PROBLEMS = (*ROW_PROBLEMS, MASK_DAMAGED, "instance mask is of another size than the image")
 _CAMERA_FAULTS = (
@@ -197,7 +200,8 @@ def _build_shard(
     labels = inputs.source.rows(rows)
     masks_beside = inputs.images if dataset.masks == "detection" else None
     seen = join_seen(labels, inputs.sidecar.rows(rows), counts, files, masks_beside, pool)
-    labels = dataclasses.replace(labels, seen=seen.rows)
+    boxes, strange = judge_boxes(labels.bbox_xyxy)
+    labels = dataclasses.replace(labels, seen=seen.rows, bbox_xyxy=boxes)
     sizes = np.array([(header.width, header.height) for header, _ in headers], dtype=np.int64).reshape(-1, 2)
     camera, fault, centred = judge_cameras(labels.intrinsics, counts, sizes)
     off_centre = (dataset.principal_point == "centre") & (sizes[:, 0] > 0) & is_off_centre(camera, sizes)
@@ -208,11 +212,14 @@ def _build_shard(
     for image in np.flatnonzero(off_centre).tolist():
         text = describe_off_centre(files[image], headers[image][0], camera[image])
         problems[image] = problems[image] or (ImageStatus.SIZE_MISMATCH, text)
-    inputs.report.notes.update({CENTRED: centred} if centred else {})
+    turned = sum(header.orientation != 1 for header, _ in headers)
+    inputs.report.notes.update(strange | {text: n for text, n in ((CENTRED, centred), (TURNED, turned)) if n})
     _note_images(inputs.report, files, problems, seen.unreadable)
     lost = np.array([problem is not None for problem in problems])
     person_problem = judge_people(labels, np.repeat(np.where(lost[:, None], 0, sizes), counts, axis=0))
     inputs.report.rows_unusable += int((np.repeat(lost, counts) | (person_problem > 0)).sum())
+    usable = (person_problem == 0) & ~np.repeat(lost, counts)
+    inputs.report.note_boxes(*count_misplaced(labels, np.repeat(camera, counts, axis=0), usable))
     _note_people(inputs.report, np.repeat(np.array(files, object), counts), rows, labels, counts, person_problem)
     place = np.arange(rows.size) - np.repeat(offsets[:-1] - offsets[0], counts)
     people = person_columns(labels, np.arange(rows.size), place, rows, pick_words(PERSON_PROBLEMS, person_problem))

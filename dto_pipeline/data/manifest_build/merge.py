@@ -9,6 +9,7 @@ written next to the new manifest. Metres in the camera frame, pixels.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter
 from contextlib import ExitStack
@@ -42,7 +43,9 @@ from dto_pipeline.data.sources.rows import (
     LabelRows,
     LabelSource,
     SourceOptions,
+    count_misplaced,
     find_row_problems,
+    judge_boxes,
     pick,
 )
 from dto_pipeline.data.storage import Location, as_location, base_name, beside, fetch, write_bytes, written
@@ -227,6 +230,9 @@ class _Merge:
                     owners.append(np.full(parts[-1].size, shard_row))
         row, image_row = np.concatenate(parts), np.concatenate([parts[0], *owners])
         labels = self._people.rows(row)
+        boxes, strange = judge_boxes(labels.bbox_xyxy)
+        self.report.notes.update(strange)
+        labels = dataclasses.replace(labels, bbox_xyxy=boxes)
         return _Shard(table, read_cameras(table), row, image_row, labels, order_keypoints(labels.keypoints, row.size))
 
     def _judge(self, shard: _Shard) -> tuple[np.ndarray, np.ndarray]:
@@ -238,6 +244,7 @@ class _Merge:
         own[unknown] = shard.cameras[image[unknown]]
         own, fault, _ = judge_cameras(own, np.ones(len(own), np.int64), size)
         problem = judge_people(labels, size)
+        self.report.note_boxes(*count_misplaced(labels, own, (problem == 0) & (fault == 0)))
         found = {_invalid(reason): problem == code for code, reason in enumerate(PERSON_PROBLEMS) if reason}
         checks = {
             str(Status.IMAGE_UNUSABLE): table["problem_status"].is_valid().to_numpy()[image],
@@ -275,6 +282,11 @@ class _Merge:
         Of a person predicted twice the prediction that matches a released person is kept, else the first.
         """
         image, keypoints = shard.image[chosen], shard.keypoints[chosen]
+        given = (keypoints[..., 2] >= MIN_CONFIDENCE).any(axis=1)
+        itself = np.arange(len(image))
+        apart = compare_people(keypoints, views, views, (itself, itself))[0] <= MIN_SHARE
+        self.report.keypoints_compared += int(given.sum())
+        self.report.keypoints_apart += int((given & apart).sum())
         references, source_row, owner = self._view_released(shard, np.unique(image))
         pairs = pairs_within(image, owner)
         partner = assign_people(*compare_people(keypoints, views, references, pairs), pairs, image)

@@ -35,6 +35,7 @@ SEEN_RANGES = {"age_years": (0.0, 130.0), "male_prob": (0.0, 1.0), "det_score": 
 _SEEN = (*SEEN_RANGES, "mask_height", "mask_width")
 _MAX_SIDE = 1 << 24  # of a mask [px]: float32 counts so far
 Shapes = Mapping[str, tuple[tuple[int, ...], ...]]  # column of numbers -> shapes a row may have
+_STANDING = 1.7  # [m] of a body; crowds' are 0.8 to 2 times as long as their boxes, one of a face alone up to 8
 _PRECISE = ("label_row", "intrinsics", "focal")  # columns kept in float64
 
 
@@ -53,7 +54,7 @@ class SeenRows:
     mask_height: np.ndarray  # (n,) int32 [px], 0 = none
     mask_width: np.ndarray  # (n,) int32 [px], 0 = none
     mask_damaged: np.ndarray  # (n,) bool
-    notes: dict[str, int] = field(default_factory=dict)  # kind of value taken as unknown -> how many
+    notes: dict[str, int] = field(default_factory=dict)  # what is odd or taken as unknown -> how many values
 
     @property
     def has_mask(self) -> np.ndarray:
@@ -195,7 +196,7 @@ def find_row_problems(pose: np.ndarray, betas: np.ndarray, transl: np.ndarray) -
 
 
 def judge_seen(columns: Mapping[str, np.ndarray], masks: pa.BinaryArray) -> SeenRows:
-    """Make numbers out of range unknown, and mark damaged masks.
+    """Make numbers out of range unknown, mark damaged masks, and count what is odd.
 
     Args:
         columns: (n,) float32 of those of `SEEN_RANGES`, mask_height and mask_width that are known; NaN = unknown.
@@ -215,8 +216,10 @@ def judge_seen(columns: Mapping[str, np.ndarray], masks: pa.BinaryArray) -> Seen
     _, offsets, data = masks.buffers()
     cuts = np.frombuffer(offsets, np.int32)[masks.offset : masks.offset + len(masks) + 1].astype(np.int64)
     letters = np.zeros(0, np.uint8) if data is None else np.frombuffer(data, np.uint8)
-    _, total = measure_rles(letters, cuts)  # -1 where null or damaged
+    person, total = measure_rles(letters, cuts)  # -1 where null or damaged
     fills = (sides[0] > 0) & (sides[1] > 0) & (total == sides[0].astype(np.int64) * sides[1])
+    if large := int((fills & (2 * person > total)).sum()):
+        notes["mask_rle that covers more than half of its image (1 is the person, 0 all else)"] = large
     return SeenRows(
         **{name: known[name] for name in SEEN_RANGES},
         mask_rle=masks,
@@ -225,6 +228,35 @@ def judge_seen(columns: Mapping[str, np.ndarray], masks: pa.BinaryArray) -> Seen
         mask_damaged=given & ~fills,
         notes=notes,
     )
+
+
+def judge_boxes(boxes: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
+    """Boxes (n, 4), NaN where one ends before it begins; how many of these say more than four equal numbers."""
+    with np.errstate(invalid="ignore"):
+        bad = np.any(boxes[:, 2:] <= boxes[:, :2], axis=1, keepdims=True)
+    strange = int((bad & (boxes != boxes[:, :1])).any(axis=1).sum())
+    notes = {"bbox_xyxy that ends before it begins, taken as unknown": strange} if strange else {}
+    return np.where(bad, np.float32(np.nan), boxes), notes
+
+
+def count_misplaced(labels: LabelRows, cameras: np.ndarray, usable: np.ndarray) -> tuple[int, int]:
+    """How many people were compared with their boxes, and how many of these stand elsewhere or are of another size.
+
+    A translation lies at the hip, which is up to two boxes below the box of somebody whose head alone is seen.
+
+    Args:
+        cameras: (n, 3, 3) intrinsics of each person's image; usable: (n,) bool, the others are not compared.
+    """
+    with np.errstate(all="ignore"):
+        place = labels.transl.astype(np.float64)
+        point = place[:, :2] / place[:, 2:] * cameras[:, [0, 1], [0, 1]] + cameras[:, :2, 2]
+        low, high = labels.bbox_xyxy[:, :2], labels.bbox_xyxy[:, 2:]
+        side = (high - low).max(axis=1)
+        above, below = (low - point) / side[:, None], (point - high) / side[:, None]
+        size = _STANDING * cameras[:, 1, 1] / place[:, 2] / side
+    compared = usable & np.isfinite(size) & np.isfinite(point).all(axis=1)
+    fits = (above <= 0.5).all(axis=1) & (below <= (0.5, 2.0)).all(axis=1) & (size > 0.4) & (size < 8)
+    return int(compared.sum()), int((compared & ~fits).sum())
 
 
 def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes) -> LabelSource:
