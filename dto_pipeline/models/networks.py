@@ -156,8 +156,8 @@ def attribute_references(config: AttributeConfig) -> list[ModelReference]:
 
 def check_reference(reference: ModelReference) -> None:
     """Refuse what cannot be used before anything is downloaded or loaded: no name, a hub name without a commit, a
-    folder without config.json or of a family that is not supported. (The family of a hub network is checked when
-    it is loaded, by `check_family`.)
+    folder without config.json, or a family that is not supported. The family of a hub network is known only where its
+    config.json was fetched before; `load_pretrained` checks it again.
 
     Raises: ModelMissing, ModelError.
     """
@@ -166,7 +166,7 @@ def check_reference(reference: ModelReference) -> None:
     if reference.is_folder:
         if not (Path(reference.located) / "config.json").is_file():
             raise ModelMissing(missing_text(reference))
-        check_family(reference.option, _read_family(reference))
+        check_family(reference.option, _read_family(reference.option, Path(reference.located) / "config.json"))
     elif not _HUB_NAME.fullmatch(reference.name):
         raise ModelError(f"{reference.option}.model is {reference.name!r}; give a hub name (OWNER/NAME) or a folder")
     elif not _COMMIT.fullmatch(reference.revision):
@@ -174,6 +174,12 @@ def check_reference(reference: ModelReference) -> None:
             f"{reference.option}.revision is {reference.revision!r}; a hub model must be pinned to a commit (40 "
             f"hexadecimal digits), see https://huggingface.co/{reference.name}/commits/main"
         )
+    elif reference.option in FAMILIES:
+        from huggingface_hub import try_to_load_from_cache  # loads in a moment, but only when needed
+
+        config = try_to_load_from_cache(reference.name, "config.json", revision=reference.revision)
+        if isinstance(config, str):
+            check_family(reference.option, _read_family(reference.option, Path(config)))
 
 
 def check_family(option: str, family: str) -> None:
@@ -194,19 +200,19 @@ def identify(reference: ModelReference) -> ModelIdentity:
     found = {path for pattern in _DECIDING for path in folder.glob(pattern)}
     for path in sorted(filter(Path.is_file, found)):  # no folder, and no pipe that would block
         digest.update(path.name.encode() + b"\0" + bytes.fromhex(sha256_once(path)))
-    return ModelIdentity(_read_family(reference), "", digest.hexdigest())  # not the folder's name: machines differ
+    family = _read_family(reference.option, folder / "config.json")
+    return ModelIdentity(family, "", digest.hexdigest())  # not the folder's name: machines differ
 
 
-def _read_family(reference: ModelReference) -> str:
-    """The `model_type` in the config.json of a folder. Raises: ModelError: there is none, or it is not one word."""
-    path = Path(reference.located) / "config.json"
+def _read_family(option: str, path: Path) -> str:
+    """The `model_type` of a config.json. Raises: ModelError: there is none, or it is not one word."""
     try:
         family = json.loads(path.read_bytes())["model_type"]
         if not _FAMILY.fullmatch(family):
             raise ValueError(f"it is {family!r:.80}")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(
-            f"{reference.option}.model: {path} has no model_type ({error!r}); expected a network saved by transformers"
+            f"{option}.model: {path} has no model_type ({error!r}); expected a network saved by transformers"
         ) from error
     return family
 

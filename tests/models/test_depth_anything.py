@@ -28,7 +28,15 @@ from dto_pipeline.models.depth_anything import (
     resolve_precision,
 )
 from dto_pipeline.models.network_input import resize_to_image, resize_to_network, run_in_batches, stretch_positions
-from dto_pipeline.models.networks import ModelError, ModelMissing, ModelReference, identify, licence_lines
+from dto_pipeline.models.networks import (
+    ModelError,
+    ModelMissing,
+    ModelReference,
+    check_reference,
+    identify,
+    licence_lines,
+    reference_of,
+)
 from dto_pipeline.run.identity import hash_settings
 from tests.tiny_models import save_classifier, save_depth_anything, save_depth_pro
 
@@ -206,8 +214,10 @@ def test_a_hub_network_of_another_task_is_refused_before_its_weights_are_read(
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "vit"}')  # and nothing else
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match=r"depth\.model is of the family .vit.; expected depth_anything"):
-        DepthNetwork(DepthConfig(source="model", model="a/b", revision=commit, offline=True))
+    depth = DepthConfig(source="model", model="a/b", revision=commit, offline=True)
+    for refuse in (lambda: check_reference(reference_of("depth", depth)), lambda: DepthNetwork(depth)):
+        with pytest.raises(ModelError, match=r"depth\.model is of the family .vit.; expected depth_anything"):
+            refuse()
 
 
 def test_every_size_of_depth_anything_has_its_licence_stated() -> None:
