@@ -24,7 +24,7 @@ _BUILD = (
     "Reads a dataset YAML and the files it names, and writes one Parquet manifest, cut into shards; beside it a report "
     "with counts (*.report.json) and everything that cannot be used, with the reason (*.findings.parquet). Folders and "
     "files may be local or URIs (s3://, gs://, ...). Exit code 1: written, but more than --max-failed-images of it "
-    "cannot be used."
+    "cannot be used, or boxes are not those of their people."
 )
 _CHECK = (
     "Reads every image's header again, or decodes it, and lists what is missing, corrupt or changed. Exit code 1 if "
