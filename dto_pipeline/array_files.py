@@ -6,18 +6,20 @@ import io
 import math
 import re
 import struct
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from tokenize import TokenError
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
 Check = Callable[[str, tuple[int, ...], np.dtype], None]  # key, shape and type; raises ValueError where they are wrong
 _CHUNK = 1 << 20  # bytes read at once
 _MOST_HEADER = 1 << 16  # bytes of an npy header; numpy parses up to 10,000
+_PARSING = threading.Lock()  # ast.parse, which reads headers, fails at times in several threads (CPython issue 106905)
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in the text of an error
 BROKEN = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, OverflowError),
@@ -78,21 +80,16 @@ def read_header(stream: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     if version not in ((1, 0), (2, 0), (3, 0)):
         raise ValueError(f"it is a npy of format {version}; expected 1.0, 2.0 or 3.0")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    prefix = bytes(stream.read(2 if version == (1, 0) else 4))
+    length = int.from_bytes(prefix, "little")
+    if length > _MOST_HEADER:  # a file may claim one of 4 GiB
+        raise ValueError(f"its header of {length} bytes is longer than any; expected at most {_MOST_HEADER}")
+    header = io.BytesIO(prefix + bytes(stream.read(length)))
     try:
-        return read(_Header(stream))
+        with _PARSING:
+            return read(header)
     except ValueError as error:  # its text may end up in labels, which are equal on every machine
         raise ValueError(_ADDRESS.sub("", str(error))) from error
-
-
-class _Header(NamedTuple):
-    """A stream that refuses to read a header longer than numpy parses: a file may claim one of 4 GiB."""
-
-    stream: Any
-
-    def read(self, count: int = -1, /) -> bytes:
-        if not 0 <= count <= _MOST_HEADER:
-            raise ValueError(f"its header of {count} bytes is longer than any; expected at most {_MOST_HEADER}")
-        return bytes(self.stream.read(count))
 
 
 def read_flat(stream: Any, size: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
+import logging
+import re
+from contextlib import redirect_stdout
 
 from dto_pipeline.commands.options import add_config_options, not_negative, positive, read_config
 from dto_pipeline.commands.output import lasting_place, print_report
@@ -10,6 +14,8 @@ from dto_pipeline.config import with_body
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.networks import licence_lines
 
+_COLOURS = re.compile("\x1b\\[[0-9;]*m")
+_LOG = logging.getLogger(__name__)
 _EPILOG = """\
 A depth network instead of depth files:
   --set depth.source=model --set depth.model=NAME_OR_FOLDER
@@ -122,11 +128,24 @@ def _run(arguments: argparse.Namespace) -> int:
         print_report(forecast, arguments.json)
         return forecast.exit_code
     more = {"recheck": arguments.recheck, "progress": not arguments.quiet}
-    summary = run_pipeline(arguments.manifest, out, config, **start, **more)
+    with redirect_stdout(_RayWords()):
+        summary = run_pipeline(arguments.manifest, out, config, **start, **more)
     print_report(summary, arguments.json)
     if summary.failed_images and not arguments.retry_failed and not arguments.json:
         print(f"{summary.failed_images} images failed; their rows say why. Repair them, then use --retry-failed")
     return summary.exit_code
+
+
+class _RayWords(io.TextIOBase):
+    """Standard output of Ray, which prints there what its cluster reports, such as dead workers: made lines of the log.
+
+    So that standard output holds the summary only, which may be JSON, and a log in JSON holds nothing else.
+    """
+
+    def write(self, text: str) -> int:
+        if plain := _COLOURS.sub("", text).strip():
+            _LOG.warning("Ray: %s", plain)
+        return len(text)
 
 
 def _words(text: str) -> tuple[str, ...]:

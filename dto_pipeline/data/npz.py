@@ -14,7 +14,7 @@ import io
 import pickletools
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
@@ -40,7 +40,6 @@ ITEM_LIMITS = Limits()
 """What the items that are set at once may cost together."""
 
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes
-_MOST_BYTES = 1 << 33  # of one array: 44 keypoints of 2.7 million people in float64 take 2.9 GB
 _BUFFER = 1 << 20  # bytes read at once
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold: equal arrays give equal bytes
 _MOST_SHARED = 10_000_000  # memo entries fetched again, about 0.1 kB each; an image has one or two
@@ -49,40 +48,18 @@ _OBJECTS = "is an object array (a pickle), which is not opened; convert it to nu
 _STATE = (5, 6)  # an array's state up to its dictionary: (version,) shape, dtype, order, [, {
 
 
-def safe_load_npz(
-    path: str | Path,
-    keys: Collection[str] | None = None,
-    allow: Allowlist = NUMPY_ONLY,
-    limits: Limits = Limits(),  # noqa: B008 - frozen
-) -> dict[str, Any]:
-    """Arrays of an npz file, key -> array; 0-d object arrays, numpy's way to store one object, of shape ().
-
-    Args:
-        keys: read only these; None = all. A key that is not there is left out.
-        limits: `max_array_bytes` also bounds what the read members claim to unpack to, together.
-
-    Raises:
-        UnsafePickle, BrokenPickle: as `safe_loads`; also for a damaged archive, members with a path in their name,
-            members that occur twice, and archives that unpack to too much.
-        OSError: the file cannot be read.
-    """
-    npz = NpzFile(path)
-    wanted = [key for key in npz.keys if keys is None or key in keys]
-    total = sum(npz.members[key].file_size for key in wanted)
-    if total > limits.max_array_bytes:
-        raise BrokenPickle(f"{path}: unpacks to {total} bytes, at most {limits.max_array_bytes} are read")
-    return {key: npz.array(key, allow, limits) for key in wanted}
-
-
 class NpzFile:
     """The arrays of an npz, each read when it is asked for; nothing has to be closed.
+
+    Args:
+        most: bytes of an array of numbers or text; 44 keypoints of 2.7 million people in float64 take 2.9 GB.
 
     Raises:
         BrokenPickle: not a whole zip file. UnsafePickle: a member with a path in its name. FileNotFoundError.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, most: int = 1 << 33) -> None:
+        self.path, self._most = Path(path), most
         try:
             with open_regular(self.path) as file, zipfile.ZipFile(file) as archive:
                 found = [member for member in archive.infolist() if member.filename.endswith(".npy")]
@@ -121,8 +98,8 @@ class NpzFile:
             limits: of an object array.
 
         Raises:
-            UnsafePickle, BrokenPickle: the member is missing, damaged, of another length than its header says, longer
-                than 8 GiB, or of a type that `safe_loads` does not read.
+            UnsafePickle, BrokenPickle: the member is missing, damaged, too long, of another length than its header
+                says, or of a type that `safe_loads` does not read.
         """
         with self._contents(key) as (stream, size, shape, fortran, dtype):
             if dtype.kind == "O" and allow is not None:
@@ -134,8 +111,8 @@ class NpzFile:
                 raise BrokenPickle(_OBJECTS)
             if dtype.kind not in "biufcSU":
                 raise UnsafePickle(f"refuses the dtype {shown(str(dtype))}: only numbers and strings are read")
-            if size > _MOST_BYTES:
-                raise BrokenPickle(f"unpacks to {size} bytes, at most {_MOST_BYTES} are read")
+            if size > self._most:
+                raise BrokenPickle(f"unpacks to {size} bytes, at most {self._most} are read")
             return checked_values(read_flat(stream, size, shape, dtype)).reshape(shape, order="F" if fortran else "C")
 
     @contextmanager
@@ -212,7 +189,7 @@ def read_items(path: str | Path, key: str, take: Callable[[Any, Any], object], l
             without comparing the archive's checksum.
 
     Raises:
-        UnsafePickle, BrokenPickle, FileNotFoundError: as `safe_load_npz`; also an array of another kind.
+        UnsafePickle, BrokenPickle, FileNotFoundError: as `NpzFile.array`; also an array of another kind.
     """
     npz, memo = NpzFile(path), dict[int, Any]()
     if not look:

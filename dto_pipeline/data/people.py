@@ -30,7 +30,7 @@ from dto_pipeline.data.image_index import WHOLE_NAME, index_images
 from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.label_files import find_label_files, flatten_table, initial_betas
 from dto_pipeline.data.labels import read_labels
-from dto_pipeline.data.npz import NpzFile, safe_load_npz
+from dto_pipeline.data.npz import NpzFile
 from dto_pipeline.data.parquet import footer_text, open_parquet
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.annots import BODY, CAMERA, first_people
@@ -258,7 +258,8 @@ def _read_labels(files: Sequence[str | Path], values: str, source: str) -> Peopl
 def _open_truth(path: Path) -> LabelSource:
     wanted = ("image_name", "pose", "betas", "transl", "intrinsics", "image_size", "height")
     try:
-        arrays = safe_load_npz(path, wanted)
+        npz = NpzFile(path, most=1 << 31)
+        arrays = {name: npz.array(name) for name in wanted if name in npz.keys}
     except (PickleRefused, OSError) as error:
         raise LabelFileError(f"{path} is not a whole npz file ({error}); make it again with `dto synth`") from error
     if missing := [name for name in wanted if name not in arrays]:

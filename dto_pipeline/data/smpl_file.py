@@ -19,7 +19,7 @@ import torch
 from dto_pipeline.array_files import read_npy
 from dto_pipeline.data.files import replaced
 from dto_pipeline.data.inert_pickle import BrokenPickle, Limits, shown
-from dto_pipeline.data.npz import NpzFile, safe_load_npz
+from dto_pipeline.data.npz import NpzFile
 from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_loads
 from dto_pipeline.data.torch_files import TorchFileError, read_torch_file
 from dto_pipeline.errors import DtoError
@@ -29,6 +29,7 @@ NUM_VERTICES, NUM_JOINTS, NUM_FACES, NUM_POSE_DIRECTIONS = 6890, 24, 13776, 207
 NUM_DIRECTIONS = 10  # shape directions that the labels use, without the kid axis
 KID_HEIGHT_BELOW = 0.75  # a kid template is shorter than this share of the adult template
 _MOST_BYTES = 2**30  # of one file
+_MOST_ARRAY_BYTES = 2**27  # the largest, 300 directions in float64, has 50 MB
 _LIMITS = Limits(max_bytes=_MOST_BYTES + 2**27, max_items=1_000_000, max_array_bytes=2**30)
 _NUMPY_DTYPES = (torch.float16, torch.float32, torch.float64, torch.int32, torch.int64)  # of tensors in checkpoints
 _KEYS_SHOWN = 30  # keys of a wrong file that a message lists
@@ -77,8 +78,8 @@ def read_smpl(path: str | Path) -> Model:
 def _read_any(path: Path) -> tuple[Mapping[str, Any], Iterable[Any]]:
     """The contents of a file by SMPL's keys, and all its keys."""
     is_zip = read_start(path, 4) == b"PK\x03\x04"
-    if is_zip and (keys := NpzFile(path).keys):
-        return safe_load_npz(path, _SHAPES, SMPL_FILE, _LIMITS), keys
+    if is_zip and (npz := NpzFile(path, _MOST_ARRAY_BYTES)).keys:
+        return {key: npz.array(key, SMPL_FILE, _LIMITS) for key in _SHAPES if key in npz.keys}, npz.keys
     if is_zip or path.suffix in (".pth", ".pt"):
         return _read_checkpoint(path)
     if path.stat().st_size > _MOST_BYTES:

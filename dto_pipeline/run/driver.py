@@ -122,11 +122,15 @@ def run_pipeline(
 
 
 def _clean_up(directory: RunDirectory, identity: RunIdentity, lock: DriverLock) -> RunScan:
-    """Remove what workers that died left, and label files that do not count. Raises: RunLockLost."""
+    """Remove what workers that died left, and label files that do not count.
+
+    Raises: RunLockLost; RunDirectoryError: run.json, without which nothing reads the run, was removed meanwhile.
+    """
     lock.check(ask=True)
     files.sweep_leftovers(directory)
     scan = files.scan_run(directory, identity)
     files.remove_surplus(directory, scan)
+    files.read_identity(directory)
     return scan
 
 

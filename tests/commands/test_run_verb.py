@@ -73,6 +73,18 @@ def test_json_lines_are_written_beside_the_run(manifest, run_dir, tmp_path):
     assert sorted(line["shard"] for line in lines if "outcome" in line) == [0, 1, 2]
 
 
+def test_what_ray_prints_on_standard_output_goes_to_the_log_and_json_stays_json(manifest, run_dir, capsys, monkeypatch):
+    def run_and_tell(*arguments, **options):
+        print("\x1b[33m(raylet)\x1b[0m A worker died", flush=True)  # as Ray's listener does while a run goes on
+        return run_pipeline(*arguments, **options)
+
+    monkeypatch.setattr("dto_pipeline.run.driver.run_pipeline", run_and_tell)
+    assert main(["run", manifest, "-o", run_dir, *CALM, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["done_now"] == 3
+    assert "WARNING Ray: (raylet) A worker died" in captured.err
+
+
 def test_watching_ends_when_nothing_is_pending_and_its_exit_code_says_how(manifest, run_dir, capsys):
     main(["run", manifest, "-o", run_dir, *CALM, "--limit", "2"])
     config = load_config(overrides=["run.workers=0", "run.device=cpu"])

@@ -27,10 +27,10 @@ from dto_pipeline.data.dataset import load_dataset
 from dto_pipeline.data.images import decode_image, read_image
 from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.manifest import Manifest
-from dto_pipeline.data.npz import safe_load_npz
+from dto_pipeline.data.npz import NpzFile
 from dto_pipeline.data.receipts import parse_receipt
 from dto_pipeline.data.rle import RleError, decode_rle, encode_rle, measure_rles
-from dto_pipeline.data.safe_pickle import SMPL_FILE, safe_loads
+from dto_pipeline.data.safe_pickle import NUMPY_ONLY, SMPL_FILE, safe_loads
 from dto_pipeline.data.smpl_file import read_smpl
 from dto_pipeline.data.tar_walk import walk_tar
 from dto_pipeline.data.tars import TarImages, build_tar_index
@@ -241,6 +241,12 @@ def _npz(folder: Path) -> list[bytes]:
     return found
 
 
+def _read_npz(path: Path) -> None:
+    npz = NpzFile(path, 1 << 24)
+    for key in npz.keys:
+        npz.array(key, NUMPY_ONLY)
+
+
 def _indices(folder: Path) -> list[bytes]:
     (folder / "0.tar").write_bytes(TAR)
     build_tar_index(folder, folder / "index")
@@ -368,7 +374,7 @@ TARGETS: dict[str, Target] = {
     "torch_files": Target(_torch_files, read_torch_file, _zip_or_bytes),
     "checkpoints": Target(_saved_checkpoint, lambda path: restore_network(read_checkpoint(path)), _damage_checkpoint),
     "pickles": Target(lambda folder: PICKLES, _read_pickle, _damage_pickle),
-    "npz": Target(_npz, safe_load_npz, _zip_or_bytes, named=True),
+    "npz": Target(_npz, _read_npz, _zip_or_bytes, named=True),
     "tars": Target(lambda folder: [TAR], _read_tar),
     "tar_indices": Target(_indices, _read_index, named=True),
     "manifests": Target(_manifests, _read_manifest),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import io
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,24 @@ def test_maps_of_every_float_type_and_container_are_read(tmp_path, kind, suffix)
     disparity = DepthFiles(tmp_path).load(f"a/x{suffix}", 3, 4)
     assert disparity.dtype == np.float32
     np.testing.assert_allclose(disparity, RAMP, atol=1e-3)
+
+
+def test_headers_are_parsed_by_one_thread_at_a_time_because_python_3_11_fails_at_that(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", RAMP)
+    parse, inside, together = ast.literal_eval, [], []
+
+    def slowly(text):
+        inside.append(text)
+        together.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+        return parse(text)
+
+    monkeypatch.setattr(ast, "literal_eval", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        maps = list(pool.map(lambda _: DepthFiles(tmp_path).load("x.npy", 3, 4), range(12)))
+    assert len(maps) == len(together) == 12
+    assert set(together) == {1}
 
 
 BAD_MAPS = [

@@ -14,7 +14,7 @@ import pytest
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.run import folder as files
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.folder import RunDirectory, RunMismatch
+from dto_pipeline.run.folder import RunDirectory, RunDirectoryError, RunMismatch
 from dto_pipeline.run.loop import RunAborted
 from dto_pipeline.run.report import RunSummary, read_status
 from tests.run.chaos import RAISE, RAISE_ONCE, ChaosRunner, label_bytes, read_failure, read_receipt, tiny_config
@@ -157,6 +157,22 @@ def test_leftovers_of_workers_that_died_on_the_way_are_gone_when_the_run_ends(st
     runner = _Litterer(tiny_config(), start.manifest, start.directory.root)
     run_pipeline(start.manifest, start.directory.root, tiny_config(), progress=False, runner=runner)
 
+    assert label_bytes(start.directory.root) == undisturbed
+
+
+class _Eraser(ChaosRunner):
+    """Somebody clears away the run's record of itself."""
+
+    def run(self, shard, attempt=1, following=None):
+        Path(self.directory.at("run.json")).unlink(missing_ok=True)
+        return super().run(shard, attempt, following)
+
+
+def test_a_run_whose_record_was_removed_on_the_way_is_not_called_done(start, undisturbed):
+    runner = _Eraser(tiny_config(), start.manifest, start.directory.root)
+    with pytest.raises(RunDirectoryError, match=r"holds no run\.json; `dto run` makes one"):
+        run_pipeline(start.manifest, start.directory.root, tiny_config(), progress=False, runner=runner)
+    start()
     assert label_bytes(start.directory.root) == undisturbed
 
 

@@ -18,7 +18,6 @@ import numpy as np
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
 from dto_pipeline.data.exports.job import ExportError, ExportJob, Subset
 from dto_pipeline.data.files import sha256_file
-from dto_pipeline.data.inert_pickle import PickleRefused
 from dto_pipeline.data.label_files import IMAGE_FILE, LabelColumns, RunLabels, flatten_table
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.npz import NpzFile, open_member
@@ -79,7 +78,7 @@ def _open_release(run: RunLabels, named: Sequence[Location]) -> _Release:
     Args:
         named: places to try first.
 
-    Raises: ExportError: it is at none of the places, or it is damaged.
+    Raises: ExportError: it is at none of the places. PickleRefused: it is damaged.
     """
     manifest = run.open_manifest()
     if manifest.dataset.get("source") != "camerahmr":
@@ -96,11 +95,8 @@ def _open_release(run: RunLabels, named: Sequence[Location]) -> _Release:
         elif place.stat().st_size != size or sha256_file(place) != sha256:
             tried.append(f"{place}: another file (its sha256 is not {sha256[:16]})")
         else:
-            try:
-                npz = NpzFile(place)
-                return {key: npz.array(key) for key in _COPIED if key in npz.keys}
-            except PickleRefused as error:
-                raise ExportError(str(error)) from error
+            npz = NpzFile(place)
+            return {key: npz.array(key) for key in _COPIED if key in npz.keys}
     raise ExportError(
         f"run {run.name}: its label file {name}, of which {', '.join(_COPIED)} are copied, was not found "
         f"({'; '.join(tried[:3])}); name it with --labels"

@@ -170,7 +170,11 @@ def _load_subsets(
 def _check_files(run: RunLabels) -> None:
     """Compare label files with their receipts. Raises: ExportError."""
     for file in run.files:
-        if (found := sha256_of(file.path)) != file.sha256:
+        try:
+            found = sha256_of(file.path)
+        except FileNotFoundError as error:
+            raise ExportError(f"{file.path} is gone: a launch has done its shard again; export again") from error
+        if found != file.sha256:
             raise ExportError(
                 f"{file.path} has sha256 {found[:16]}..., its receipt says {file.sha256[:16]}...: the file was "
                 "changed or damaged; delete the shard's receipt and run again"

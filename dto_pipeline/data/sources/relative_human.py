@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from dto_pipeline.data.npz import safe_load_npz
+from dto_pipeline.data.npz import NpzFile
+from dto_pipeline.data.safe_pickle import NUMPY_ONLY
 from dto_pipeline.data.sources.predictions import open_predictions
 from dto_pipeline.data.sources.rows import Finding, LabelFileError, LabelSource, SourceOptions
 
@@ -110,7 +111,8 @@ def read_annotations(path: str | Path) -> RelativeHumanAnnotations:
         LabelFileError: a sound npz that holds something else.
         OSError: the file cannot be read.
     """
-    found = safe_load_npz(path, keys=(ARRAY,)).get(ARRAY)
+    npz = NpzFile(path, most=1 << 31)
+    found = npz.array(ARRAY, NUMPY_ONLY) if ARRAY in npz.keys else None
     images = found[()] if found is not None and found.shape == () else None
     if not isinstance(images, dict) or not all(isinstance(people, list) for people in images.values()):
         held = "no such array" if found is None else f"{found.dtype} {found.shape}"

@@ -168,6 +168,13 @@ def test_a_changed_label_file_is_refused_with_its_name(copied, tmp_path) -> None
     assert not (tmp_path / "out").exists()
 
 
+def test_a_label_file_that_a_launch_replaced_since_the_run_was_read_asks_for_another_export(copied, tmp_path) -> None:
+    run = read_run_labels(copied)
+    (copied / "labels/shard-00002.parquet").unlink()
+    with pytest.raises(ExportError, match=r"shard-00002\.parquet is gone: .*; export again"):
+        export_labels([run], "parquet", tmp_path / "out", progress=False)
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_label_file_whose_footer_was_garbled_is_refused_with_its_name(name, copied, tmp_path) -> None:
     file = copied / "labels/shard-00000.parquet"

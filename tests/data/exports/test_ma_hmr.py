@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import Selection
 from dto_pipeline.data.exports.ma_hmr import REPEATED, pickled_array
-from dto_pipeline.data.npz import safe_load_npz
-from dto_pipeline.data.safe_pickle import safe_loads
+from dto_pipeline.data.npz import NpzFile
+from dto_pipeline.data.safe_pickle import NUMPY_ONLY, safe_loads
 
 OLD_NUMPY = "1.23.5"
 CHECK = """
@@ -41,7 +41,7 @@ def load(path: Path) -> dict:
 def test_the_file_holds_the_labels_of_accepted_images_for_our_own_reader_too(runs, labels, tmp_path) -> None:
     export_labels([runs["mpii"]], "ma-hmr", tmp_path / "out", progress=False)
     path = tmp_path / "out" / "MPII_CHMR_SMPL_OPT.npz"
-    annots, safe = load(path), safe_load_npz(path)["annots"].item()
+    annots, safe = load(path), NpzFile(path).array("annots", NUMPY_ONLY).item()
     rows = [row for row in labels["mpii"].to_pylist() if row["is_accepted"]]
     assert list(annots) == [row["image_path"] for row in rows]
     for row in rows:
