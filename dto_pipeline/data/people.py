@@ -258,7 +258,7 @@ def _read_labels(files: Sequence[str | Path], values: str, source: str) -> Peopl
 def _open_truth(path: Path) -> LabelSource:
     wanted = ("image_name", "pose", "betas", "transl", "intrinsics", "image_size", "height")
     try:
-        npz = NpzFile(path, most=1 << 31)
+        npz = NpzFile(path, most=1 << 28)
         arrays = {name: npz.array(name) for name in wanted if name in npz.keys}
     except (PickleRefused, OSError) as error:
         raise LabelFileError(f"{path} is not a whole npz file ({error}); make it again with `dto synth`") from error
