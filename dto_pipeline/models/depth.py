@@ -106,7 +106,7 @@ class DepthFiles:
         if not np.isfinite(lowest + highest):  # NaN passes through min and max
             raise DepthInvalid(f"depth map {depth_file} holds values that are not finite")
         if lowest < 0:
-            raise DepthInvalid(f"depth map {depth_file} holds negative disparity ({lowest:g}); expected 0 or more")
+            raise DepthInvalid(f"depth map {depth_file} holds negative numbers; expected {self.kind} of 0 or more")
         if highest == 0:
             raise DepthInvalid(f"depth map {depth_file} is zero everywhere")
         return disparity

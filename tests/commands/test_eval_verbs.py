@@ -62,7 +62,7 @@ def test_labels_as_published_are_measured_like_the_run_s_input(made: Path) -> No
     assert alone["depth_error"] == pytest.approx(before["depth_error"])
 
 
-@pytest.mark.parametrize("kind", ["parquet", "persons", "ma-hmr", "camerahmr"])
+@pytest.mark.parametrize("kind", ["parquet", "ma-hmr", "camerahmr"])
 def test_exports_are_measured_as_the_run_they_come_from(made: Path, kind: str) -> None:
     out = made / f"export-{kind}"
     assert main(["export", str(made / "run"), "--format", kind, "-o", str(out), "--all", "--quiet"]) == 0
