@@ -100,7 +100,7 @@ def test_such_a_run_is_measured_and_compared_as_its_export_is(case, tmp_path, ca
     """Somebody labelled twice is no second person whom a network made up, nor one whom the export lacks."""
     root, _, _, rows = case
     run, export = str(root / "run"), str(tmp_path / "e")
-    assert main(["export", run, "--format", "persons", "-o", export, "--quiet"]) == 0
+    assert main(["export", run, "--format", "parquet", "-o", export, "--quiet"]) == 0
     found = str(tmp_path / "e/data/tiny")
     assert main(["diff", run, found, "--body", "demo"]) == 0
     capsys.readouterr()
