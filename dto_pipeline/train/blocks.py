@@ -34,11 +34,6 @@ class Mlp(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
-    @property
-    def last(self) -> nn.Linear:
-        """The output layer."""
-        return self.layers[-1]  # type: ignore[return-value]
-
     def forward(self, values: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             values = layer(values).relu()

@@ -24,8 +24,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     **{"loss.preset": tuple(PRESETS), "model.betas": (10, 11), "loop.precision": ("float32", "bfloat16")},
     "data.select": ("accepted", "optimized", "all"),
 }
-# section.key -> least and most, where these are not 0 and infinity; bounds of sizes keep the network that a file
-# describes from filling the memory
+# section.key -> least and most, where not 0 and infinity; those of sizes bound the memory that a file's network takes
 _RANGES: dict[str, tuple[float, float]] = {
     **{"encoder.width": (1, 4096), "encoder.layers": (1, 64), "encoder.heads": (1, 256), "encoder.hidden": (0, 16384)},
     **{"model.width": (1, 4096), "model.layers": (1, 24), "model.heads": (1, 256), "model.hidden": (1, 16384)},

@@ -187,11 +187,11 @@ class TrainingImages(Dataset[Item]):
                 raise UnusableImage(f"{found}, its labels {labelled_size[0]} x {labelled_size[1]}")
             if sha256 not in ("", file.sha256) and label_set not in self._warned:
                 self._warned.add(label_set)
-                name = self.sets[label_set].name
                 _LOG.warning(
                     "%s is not the file that was labelled (sha256), and is learnt all the same: if it shows another "
-                    "picture, data.images is the wrong folder; further ones of %s are not named", image_id, name,
-                )  # fmt: skip
+                    "picture, data.images is the wrong folder; further ones of %s are not named",
+                    *(image_id, self.sets[label_set].name),
+                )
             labels = labelled.build_labels(columns, row, *file.size, limits=config.limits)
             trusted = not config.trust or config.trust[label_set] == "3d"
             complete = labels.complete and (not config.complete or config.complete[label_set])

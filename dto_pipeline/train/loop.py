@@ -46,8 +46,7 @@ FREE_OPTIONS = (
 )  # may change between starts of one training (steps may be raised only); loop.workers would change the batch
 _MOST_BYTES = 1 << 30  # of a metrics file: ten million rows
 _LOG = logging.getLogger(__name__)
-# rank, world, held out -> this rank's share of the data: a stream, or held-out batches that can be iterated repeatedly,
-# or None
+# rank, world, held out -> this rank's share of the data: a stream, or held-out batches to read repeatedly, or None
 Source = Callable[[int, int, bool], Any]
 
 

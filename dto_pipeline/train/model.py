@@ -222,6 +222,7 @@ class MeshNetwork(nn.Module):
             ).cumsum(0)[1:]
             for heads, mean in ((self.pose_head, self.mean_pose), (self.shape_head, self.mean_shape))
         )
+        columns = six.unflatten(-1, (24, 3, 2)).transpose(-1, -2).flatten(-2)  # of a row-major 3 x 2 matrix a joint
         boxes = torch.stack([self.bbox_embed[layer](states[layer]).float() for layer in layers])
         off_centre = 2 * (camera[:, :2, 2] - middle) / self.side
         weak = self.cam_head(states).float()
@@ -229,7 +230,7 @@ class MeshNetwork(nn.Module):
         return {
             "confs": self.conf_head(states).float().sigmoid().squeeze(-1),
             "boxes": (boxes + inverse_sigmoid(references)).sigmoid(),
-            "poses": axis_angle_of_6d(six),
+            "poses": matrix_to_axis_angle(matrix_from_6d(columns)).flatten(-2),
             "betas": betas,
             "transl": transl,
             "depths": torch.stack([transl[..., 2], transl[..., 2] / focal[:, None]], dim=-1),
@@ -246,12 +247,12 @@ class MeshNetwork(nn.Module):
             if weight.dim() > 1 and not name.startswith("bbox_embed"):
                 nn.init.xavier_uniform_(weight)
         for head in self.bbox_embed:
-            nn.init.zeros_(head.last.weight)
-            nn.init.zeros_(head.last.bias)
+            nn.init.zeros_(head.layers[-1].weight)
+            nn.init.zeros_(head.layers[-1].bias)
         nn.init.constant_(self.conf_head.bias, math.log(_FIRST_CONFIDENCE / (1 - _FIRST_CONFIDENCE)))
         if self.sizes.camera:
-            nn.init.xavier_uniform_(self.fov_head.last.weight, gain=0.1)
-            nn.init.constant_(self.fov_head.last.bias, math.pi / 6)
+            nn.init.xavier_uniform_(self.get_parameter("fov_head.layers.3.weight"), gain=0.1)
+            nn.init.constant_(self.get_parameter("fov_head.layers.3.bias"), math.pi / 6)
 
 
 def with_joints(
@@ -285,12 +286,6 @@ def metric_translation(weak: Tensor, focal: Tensor, off_centre: Tensor, side: in
     """
     sigma = 2 * weak[..., 2:].sigmoid() + 1e-6
     return torch.cat([(weak[..., :2] - off_centre) / sigma, 2 * focal[..., None] / (sigma * side)], dim=-1)
-
-
-def axis_angle_of_6d(six: Tensor) -> Tensor:
-    """(..., 144) of 24 joints, each a row-major 3 x 2 matrix whose columns are made a rotation's -> (..., 72)."""
-    columns = six.unflatten(-1, (24, 3, 2)).transpose(-1, -2).flatten(-2)
-    return matrix_to_axis_angle(matrix_from_6d(columns)).flatten(-2)
 
 
 def _cells_of(image: Tensor) -> Tensor:
