@@ -99,9 +99,8 @@ def test_a_manifest_made_from_such_a_run_finds_them_again(case):
 def test_such_a_run_is_measured_and_compared_as_its_export_is(case, tmp_path, capsys):
     """Somebody labelled twice is no second person whom a network made up, nor one whom the export lacks."""
     root, _, _, rows = case
-    run, export = str(root / "run"), str(tmp_path / "e")
-    assert main(["export", run, "--format", "parquet", "-o", export, "--quiet"]) == 0
-    found = export
+    run, found = str(root / "run"), str(tmp_path / "e")
+    assert main(["export", run, "--format", "parquet", "-o", found, "--quiet"]) == 0
     assert main(["diff", run, found, "--body", "demo"]) == 0
     capsys.readouterr()
     for one, other in ((run, found), (found, run)):
