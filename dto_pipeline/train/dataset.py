@@ -29,6 +29,8 @@ from dto_pipeline.train.checkpoint import Position, TrainError
 from dto_pipeline.train.config import GROUP, AugmentConfig, DataConfig, TrainConfig, without_augmentation
 
 _PROCESS_LOST, _TOO_LONG = "DataLoader worker", "timed out"  # in PyTorch's messages about reading processes
+_OTHER_FILE = "%s is not the file that was labelled (sha256), and is learnt all the same: if it shows another picture, "
+_OTHER_FILE += "data.images is the wrong folder; further ones of %s are not named"
 _LOG = logging.getLogger(__name__)
 _PREFETCH = 2  # batches that each of them reads ahead
 _BLIND = 256  # unusable images at the start of an epoch after which the training ends
@@ -187,11 +189,7 @@ class TrainingImages(Dataset[Item]):
                 raise UnusableImage(f"{found}, its labels {labelled_size[0]} x {labelled_size[1]}")
             if sha256 not in ("", file.sha256) and label_set not in self._warned:
                 self._warned.add(label_set)
-                _LOG.warning(
-                    "%s is not the file that was labelled (sha256), and is learnt all the same: if it shows another "
-                    "picture, data.images is the wrong folder; further ones of %s are not named",
-                    *(image_id, self.sets[label_set].name),
-                )
+                _LOG.warning(_OTHER_FILE, image_id, self.sets[label_set].name)
             labels = labelled.build_labels(columns, row, *file.size, limits=config.limits)
             trusted = not config.trust or config.trust[label_set] == "3d"
             complete = labels.complete and (not config.complete or config.complete[label_set])
