@@ -16,6 +16,7 @@ from dto_pipeline.data.npz import open_member
 from dto_pipeline.data.rle import encode_rle
 from dto_pipeline.data.sources.predictions import KEYPOINT_ORDERS, open_predictions, order_keypoints
 from dto_pipeline.data.sources.rows import LabelFileError
+from dto_pipeline.data.sources.sidecar import Sidecar
 from dto_pipeline.errors import DtoError
 from tests.data.prediction_files import predicted_people, write_npz, write_parquet
 
@@ -171,6 +172,13 @@ def test_nulls_of_parquet_are_unknown_even_where_a_whole_row_group_has_none(tmp_
 def test_columns_of_a_wrong_name_shape_or_type_are_refused(tmp_path, write, column, values, why):
     with pytest.raises(DtoError, match=why):
         open_predictions(write(tmp_path / "p", {**predicted_people(COUNT), column: values}))
+
+
+def test_the_index_of_a_pandas_table_is_refused_with_how_to_leave_it_out(tmp_path):
+    path = write_parquet(tmp_path / "p", {**predicted_people(COUNT), "__index_level_0__": np.arange(COUNT)})
+    for read in (open_predictions, lambda path: Sidecar(path, COUNT)):
+        with pytest.raises(DtoError, match=r"p: column '__index_level_0__' is .* to_parquet\(index=False\)"):
+            read(path)
 
 
 def test_a_missing_column_is_named_and_object_arrays_are_refused_unopened(tmp_path):

@@ -268,6 +268,10 @@ def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes)
     """
     numbers, images = dict[str, np.ndarray](), np.zeros(0, object)
     with open_parquet(path, LabelFileError) as file:
+        if index := [name for name in file.schema_arrow.names if name.startswith("__index_level_")]:
+            raise LabelFileError(
+                f"{path}: column {index[0]!r} is a pandas index; write it with to_parquet(index=False)"
+            )
         check(file.schema_arrow)
         rows = file.metadata.num_rows
         masks = pa.nulls(rows, pa.large_binary())
