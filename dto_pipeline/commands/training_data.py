@@ -3,6 +3,7 @@ and RelativeHuman's annotations by the content of their files."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,14 @@ from dto_pipeline.data.label_files import NO_LIMITS, check_one_body
 from dto_pipeline.data.people import FileKind, recognise
 from dto_pipeline.data.sources.rows import LabelFileError
 from dto_pipeline.data.storage import as_location
-from dto_pipeline.data.training_labels import LabelSet, ParquetSet, open_file_set, open_people_set, open_run_set
+from dto_pipeline.data.training_labels import (
+    LabelSet,
+    ParquetSet,
+    PeopleSet,
+    open_file_set,
+    open_people_set,
+    open_run_set,
+)
 from dto_pipeline.errors import DtoError
 from dto_pipeline.models.networks import locate_body, sha256_once
 from dto_pipeline.run.folder import RunDirectory, read_run_labels
@@ -21,7 +29,7 @@ from dto_pipeline.train.config import DataConfig
 def open_label_sets(config: DataConfig) -> list[LabelSet]:
     """One set per entry of `config.labels`; of an unfinished run its finished shards.
 
-    Raises: DtoError: no labels are named, they are missing, or their photographs are.
+    Raises: DtoError: no labels are named, one file is named twice, or labels or their photographs are missing.
     """
     if not config.labels:
         raise DtoError("data.labels names no labels; give the folders of runs or exports")
@@ -29,7 +37,18 @@ def open_label_sets(config: DataConfig) -> list[LabelSet]:
         if place and "://" not in place and not Path(place).is_dir():
             raise DtoError(f"data.images names {place}, which is no folder; give the one of the photographs")
     images = config.images or ("",) * len(config.labels)
-    return [_open(labels, place) for labels, place in zip(config.labels, images, strict=True)]
+    sets, named = list[LabelSet](), dict[str, str]()
+    for text, place in zip(config.labels, images, strict=True):
+        labels = _open(text, place)
+        for file in map(str, labels.files if isinstance(labels, ParquetSet) else [labels.path]):
+            if (real := file if "://" in file else os.path.realpath(file)) in named:
+                raise DtoError(
+                    f"data.labels names {file} twice ({named[real]} and {text}): name it once; data.weights says how "
+                    "often its images are seen"
+                )
+            named[real] = text
+        sets.append(labels)
+    return sets
 
 
 def count_uncertain(sets: Sequence[LabelSet], config: DataConfig) -> list[str]:
@@ -54,7 +73,7 @@ def check_bodies(sets: Sequence[LabelSet], config: BodyConfig) -> None:
         )
 
 
-def _open(labels: str, images: str) -> LabelSet:
+def _open(labels: str, images: str) -> ParquetSet | PeopleSet:
     place = as_location(labels)
     try:
         if RunDirectory(place).is_run():

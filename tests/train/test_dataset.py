@@ -238,11 +238,22 @@ def test_an_export_trains_as_its_run_does(tiny: TinyDataset, run_dir: Path, body
         open_data(config(tmp_path / "export"), body)
 
 
-def test_subsets_come_with_their_weights(run_dir: Path, body: BodyModel) -> None:
-    options = dataclasses.replace(config(run_dir), labels=(str(run_dir), str(run_dir)), weights=(1.0, 2.0))
+def test_subsets_come_with_their_weights(run_dir: Path, body: BodyModel, tmp_path: Path) -> None:
+    again = shutil.copytree(run_dir, tmp_path / "again")
+    options = dataclasses.replace(config(run_dir), labels=(str(run_dir), str(again)), weights=(1.0, 2.0))
     batches = list(open_data(options, body).epoch(0))
     counts = {key: seen_ids(batches).count(key) for key in set(seen_ids(batches)) if key}
     assert set(counts.values()) == {3}
+
+
+def test_labels_named_twice_by_whatever_path_are_refused(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(run_dir)
+    (file,) = [str(path) for path in (run_dir / "labels").glob("shard-00000*")]
+    images = ("", str(tmp_path))
+    for other in (f"{run_dir}/", run_dir / ".." / run_dir.name, tmp_path / "link", file, f"file://{run_dir}"):
+        options = dataclasses.replace(config(run_dir), labels=(str(run_dir), str(other)), images=images)
+        with pytest.raises(DtoError, match=r"twice \(.* and .*\): name it once; data\.weights says"):
+            open_label_sets(options)
 
 
 def test_held_out_images_are_never_trained_on(run_dir: Path, body: BodyModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
@@ -165,7 +166,8 @@ def test_each_published_stage_starts_and_begins_with_the_one_before(
     crowd: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = run_of(crowd)
-    labels = (f"data.labels=[{','.join([str(run)] * 6)}]", "data.images=[]")
+    copies = [str(shutil.copytree(run, tmp_path / f"run{number}")) for number in range(6)]  # one would count six times
+    labels = (f"data.labels=[{','.join(copies)}]", "data.images=[]")
     for stage in (1, 2, 3):
         init = [f"loop.init={tmp_path / str(stage - 1)}"] if stage > 1 else []
         assert train(f"train_stage{stage}.yaml", tmp_path / str(stage), *labels, *init) == 0
