@@ -240,14 +240,19 @@ def show_progress(metrics: Path, steps: int) -> Iterator[None]:
 def _run_on_ray(config: TrainConfig, source: Source, folder: Path) -> None:
     """`run_rank` in `loop.workers` workers of Ray Train, which restarts them when one is lost."""
     import ray.train.torch
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.base_trainer import TrainingFailedError
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 
     if files.list_checkpoints(folder):  # errors are raised here: those of workers stay in Ray's logs
         _compare(files.read_checkpoint(folder).config, config, folder)
-    loop, threads = config.loop, str(config.loop.torch_threads)
+    loop, threads, here = config.loop, str(config.loop.torch_threads), Path.cwd()
+
+    def work() -> None:
+        with suppress(OSError):  # a machine may lack it; Ray begins elsewhere, and options name relative paths
+            os.chdir(here)
+        run_rank(config, source, folder, ray.train.torch.get_device(), ray.train.report)
+
     trainer = ray.train.torch.TorchTrainer(
-        lambda: run_rank(config, source, folder, ray.train.torch.get_device(), ray.train.report),
+        work,
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if loop.gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=loop.workers, use_gpu=loop.gpu, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(  # type: ignore[call-arg]  # mypy sees the class of the older API

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dto_pipeline.train.checkpoint import list_checkpoints, read_checkpoint
+from dto_pipeline.data.labels import LabelsError
+from dto_pipeline.train.checkpoint import TrainError, list_checkpoints, read_checkpoint
 from dto_pipeline.train.dataset import TrainBatch
 from dto_pipeline.train.loop import HELD_OUT, TRAINING, read_rows, run_rank, train_network
 from tests.ray_cluster import RayNodes
@@ -151,3 +152,23 @@ def begun(source: WatchedSource, rank: int) -> list[int]:
             steps.append(2 * epoch + step)
         known.add(pid)
     return steps
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadsAndFails(BatchSource):
+    """Fails with what a file beside the command says."""
+
+    def __call__(self, rank: int, world: int, held_out: bool) -> BatchStream:
+        raise LabelsError(Path("labels/said.txt").read_text())
+
+
+def test_workers_read_relative_paths_and_what_ends_them_is_told_in_a_sentence(
+    data: TrainBatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connected: RayNodes
+) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/said.txt").write_text("shard 7 is damaged")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "300")
+    config = tiny_config(loop__workers=1, loop__max_failures=0, **OPTIONS)
+    with pytest.raises(TrainError, match=r"failed more than 0 times .*: shard 7 is damaged; the newest checkpoint"):
+        train_network(config, ReadsAndFails(data, 1), Path("trained"), progress=False)
