@@ -1,7 +1,8 @@
 """Checkpoints: one file with everything needed to go on training or to predict, and released weights.
 
 A released MA-HMR or SAT-HMR file is one flat dictionary name -> tensor (``.bin`` or ``.pth``), perhaps with ``module.``
-before every name. Names and shapes are compared before a network is built.
+before every name, perhaps within an entry ``state_dict`` or ``model``. Names and shapes are compared before a network
+is built.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from dto_pipeline.train.model import MeshNetwork
 FORMAT, FOLDER = "dto-checkpoint/2", "checkpoints"
 # entries of a released file that are not weights of the network: arrays of the licensed body, and constants
 IGNORED = re.compile(r"(human_model\..*|z_order_map|x_coords|y_coords|cam_intrinsics)$")
+_WRAPPERS = ("state_dict", "model")  # entries under which other trainers save the weights
 _KEPT = 2  # newest checkpoints of a training that are kept: one is spare, should the other be damaged
 _KINDS: dict[str, type] = dict.fromkeys(("config", "init", "weights", "optimizer", "position", "versions"), dict)
 _KINDS["body_sha256"] = str
@@ -231,6 +233,8 @@ def _checkpoint_of(content: Any, path: Path) -> Checkpoint:
 def read_released(content: object, path: Path, heads: int | None = None) -> Checkpoint:
     """The weights of a released file by their published names. Raises: CheckpointError: it is not a flat dictionary of
     finite tensors, or not of such a network."""
+    if isinstance(content, dict):
+        content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not content or not all(isinstance(name, str) for name in content):
         raise CheckpointError(f"{path} is neither a checkpoint nor a dictionary of named tensors (pytorch_model.bin)")
     plain = {name.removeprefix("module."): value for name, value in content.items()}
