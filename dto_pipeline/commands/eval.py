@@ -173,7 +173,7 @@ def _evaluate_synthetic(arguments: argparse.Namespace, body: BodyModel) -> Evalu
     from dto_pipeline.data.people import read_people
     from dto_pipeline.evaluate.placements import evaluate_synthetic
 
-    after = read_people(arguments.labels)
+    after = read_people(arguments.labels, by_row=True)
     placed = {"labels": after}
     if (after.status != "").any():
         placed = {"before": read_people(arguments.labels, "before"), "after": after}
@@ -199,10 +199,10 @@ def _evaluate_meshes(arguments: argparse.Namespace, body: BodyModel) -> Evaluati
         except (OSError, ValueError) as error:
             raise DtoError(f"{path} holds no numbers of vertices 0 .. {body.num_vertices - 1} ({error})") from error
     truth_body = load_body(arguments.truth_body) if given.get("truth_body") else body
-    found = read_people(arguments.found, given.get("values", "after")).without_repeats()
-    truth = read_people(arguments.truth).without_repeats()
-    bodies, by_row = Bodies(body, truth_body, regressor, vertices), given.get("match") == "rows"
-    return evaluate_meshes(found, truth, bodies, arguments.action, by_row)
+    by_row = given.get("match") == "rows"
+    found = read_people(arguments.found, given.get("values", "after"), by_row).without_repeats()
+    truth = read_people(arguments.truth, by_row=by_row).without_repeats()
+    return evaluate_meshes(found, truth, Bodies(body, truth_body, regressor, vertices), arguments.action, by_row)
 
 
 def _evaluate_joints(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:

@@ -184,12 +184,13 @@ class People:
         return self if single.all() else dataclasses.replace(self.take(single), problems=(note, *self.problems))
 
 
-def read_people(path: str | Path | Sequence[str | Path], values: str = "after") -> People:
+def read_people(path: str | Path | Sequence[str | Path], values: str = "after", by_row: bool = False) -> People:
     """Read a file or folder of any kind in the table above.
 
     Args:
         path: file, folder or URI; a sequence of label files is read as one.
         values: labels of this project: people as the run left them, or ``before`` it (see `LABEL_VALUES`).
+        by_row: refuse files whose people have no label row: the order of a network's predictions says nothing.
 
     Raises:
         LabelsError, LabelFileError, PickleRefused: nothing that can be read, named.
@@ -203,6 +204,8 @@ def read_people(path: str | Path | Sequence[str | Path], values: str = "after") 
         return _read_labels(find_label_files(place), values, str(place))
     if kind is FileKind.RELATIVE_HUMAN:
         raise LabelFileError(f"{path} holds {kind.words}: people in the picture only, without bodies to compare")
+    if kind is FileKind.PREDICTIONS and by_row:
+        raise LabelFileError(f"{path} holds {kind.words}, which name no label rows; use `dto eval meshes`")
     if kind is FileKind.SYNTHETIC_TRUTH:
         return _read_source(path, _open_truth(path / TRUTH_FILE if path.is_dir() else path))
     return _read_source(path, SOURCES[kind](path, SourceOptions()))

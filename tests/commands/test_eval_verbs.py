@@ -80,6 +80,20 @@ def test_meshes_against_themselves_are_right(made: Path) -> None:
     assert found["counts"]["missed"] == found["counts"]["extra"] == 0
 
 
+def test_predictions_are_not_compared_by_their_order(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with np.load(made / "data/truth.npz") as truth:
+        people = {name: truth[name] for name in ("pose", "betas", "transl", "intrinsics")}
+        np.savez(tmp_path / "found.npz", image=truth["image_name"], **people)
+    found, truth_folder = str(tmp_path / "found.npz"), str(made / "data")
+    sides = [[found, truth_folder, "--match", "rows"], [truth_folder, found, "--match", "rows"]]
+    for command in (["synthetic", found, "--truth", truth_folder], *(["meshes", *side] for side in sides)):
+        assert main(["eval", *command, "--body", "demo"]) == 2
+        assert "found.npz holds predictions, which name no label rows" in capsys.readouterr().err
+    assert evaluate(made, "meshes", found, truth_folder)["counts"]["missed"] == 0
+
+
 def write_annotations(made: Path, folder: Path) -> Path:
     """The synthetic people as RelativeHuman annotates: layers by order of true z, keypoints from the label file."""
     with np.load(made / "data/labels/release.npz", allow_pickle=False) as labels:
