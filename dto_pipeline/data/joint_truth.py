@@ -27,6 +27,7 @@ MUPOTS_JOINTS, PANOPTIC_JOINTS = 17, 15
 _MOST_BYTES = 1 << 28  # of a file
 _PANOPTIC_FOLDERS = {"hdPose3d_stage1_coco19": ("joints19", 19), "hdPose3d_stage1": ("joints15", 15)}
 _NOT_SHARED = 1  # of the 15: the top of the head, the nose in files of 19 joints
+_EXTENTS = 0.3, 3.0  # of the joints of a person in space, the median of all [m]
 _FRAME = re.compile(r"body3DScene_(\d{8})\.json")
 
 
@@ -64,7 +65,7 @@ def read_mupots(root: str | Path) -> JointTruth:
                 if valid:
                     people.append((len(images), joints, places))
             images.append(f"{path.parent.name}/img_{frame:06d}.jpg")
-    return _join(str(root), images, people, MUPOTS_JOINTS, unusable)
+    return _join(str(root), images, people, MUPOTS_JOINTS, unusable, "millimetres (annot3)")
 
 
 def read_panoptic(root: str | Path, cameras: Sequence[str]) -> JointTruth:
@@ -83,10 +84,14 @@ def read_panoptic(root: str | Path, cameras: Sequence[str]) -> JointTruth:
             for camera, view in views.items():
                 people += [(len(images), *_see(world, view)) for world in crowd]
                 images.append(f"{folder.name}/hdImgs/{camera}/{camera}_{path.stem[-8:]}.jpg")
-    return _join(str(root), images, people, PANOPTIC_JOINTS, 0)
+    return _join(str(root), images, people, PANOPTIC_JOINTS, 0, "centimetres")
 
 
-def _join(source: str, images: list[str], people: list[_Person], joints: int, unusable: int) -> JointTruth:
+def _join(source: str, images: list[str], people: list[_Person], joints: int, unusable: int, unit: str) -> JointTruth:
+    seen = [places[np.isfinite(places).all(1)] for _, places, _ in people]
+    extents = [float(np.linalg.norm(np.ptp(places, axis=0))) for places in seen if len(places) > 1]
+    if extents and not _EXTENTS[0] <= (extent := float(np.median(extents))) <= _EXTENTS[1]:
+        raise JointTruthError(f"{source}: its people are {extent:.3g} m large; expected joints in {unit}")
     return JointTruth(
         source=source,
         images=tuple(images),

@@ -121,6 +121,15 @@ def test_panoptic_is_read_from_its_files_and_the_truth_is_right(
     assert np.isnan(straight.joints[:, 1]).all()  # a nose is no head top
 
 
+def test_true_joints_in_another_unit_are_refused(body: BodyModel, regressor: np.ndarray, tmp_path: Path) -> None:
+    write_mupots(tmp_path / "m", body, regressor / 1000)
+    with pytest.raises(JointTruthError, match=r"its people are 0\.00\d+ m large; expected joints in millimetres"):
+        read_mupots(tmp_path / "m")
+    write_panoptic(tmp_path / "p", body, regressor * 10)
+    with pytest.raises(JointTruthError, match=r"its people are 1\d\.\d m large; expected joints in centimetres"):
+        read_panoptic(tmp_path / "p", ["00_16"])
+
+
 def test_bones_get_the_true_lengths_and_a_missed_person_costs_in_the_first_number_only() -> None:
     random = np.random.default_rng(0)
     truth = random.normal((0, 0, 4), 0.3, (2, 17, 3))
