@@ -23,6 +23,7 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import open_regular
 
 if TYPE_CHECKING:
+    from dto_pipeline.data.people import People
     from dto_pipeline.evaluate.evaluation import Evaluation
     from dto_pipeline.models.body import BodyModel
 
@@ -151,7 +152,6 @@ def _run(arguments: argparse.Namespace) -> int:
 def _evaluate_rh(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
     from importlib.resources import files
 
-    from dto_pipeline.data.people import read_people
     from dto_pipeline.data.sources.relative_human import read_annotations
     from dto_pipeline.evaluate.rh_evaluation import evaluate_rh
     from dto_pipeline.models.body import read_regressor
@@ -165,8 +165,20 @@ def _evaluate_rh(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
     regressor = read_regressor(arguments.regressor or str(shipped), body, "--regressor")
     for problem in annotations.problems:
         print(f"{path}, {problem.image}, {problem.reason}; taken as unknown")
-    people = read_people(arguments.predictions).without_repeats()
-    return evaluate_rh(people, annotations.images, body, regressor, arguments.mode)
+    return evaluate_rh(_read_found(arguments.predictions), annotations.images, body, regressor, arguments.mode)
+
+
+def _read_found(path: str, values: str = "after", by_row: bool = False) -> People:
+    """The people to measure, each once. Raises: DtoError: there are people, and none can be used."""
+    from dto_pipeline.data.people import read_people
+
+    found = read_people(path, values, by_row).without_repeats()
+    if found.num_people and not found.usable.any():
+        raise DtoError(
+            f"{path}: none of its {found.num_people} people can be used: their numbers are not finite or too large, or "
+            "they are behind the camera; expected radians and metres"
+        )
+    return found
 
 
 def _evaluate_synthetic(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
@@ -193,26 +205,26 @@ def _evaluate_meshes(arguments: argparse.Namespace, body: BodyModel) -> Evaluati
         try:
             with open_regular(path) as stream:
                 vertices = read_npy(
-                    stream, lambda _, shape, kind: expect(kind.kind in "iu" and shape != (0,), f"{kind} {shape}")
+                    stream,
+                    lambda _, shape, kind: expect(kind.kind in "iu" and len(shape) == 1 <= shape[0], f"{kind} {shape}"),
                 )
             expect(0 <= vertices.min() <= vertices.max() < body.num_vertices, "numbers beyond them")
         except (OSError, ValueError) as error:
             raise DtoError(f"{path} holds no numbers of vertices 0 .. {body.num_vertices - 1} ({error})") from error
     truth_body = load_body(arguments.truth_body) if given.get("truth_body") else body
     by_row = given.get("match") == "rows"
-    found = read_people(arguments.found, given.get("values", "after"), by_row).without_repeats()
+    found = _read_found(arguments.found, given.get("values", "after"), by_row)
     truth = read_people(arguments.truth, by_row=by_row).without_repeats()
     return evaluate_meshes(found, truth, Bodies(body, truth_body, regressor, vertices), arguments.action, by_row)
 
 
 def _evaluate_joints(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
     from dto_pipeline.data.joint_truth import read_mupots, read_panoptic
-    from dto_pipeline.data.people import read_people
     from dto_pipeline.evaluate.joint_evaluation import evaluate_joints
     from dto_pipeline.models.body import read_regressor
 
     regressor = read_regressor(arguments.regressor, body, "--regressor", "J_regressor_h36m.npy", joints=17)
-    found, is_mupots = read_people(arguments.found).without_repeats(), arguments.action == "mupots"
+    found, is_mupots = _read_found(arguments.found), arguments.action == "mupots"
     truth = read_mupots(arguments.root) if is_mupots else read_panoptic(arguments.root, arguments.cameras)
     return evaluate_joints(found, truth, body, regressor, arguments.action)
 

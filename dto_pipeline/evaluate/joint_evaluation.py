@@ -79,7 +79,8 @@ def evaluate_joints(
     means = []
     for one in measures:
         values = [float(one.of({key: part.sum() for key, part in own.items()})) for own in columns.values()]
-        means.append(f"{one.title} {np.nanmean(values):.1f} {one.unit}")
+        sound = np.array(values)[np.isfinite(values)]
+        means.append(f"{one.title} {sound.mean():.1f} {one.unit}" if sound.size else f"{one.title} -")
     counts = {
         "images evaluated": len(seen),
         "images of the truth that are not in FOUND (left out)": len(truth.images) - len(seen),

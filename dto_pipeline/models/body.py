@@ -46,6 +46,7 @@ _REQUIRED = {
 _FLOATS = ("v_template", "shapedirs", "posedirs", "weights", "J_regressor")
 _LIMBS = (16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8)  # shoulders, elbows, wrists, hips, knees, ankles
 _MOST_ARRAY_BYTES = 1 << 27  # the largest, posedirs of SMPL in float64, has 34 MB
+_SUM_ERROR = 0.02  # of a regressor's row: it would move a joint that is 5 m away by 0.1 m
 _POSE_CHUNK = 64  # bodies posed at once: bounds memory
 _SKIN_CHUNK = 16  # bodies skinned at once: what stays in a CPU's cache
 
@@ -199,7 +200,10 @@ def read_regressor(
     wanted = (joints, body.num_vertices)
     try:
         with open_regular(path) as stream:
-            return read_npy(stream, lambda _, shape, kind: expect(shape == wanted, f"shape {shape}"))
+            regressor = read_npy(stream, lambda _, shape, kind: expect(shape == wanted, f"shape {shape}"))
+        sums = regressor.sum(axis=1, dtype=np.float64)  # a joint is a mean of vertices, wherever the body stands
+        expect((np.abs(sums - 1) < _SUM_ERROR).all(), "its rows do not all add up to 1")
+        return regressor
     except (OSError, ValueError) as error:
         raise DtoError(
             f"{option} {path} cannot be used: {error}; expected {name}, {wanted}, as the body model"

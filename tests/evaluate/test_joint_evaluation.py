@@ -126,8 +126,31 @@ def test_true_joints_in_another_unit_are_refused(body: BodyModel, regressor: np.
     with pytest.raises(JointTruthError, match=r"its people are 0\.00\d+ m large; expected joints in millimetres"):
         read_mupots(tmp_path / "m")
     write_panoptic(tmp_path / "p", body, regressor * 10)
-    with pytest.raises(JointTruthError, match=r"its people are 1\d\.\d m large; expected joints in centimetres"):
+    with pytest.raises(JointTruthError, match=r"its people are \d\d\.?\d? m large; expected joints in centimetres"):
         read_panoptic(tmp_path / "p", ["00_16"])
+
+
+def test_a_regressor_or_people_of_no_sense_are_refused_and_nobody_matched_is_no_warning(
+    body: BodyModel, regressor: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mupots(tmp_path / "mupots", body, regressor)
+    write_found(tmp_path / "found.npz", ["TS1/img_000000.jpg", "TS1/img_000001.jpg"])
+    command = ["eval", "mupots", str(tmp_path / "found.npz"), str(tmp_path / "mupots"), "--body", "demo"]
+    path = tmp_path / "h36m.npy"
+    broken = regressor.copy()
+    broken[3, 0] = np.nan
+    for wrong in (broken, regressor * 9):
+        np.save(path, wrong)
+        assert main([*command, "--regressor", str(path)]) == 2
+        assert "h36m.npy cannot be used: its rows do not all add up to 1" in capsys.readouterr().err
+    np.save(path, regressor)
+    write_found(tmp_path / "found.npz", ["TS1/img_000000.jpg", "TS1/img_000001.jpg"], shift=9)
+    assert main([*command, "--regressor", str(path)]) == 0
+    assert "matched people -, AUC" in capsys.readouterr().out
+    with np.load(tmp_path / "found.npz") as found:
+        np.savez(tmp_path / "found.npz", **{**found, "transl": found["transl"] * 1000})
+    assert main([*command, "--regressor", str(path)]) == 2
+    assert "found.npz: none of its 3 people can be used" in capsys.readouterr().err
 
 
 def test_bones_get_the_true_lengths_and_a_missed_person_costs_in_the_first_number_only() -> None:

@@ -49,7 +49,10 @@ def test_files_of_vertices_or_regressors_that_do_not_fit_the_body_are_refused(
     (tmp_path / "cut.npy").write_bytes(b"PK\3\4")
     np.save(tmp_path / "far.npy", np.array([7000]))
     np.save(tmp_path / "share.npy", np.array([0.5]))
-    vertices, regressor = ["far.npy", "share.npy"], ["small.npy", "r.npz", "cut.npy", "nowhere.npy"]
+    np.save(tmp_path / "column.npy", np.array([[1], [2]]))
+    np.save(tmp_path / "one.npy", np.array(3))
+    vertices = ["far.npy", "share.npy", "column.npy", "one.npy"]
+    regressor = ["small.npy", "r.npz", "cut.npy", "nowhere.npy"]
     for option, action, names in (("--vertices", "agora", vertices), ("--regressor", "3dpw", regressor)):
         for name in names:
             command = ["eval", action, str(crowd), str(crowd), "--body", "demo", option, str(tmp_path / name)]
