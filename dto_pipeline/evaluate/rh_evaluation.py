@@ -254,7 +254,7 @@ def evaluate_rh(
         body: model of the predictions; regressor: (9, V) J_regressor_extra of that model.
 
     Raises:
-        EvaluationError: predictions without a camera.
+        EvaluationError: predictions without a camera, or annotations without joints.
         ImageJoinError: no image in common.
     """
     join = join_images(people.images, list(annotations))
@@ -264,6 +264,8 @@ def evaluate_rh(
         rows = own[place] if place >= 0 else np.zeros(0, np.int64)
         images.append(EvaluatedImage(name, tuple(listed), keypoints[rows], people.transl[rows, 2], place >= 0))
     result = evaluate_relative_human(images, mode)
+    if result.status == "no_annotation":
+        raise EvaluationError("no annotated person has a visible joint, so nobody can be found; expected kp2d (14, 3)")
     annotated = [person for listed in annotations.values() for person in listed]
     counts = {
         "images annotated": len(annotations),

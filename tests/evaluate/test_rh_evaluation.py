@@ -111,3 +111,12 @@ def test_measures_of_one_image_are_measures_of_the_file_with_that_image(
     for measure in MEASURES:
         expected = alone.estimates["corrected"][measure.key].value
         assert cells[measure.key] == ("" if np.isnan(expected) else f"{expected:.9g}")
+
+
+def test_annotations_in_which_nobody_can_be_found_are_refused(
+    recorded: Recorded, body: BodyModel, regressor: np.ndarray
+) -> None:
+    people, annotations, _ = recorded
+    unseen = {name: [Annotation(None, one.depth_id, one.age) for one in crowd] for name, crowd in annotations.items()}
+    with pytest.raises(EvaluationError, match="no annotated person has a visible joint"):
+        evaluate_rh(people, unseen, body, regressor, "corrected")
