@@ -182,13 +182,17 @@ def _read_found(path: str, values: str = "after", by_row: bool = False) -> Peopl
 
 
 def _evaluate_synthetic(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
-    from dto_pipeline.data.people import read_people
+    from dto_pipeline.data.label_files import find_label_files
+    from dto_pipeline.data.people import FileKind, read_people, recognise
     from dto_pipeline.evaluate.placements import evaluate_synthetic
 
-    after = read_people(arguments.labels, by_row=True)
+    labels: Any = arguments.labels
+    if recognise(labels) is FileKind.LABELS:
+        labels = find_label_files(labels)  # once, as a run that goes on gets more of them
+    after = replace(read_people(labels, by_row=True), source=arguments.labels)
     placed = {"labels": after}
     if (after.status != "").any():
-        placed = {"before": read_people(arguments.labels, "before"), "after": after}
+        placed = {"before": replace(read_people(labels, "before"), source=arguments.labels), "after": after}
     return evaluate_synthetic(placed, read_people(arguments.truth), body)
 
 

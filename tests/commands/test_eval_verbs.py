@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from dto_pipeline.cli import main
 from dto_pipeline.config import PipelineConfig
 from dto_pipeline.data.label_files import find_label_files
-from dto_pipeline.data.people import read_people
+from dto_pipeline.data.people import People, read_people
 from dto_pipeline.lab.difficulty import choose_difficulty
 from dto_pipeline.lab.known_scenes import SynthScene
 from dto_pipeline.lab.solver_outcomes import place_all
@@ -60,6 +62,24 @@ def test_labels_as_published_are_measured_like_the_run_s_input(made: Path) -> No
     alone = evaluate(made, "synthetic", str(made / "data/labels/release.npz"), "--truth", truth)["measures"]["labels"]
     before = evaluate(made, "synthetic", str(made / "run"), "--truth", truth)["measures"]["before"]
     assert alone["depth_error"] == pytest.approx(before["depth_error"])
+
+
+def test_a_run_that_grows_meanwhile_is_measured_as_it_was(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label = next((made / "run/labels").glob("*.parquet"))
+    (tmp_path / "labels").mkdir()
+    shutil.copy(label, tmp_path / "labels/0.parquet")
+
+    def read_and_grow(*given: Any, **options: Any) -> People:
+        people = read_people(*given, **options)
+        shutil.copy(label, tmp_path / "labels/1.parquet")
+        return people
+
+    monkeypatch.setattr("dto_pipeline.data.people.read_people", read_and_grow)
+    found = evaluate(made, "synthetic", str(tmp_path / "labels"), "--truth", str(made / "data"))
+    assert found["title"] == f"{tmp_path}/labels against {made}/data"
+    assert found["counts"]["compared"] == found["counts"]["people in the truth"]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "ma-hmr", "camerahmr"])
