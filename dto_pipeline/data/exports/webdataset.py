@@ -2,8 +2,8 @@
 
 A sample is ``KEY.json`` with the columns of `dto-labels/1` and, where images are asked for, ``KEY.jpg`` with the bytes
 of the image file. KEY is ``<subset>/<image_path>`` without ``.jpg``; webdataset cuts names at the first dot, so KEY has
-none (`escape_key`). A sample whose image cannot be read, or is not the one that was labelled, is left out and counted.
-JSON floats have the fewest digits that give the same float32; NaN is null.
+none (`escape_key`). A sample whose image cannot be read, now or when it was labelled, or is another one now, is left
+out and counted. JSON floats have the fewest digits that give the same float32; NaN is null.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dto_pipeline.status import UnusableImage
 
 SAMPLES = 1000  # of a tar
 MISSING = "samples left out: image file cannot be read"
-CHANGED = "samples left out: image file is not the one that was labelled (sha256)"
+CHANGED = "samples left out: image file is not one that was read and labelled (sha256)"
 _EXTENSIONS = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png"}  # by first bytes: an image named .jpg may be a PNG
 
 Sample = tuple[str, int, list[tuple[str, bytes]]]  # key, persons, (extension, contents) of each file
@@ -89,7 +89,7 @@ def _read_image(store: ImageStore, file: str, sha256: str, job: ExportJob, root:
         job.failures[MISSING] += 1
         job.examples.setdefault(MISSING, f"{error}; looked for in {root}")
         return None
-    if sha256 and hashlib.sha256(contents).hexdigest() != sha256:
+    if hashlib.sha256(contents).hexdigest() != sha256:
         job.failures[CHANGED] += 1
         job.examples.setdefault(CHANGED, f"{file} in {root}")
         return None

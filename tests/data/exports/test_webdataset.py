@@ -83,6 +83,16 @@ def test_a_missing_or_changed_image_leaves_its_sample_out_and_is_counted(runs, t
     assert json.loads((tmp_path / "out/export.json").read_bytes())["failures"] == dict(report.failures)
 
 
+def test_an_image_that_the_run_could_not_read_is_in_no_tar(runs, labels, tiny, tmp_path) -> None:
+    everything, images = Selection(accepted_only=False), {"mpii": str(tiny.dataset.images_root)}
+    export_labels([runs["mpii"]], "webdataset", tmp_path / "out", everything, images=images, progress=False)
+    rows = {row["image_path"]: row for row in labels["mpii"].to_pylist()}
+    with tarfile.open(tmp_path / "out/mpii/mpii-000000.tar") as tar:
+        names = {entry.name.removeprefix("mpii/").rpartition(".")[0] for entry in tar}
+    assert "image_corrupt" in {row["status"] for row in rows.values()}
+    assert names == {escape_key(path) for path, row in rows.items() if row["image_sha256"]}
+
+
 def test_images_inside_tars_are_copied_as_they_are(tar_run, tiny, tmp_path) -> None:
     tars = str(tar_run.manifest.parent / "tars")
     report = export_labels([tar_run], "webdataset", tmp_path / "out", images={"coco": tars}, progress=False)
