@@ -42,7 +42,7 @@ from dto_pipeline.train.learner import (
 TRAINING, HELD_OUT, LOCK_FILE = "metrics.csv", "evaluation.csv", "train.lock"
 FREE_OPTIONS = (
     *(f"loop.{key}" for key in ("steps", "log_every", "evaluate_every", "checkpoint_every", "gpu", "torch_threads")),
-    *("loop.max_failures", "data.workers", "data.patience"),
+    *("loop.max_failures", "data.workers", "data.patience", "body.model_path"),  # the body's sha256 is compared
 )  # may change between starts of one training (steps may be raised only); loop.workers would change the batch
 _MOST_BYTES = 1 << 30  # of a metrics file: ten million rows
 _LOG = logging.getLogger(__name__)

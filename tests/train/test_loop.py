@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 import torch
 
+from dto_pipeline.config import STAND_IN_BODY
 from dto_pipeline.data.labels import LabelsError
 from dto_pipeline.data.torch_files import TorchFileError
 from dto_pipeline.models.body import BodyModelError, load_body
+from dto_pipeline.models.networks import locate_body
 from dto_pipeline.train import loop
 from dto_pipeline.train.checkpoint import (
     CheckpointError,
@@ -342,6 +345,14 @@ def test_another_body_model_under_the_same_path_is_refused(data: TrainBatch, tmp
     save_checkpoint(tmp_path, dataclasses.replace(read_checkpoint(tmp_path), body_sha256="f" * 64))
     with pytest.raises(BodyModelError, match=r"trained with ffffffffffffffff; name the right one"):
         train_network(config, BatchSource(data, 2), tmp_path, progress=False)
+
+
+def test_a_body_model_that_was_moved_is_the_same_one(data: TrainBatch, tmp_path: Path) -> None:
+    train_network(tiny_config(loop__steps=1, **SMALL), BatchSource(data, 2), tmp_path, progress=False)
+    moved = shutil.copy(locate_body(STAND_IN_BODY), tmp_path / "moved.npz")
+    config = tiny_config(loop__steps=2, body__model_path=moved, **SMALL)
+    train_network(config, BatchSource(data, 2), tmp_path, progress=False)
+    assert read_checkpoint(tmp_path).position.step == 2
 
 
 def test_half_a_row_of_a_killed_process_is_dropped(tmp_path: Path) -> None:
