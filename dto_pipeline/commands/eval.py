@@ -72,8 +72,9 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "synthetic",
         _evaluate_synthetic,
         "labels against the truth of a data set made by `dto synth`",
-        "Compares distances, depth order and heights of the same people (by label row) before and after a run with the "
-        "truth: of all people, and of people of accepted images.",
+        "Compares distances, depth order and heights of the same people before and after a run with the truth: of all "
+        "people, and of people of accepted images. The same people have the same label row; predictions and files in "
+        "Metric-Aware HMR's layout have none, and are matched by joints and boxes in the image.",
         ("labels", {"metavar": "LABELS", "help": _WHAT}),
         ("--truth", {"required": True, "metavar": "DIR", "help": "folder written by `dto synth`, or its truth.npz"}),
     )
@@ -184,16 +185,22 @@ def _read_found(path: str, values: str = "after", by_row: bool = False) -> Peopl
 def _evaluate_synthetic(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:
     from dto_pipeline.data.label_files import find_label_files
     from dto_pipeline.data.people import FileKind, read_people, recognise
+    from dto_pipeline.evaluate.mesh_evaluation import with_true_rows
     from dto_pipeline.evaluate.placements import evaluate_synthetic
 
     labels: Any = arguments.labels
-    if recognise(labels) is FileKind.LABELS:
+    kind = recognise(labels)
+    if kind is FileKind.LABELS:
         labels = find_label_files(labels)  # once, as a run that goes on gets more of them
-    after = replace(read_people(labels, by_row=True), source=arguments.labels)
-    placed = {"labels": after}
-    if (after.status != "").any():
-        placed = {"before": replace(read_people(labels, "before"), source=arguments.labels), "after": after}
-    return evaluate_synthetic(placed, read_people(arguments.truth), body)
+    truth, placed = read_people(arguments.truth), {"after": replace(read_people(labels), source=arguments.labels)}
+    if kind in (FileKind.PREDICTIONS, FileKind.MA_HMR) or (placed["after"].row < 0).all():
+        placed["after"] = with_true_rows(placed["after"], truth, body)
+    if (placed["after"].status != "").any():
+        before = replace(read_people(labels, "before"), source=arguments.labels, row=placed["after"].row)
+        placed = {"before": before, **placed}
+    else:
+        placed = {"labels": placed["after"]}
+    return evaluate_synthetic(placed, truth, body)
 
 
 def _evaluate_meshes(arguments: argparse.Namespace, body: BodyModel) -> Evaluation:

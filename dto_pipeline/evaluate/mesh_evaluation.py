@@ -11,7 +11,7 @@ Protocols `3dpw` and `agora` are MA-HMR's evaluation scripts: matching and error
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -212,6 +212,23 @@ def _match_rows(found: People, true: People, image: np.ndarray, *_: Any) -> tupl
     first, second = np.intersect1d(own, np.where(true.row >= 0, wanted, -1), return_indices=True)[1:]
     order = np.argsort(second)
     return usable[first[order]], second[order]
+
+
+def with_true_rows(found: People, truth: People, body: BodyModel) -> People:
+    """FOUND with the label rows of the true people that it is matched with by joints and boxes; -1 = nobody.
+
+    For files whose people have no label row; their order says nothing. Raises: EvaluationError, ImageJoinError.
+    """
+    if not truth.usable.any():
+        raise EvaluationError(f"{found.source} names no label rows, and {truth.source} no bodies to match people by")
+    image = join_images(found.images, truth.images).true[found.owner]
+    taken, usable = np.flatnonzero(image >= 0), np.flatnonzero(truth.usable)
+    sides = found.take(taken), truth.take(usable)
+    first, second = _match_boxes(*sides, image[taken], Bodies(body, body), published=False)
+    row: np.ndarray = np.full(found.num_people, -1)
+    row[taken[first]] = truth.row[usable[second]]
+    note = f"{found.source} names no label rows: people were matched by joints and boxes in the image"
+    return replace(found, row=row, problems=(note, *found.problems))
 
 
 def _fields_of_view(found: People, true: People, image: np.ndarray) -> dict[str, np.ndarray]:

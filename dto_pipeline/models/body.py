@@ -46,7 +46,7 @@ _REQUIRED = {
 _FLOATS = ("v_template", "shapedirs", "posedirs", "weights", "J_regressor")
 _LIMBS = (16, 17, 18, 19, 20, 21, 1, 2, 4, 5, 7, 8)  # shoulders, elbows, wrists, hips, knees, ankles
 _MOST_ARRAY_BYTES = 1 << 27  # the largest, posedirs of SMPL in float64, has 34 MB
-_SUM_ERROR = 0.02  # of a regressor's row: it would move a joint that is 5 m away by 0.1 m
+_SUM_ERROR = 0.1  # of a row of a regressor, which is a mean: joints would move by this share of their distance
 _POSE_CHUNK = 64  # bodies posed at once: bounds memory
 _SKIN_CHUNK = 16  # bodies skinned at once: what stays in a CPU's cache
 
