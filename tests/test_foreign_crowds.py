@@ -16,7 +16,8 @@ from dto_pipeline.cli import main
 from dto_pipeline.commands.training_data import count_uncertain, open_label_sets
 from dto_pipeline.config import load_config
 from dto_pipeline.data.dataset import load_dataset
-from dto_pipeline.data.labels import LabelsError, read_placed
+from dto_pipeline.data.label_files import find_label_files, flatten_table
+from dto_pipeline.data.labels import LabelsError, read_labels, read_placed
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.data.people import People, read_people
 from dto_pipeline.evaluate.placements import evaluate_synthetic
@@ -26,6 +27,7 @@ from dto_pipeline.scene import PlacedScene
 from dto_pipeline.train.config import DataConfig
 from dto_pipeline.train.dataset import TrainingImages
 from dto_pipeline.train.targets import build_labels
+from dto_pipeline.view.report import LIMITS, try_limits
 
 CROWDS = Path(__file__).parent / "anny_crowds"
 SHORTEST_ADULT = 1.45  # [m] that an accepted image may say of somebody grown
@@ -137,6 +139,12 @@ def test_export_api_training_and_report_leave_the_same_images_and_people(
     bodies = [build_labels(read, row, *size, config.limits) for row, size in enumerate(sizes)]
     assert sum(int(one.has_body.sum()) for one in bodies) == sum(people)
     assert sum(len(one.has_body) for one in bodies) == read.starts[-1]  # the boxes stay
+
+    rows = try_limits(flatten_table(read_labels(*find_label_files(run))))
+    assert len(rows) == len(LIMITS)
+    for most, row in zip(LIMITS, rows, strict=True):
+        few_people = sum(int((item.z_sigma_m <= most).sum()) for item in accepted)
+        assert [row[1], row[3]] == [str(sum(error <= most for error in error_of.values())), str(few_people)]
 
 
 def test_labels_that_tell_no_error_are_within_no_limit(

@@ -23,7 +23,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from dto_pipeline.axes import FAR, HEIGHT_CLASSES, NEAR
 from dto_pipeline.data.files import write_bytes_atomic
-from dto_pipeline.data.label_files import LabelColumns, flatten_table
+from dto_pipeline.data.label_files import EXPECTED_ERROR, Z_SIGMA, LabelColumns, flatten_table
 from dto_pipeline.data.labels import read_label_metadata, read_labels
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.run.report import read_status
@@ -34,9 +34,16 @@ from dto_pipeline.view.pages import draw_scene
 from dto_pipeline.view.run_files import Pixels, RunFiles, choose_scenes, load_placed
 
 FILE_NAME = "index.html"
-_PEOPLE = ("height_class", "height_init_m", "height_m", "scale", "transl", "transl_init", "depth_group", "status")
-_IMAGES = ("image_id", "status", "message", "is_optimized", "is_accepted", "mean_height_deviation", "num_persons")
+_PEOPLE = (
+    *("height_class", "height_init_m", "height_m", "scale", "transl", "transl_init", "depth_group", "status"),
+    Z_SIGMA,
+)
+_IMAGES = (
+    *("image_id", "status", "message", "is_optimized", "is_accepted", "mean_height_deviation", "num_persons"),
+    EXPECTED_ERROR,
+)
 _FAILURES_SHOWN = 20
+LIMITS = (0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5)  # of error and sigma that the report tries [m]
 _FAILED = [str(status) for status in ImageStatus if status.is_failure]
 _JPEG_QUALITY = 84
 _BEFORE, _AFTER, _WARM = "#9aa3b2", "#2676cc", "#e66126"  # --a, --b, --warm of the page
@@ -175,6 +182,7 @@ def write_report(
         title=f"{run.identity.subset}: {done} {status.images_total} images done",
         tiles=tiles,
         status=f"{status.as_table()}\nstages   {', '.join(stages)}",
+        certain=try_limits(columns),
         charts=charts,
         scenes=[] if body is None else list(_scenes(run, body, pixels, worst, random, seed)),
         failures=[
@@ -190,6 +198,18 @@ def write_report(
     path = out / FILE_NAME
     write_bytes_atomic(path, page.encode())
     return path
+
+
+def try_limits(columns: LabelColumns) -> list[list[str]]:
+    """What each limit would leave of accepted images and of their people, as lines of a table; [] = nothing."""
+    accepted = columns.images["is_accepted"]
+    errors, sigmas = columns.images[EXPECTED_ERROR][accepted], columns.people[Z_SIGMA][accepted[columns.owner]]
+    left = [(most, int((errors <= most).sum()), int((sigmas <= most).sum())) for most in LIMITS]
+    return [
+        [f"{most:g} m", f"{n:,}", _share(n, errors.size), f"{m:,}", _share(m, sigmas.size)]
+        for most, n, m in left
+        if any(left[-1][1:])
+    ]
 
 
 def render_page(**parts: Any) -> str:
