@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -134,10 +135,14 @@ def test_workers_that_hang_or_are_stopped_are_ended_and_their_shards_done_elsewh
 def test_a_node_killed_with_all_its_processes_costs_the_run_its_worker_only(disturbed):
     assert disturbed.killed
     attempts = _attempts(disturbed.directory)
-    # three attempts of shard 4 and of shard 5, and what the others needed besides their last; of shards 2 and 3 one at
-    # most, that of the node. How often Ray starts a worker on the dead node anew is not ours
-    assert disturbed.summary.failed_attempts == 6 + sum(attempts.values()) - len(attempts), disturbed.log
-    assert attempts[2] + attempts[3] <= 3, disturbed.log
+    failed = re.findall(r"shard (\d) failed \(attempt \d+, .*\): (.*)", disturbed.log)
+    assert disturbed.summary.failed_attempts == len(failed), disturbed.log
+    # Three attempts of shard 4 and of shard 5, and what the others needed besides their last: or one more, since a
+    # worker may die between its receipt and its answer.
+    assert len(failed) >= 6 + sum(attempts.values()) - len(attempts), disturbed.log
+    assert [shard for shard, _ in failed].count("4") == [shard for shard, _ in failed].count("5") == 3, disturbed.log
+    # The others: the node's shard, if it was at one, and those of workers that hung.
+    assert sum(shard in "0123" and not why.startswith("hung") for shard, why in failed) <= 1, disturbed.log
     assert disturbed.summary.workers_lost >= 5
 
 
