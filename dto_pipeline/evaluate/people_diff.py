@@ -4,7 +4,8 @@ Images are matched by their names (`matching.py`). People of an image are matche
 pose, by label row, or by the nearest shape and place; the others by the nearest place in the picture. Their order is
 not used, because released DTO-Humans has another one (near people that moved, far ones that moved, the others). People
 whose numbers cannot be used are counted and left out. Equal means equal bits. Differences are after minus before: z and
-height in metres, the scale as z after over z before. Both sides are in memory, about 0.5 kB per person.
+height in metres, the scale as z after over z before. Both sides are in memory, about 0.5 kB per person, and those of
+their people that are compared once more.
 """
 
 from __future__ import annotations
