@@ -208,8 +208,7 @@ def read_checkpoint(path: str | Path, heads: int | None = None) -> Checkpoint:
             _LOG.warning("%s; taking %s instead", reason, one)
         return checkpoint
     if damaged:
-        found = "; ".join(damaged)
-        raise CheckpointError(f"no checkpoint can be read: {found}; to train from the start, name a new folder (-o)")
+        raise CheckpointError(f"no checkpoint can be read: {'; '.join(damaged)}; to train anew name a new folder (-o)")
     raise CheckpointError(f"{path} holds no {FOLDER}/step-*.pt; give a training's folder or a checkpoint file")
 
 

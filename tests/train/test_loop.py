@@ -282,7 +282,7 @@ def test_a_training_does_not_begin_anew_where_no_checkpoint_can_be_read(data: Tr
         cut(path)
     for _ in range(2):  # the second start says the same
         with pytest.raises(
-            CheckpointError, match=r"no checkpoint can be read: .*00000004.*00000002.*start, name a new folder \(-o\)"
+            CheckpointError, match=r"no checkpoint can be read: .*00000004.*00000002.*train anew name a new folder"
         ):
             train_network(config, BatchSource(data, 2), tmp_path, progress=False)
     assert len(list_checkpoints(tmp_path)) == 2
