@@ -204,6 +204,8 @@ def open_run(directory: RunDirectory, identity: RunIdentity, lock: DriverLock | 
         return recorded
     if holds_labels(directory):
         advice = "use the recorded settings"
+        if identity.versions != recorded.versions:
+            advice = "install the recorded versions (what is done can be read with any)"
         if identity.manifest_fingerprint != recorded.manifest_fingerprint:
             advice = "put its manifest back (built again, it is another one once an image was repaired)"
         advice += " to go on, or take another folder to start anew"

@@ -116,7 +116,7 @@ def merge_predictions(
             footer = {"schema": MERGE_SCHEMA_NAME, "manifest_fingerprint": writer.fingerprint}
             outcomes = merge.list_outcomes().replace_schema_metadata(footer)
             with written(outcomes_path(out)) as local, new_parquet(local, outcomes.schema) as file:
-                file.write_table(outcomes)  # gets its name before the manifest
+                file.write_table(outcomes)  # gets its name before the manifest, as the report does
             rule = {"head_factor": HEAD_FACTOR, "min_share": MIN_SHARE, "min_confidence": MIN_CONFIDENCE}
             entry = {
                 "manifest": {
@@ -129,7 +129,7 @@ def merge_predictions(
                 "outcomes": merge.report.outcomes,
             }
             writer.finish({"merged": [*earlier, entry]}, source.metadata)
-    write_bytes(report_path(out), json_bytes(merge.report.to_json()))
+            write_bytes(report_path(out), json_bytes(merge.report.to_json()))
     return merge.report
 
 
