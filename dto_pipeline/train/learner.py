@@ -85,6 +85,7 @@ class Learner:
             if not config.loss.as_published:
                 people = torch.where(targets.has_body[:, None], people, 0.0)
             known = Known(targets.image, len(batch.images), targets.boxes, people, config.model.denoising)
+            torch.manual_seed(((config.loop.seed << 20) + number * count_processes() + own_rank()) % 2**32)  # resumable
         predictions = self._forward(self._shared, batch, known)
         matches = match_people(predictions, targets)
         losses = compute_losses(predictions, targets, matches, config.loss, mean_over_processes, known)

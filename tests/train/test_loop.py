@@ -108,10 +108,11 @@ def test_a_training_without_held_out_images_ends_without_an_evaluation(data: Tra
     assert not (tmp_path / HELD_OUT).exists()
 
 
+@pytest.mark.parametrize("denoising", [0, 2])
 def test_an_interrupted_training_ends_with_the_same_weights_and_a_row_for_every_step(
-    data: TrainBatch, tmp_path: Path
+    data: TrainBatch, tmp_path: Path, denoising: int
 ) -> None:
-    config = tiny_config(loop__steps=6, **SMALL | {"loop__log_every": 1})
+    config = tiny_config(loop__steps=6, **SMALL | {"loop__log_every": 1, "model__denoising": denoising})
     train_network(config, BatchSource(data, 2), tmp_path / "whole", progress=False)
     with pytest.raises(Interrupted):  # one step after the checkpoint of step 2, in the middle of an epoch
         train_network(config, StoppingSource(data, 2, batches=3), tmp_path / "cut", progress=False)
