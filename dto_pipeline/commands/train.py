@@ -53,6 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from dto_pipeline.train.dataset import open_stream
     from dto_pipeline.train.learner import MEASURES
     from dto_pipeline.train.loop import LOCK_FILE, train_network
+    from dto_pipeline.train.losses import WEIGHTS
 
     for key in ("workers", "init"):
         if (value := getattr(arguments, key)) is not None:
@@ -62,9 +63,13 @@ def _run(arguments: argparse.Namespace) -> int:
         raise DtoError(f"{out} holds other files and no training; name a new folder (-o)")
     config = load_train_config(arguments.config, arguments.overrides, lambda init: sizes_to_begin_with(out, init))
     require_body(config.body)
+    if not any(getattr(config.loss, option) for option in WEIGHTS.values()):
+        raise DtoError("all weights of section loss are 0, so nothing would be learnt; set one of them above 0")
     sets = open_label_sets(config.data)
     check_bodies(sets, config.body)
     print("".join(f"{line}\n" for line in count_uncertain(sets, config.data)), end="")
+    if not config.data.holdout:
+        print("nothing is evaluated, because no images are held out (data.holdout is 0)")
     source = partial(open_stream, tuple(sets), config)
     if config.loop.workers:
         from dto_pipeline.config import RunConfig

@@ -15,6 +15,7 @@ from dto_pipeline.run.driver import run_pipeline
 from dto_pipeline.train.checkpoint import list_checkpoints
 from dto_pipeline.train.config import load_train_config
 from dto_pipeline.train.loop import HELD_OUT, TRAINING, read_rows
+from dto_pipeline.train.losses import WEIGHTS
 from tests.run.chaos import tiny_config
 from tests.tiny_dataset import write_tiny_dataset
 
@@ -46,7 +47,9 @@ def train(folder: Path, *options: str, out: str = "") -> int:
 def test_a_run_becomes_a_network(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert train(tmp_path, f"data.labels=[{run_dir}]") == 0
-    assert "pairwise depth error" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "pairwise depth error" in said
+    assert "nothing is evaluated" not in said
     assert [path.name for path in list_checkpoints(out)] == ["step-00000003.pt"]
     rows = read_rows(out / TRAINING)
     assert len(rows) == 3
@@ -54,11 +57,23 @@ def test_a_run_becomes_a_network(run_dir: Path, tmp_path: Path, capsys: pytest.C
     assert read_rows(out / HELD_OUT)[0]["images"] > 0
 
 
+def test_a_training_that_holds_nothing_out_says_so(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path, f"data.labels=[{run_dir}]", "data.holdout=0", "loop.steps=1") == 0
+    assert "nothing is evaluated, because no images are held out (data.holdout is 0)" in capsys.readouterr().out
+    assert not (tmp_path / "out" / HELD_OUT).exists()
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         ([], "data.labels"),
         (["data.labels=[nowhere/run]"], "data.labels names nowhere/run"),
+        (
+            ["data.labels=[x]", *(f"loss.{option}=0" for option in WEIGHTS.values())],
+            "all weights of section loss are 0",
+        ),
         (["data.labels=[x]", "data.images=[nowhere]"], "data.images names nowhere, which is no folder"),
         (["data.labels=[{run}]", "data.holdout=1e-9"], "no image is held out (data.holdout is 1e-09); raise data.hold"),
         (
