@@ -15,7 +15,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         description="Writes scenes to a temporary folder and times every stage on one thread; for comparison also a "
         "plain loop over people.",
     )
-    parser.add_argument("--images", type=positive, default=16, metavar="N", help="images (16)")
+    parser.add_argument("--images", type=positive, default=16, metavar="N", help="images (16); --depth repeats them")
     parser.add_argument("--repeats", type=positive, default=5, metavar="N", help="runs whose median is taken (5)")
     parser.add_argument(
         "--depth",

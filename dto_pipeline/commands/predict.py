@@ -32,7 +32,7 @@ def add_parser(verbs: argparse._SubParsersAction) -> None:
         "schema dto-labels/1 (one row per image, those that cannot be read too), receipts, and manifest.parquet. dto "
         "view, verify, report and export read it; dto manifest merge LABELS_MANIFEST DIR adds its people where labels "
         "miss them; dto run DIR/manifest.parquet places them. Started again, it goes on where it was killed. Exit code "
-        "1: written, but more than --max-failed-images could not be predicted.",
+        "1: written, but more than --max-failed-images could not be predicted, or nobody was found in any image.",
     )
     parser.add_argument(
         "checkpoint",
@@ -121,7 +121,12 @@ def _run(arguments: argparse.Namespace) -> int:
     print(f"to place them: dto run {manifest.path} -o RUN{body}{depth}")
     most = arguments.max_failed_images
     if sum(failed.values()) <= most * manifest.num_images:
-        return 0
+        if manifest.num_people:
+            return 0
+        found = f"nobody was found in any of {manifest.num_images} images"
+        advice = "lower --min-confidence and predict into another folder, or look at the training's evaluation"
+        print(f"dto predict: {found} with a confidence of {arguments.min_confidence:g}; {advice}", file=sys.stderr)
+        return 1
     advice = "mend them and predict into another folder, or take it as it is with --max-failed-images 1"
     print(f"dto predict: more than {most:.3g} of the images could not be predicted; {advice}", file=sys.stderr)
     return 1

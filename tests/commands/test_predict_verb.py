@@ -97,9 +97,13 @@ def test_a_second_start_refuses_what_is_finished(
     assert "is a finished run already; choose another folder" in capsys.readouterr().err
 
 
-def test_options_reach_the_labels(training: Path, images: Path, tmp_path: Path) -> None:
+def test_options_reach_the_labels_and_a_prediction_without_anybody_is_no_success(
+    training: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--fov", "90", "--min-confidence", "0.99", "--subset", "trip", "--batch", "1", "--depth", str(tmp_path)]
-    assert main(["predict", str(training), str(images), "-o", str(tmp_path / "out"), *options, "--quiet"]) == 0
+    assert main(["predict", str(training), str(images), "-o", str(tmp_path / "out"), *options, "--quiet"]) == 1
+    said = capsys.readouterr().err
+    assert "nobody was found in any of 3 images with a confidence of 0.99; lower --min-confidence" in said
     placed = read_placed(find_label_files(tmp_path / "out")[0])
     assert [(p.scene.image_id, p.scene.num_people, str(p.status)) for p in placed] == [
         (f"trip/{number}.png", 0, "no_people") for number in range(3)
