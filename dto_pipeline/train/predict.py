@@ -72,7 +72,7 @@ class Picture(NamedTuple):
     subset: str
     image_path: str
     image_file: str  # its name in the store
-    camera: tuple[float, ...] | None = None  # fx, fy, cx, cy [px]; None = estimated by the network
+    camera: tuple[float, ...] | None = None  # fx, fy, cx, cy, then w, h if known [px]; None = estimated by the network
     fov: float | None = None  # vertical field of view [rad] where only that is known
 
 
@@ -137,7 +137,7 @@ def _empty_scene(picture: Picture) -> Scene:
     """A picture without people, and without a camera unless it is given."""
     empty: Any = {name: np.zeros((0, *shape), np.float32) for name, shape in _PERSON_ARRAYS.items()}
     empty |= {name: np.full(0, value) for name, value in _UNKNOWN.items()} | {"person_problem": []}
-    camera = camera_matrices(np.array(picture.camera or [np.nan] * 4, np.float64))
+    camera = camera_matrices(np.array((picture.camera or (np.nan,) * 4)[:4], np.float64))
     return Scene(picture.image_id, picture.subset, picture.image_path, 0, 0, camera, **empty)
 
 
@@ -150,7 +150,9 @@ def _read(store: ImageStore, picture: Picture, side: int) -> _Photo | tuple[Imag
     if given is None and picture.fov is not None:
         focal = height / 2 / np.tan(picture.fov / 2)
         given = (focal, focal, width / 2, height / 2)
-    camera = None if given is None else camera_matrices(np.array(given, np.float64))
+    if given and any(given[4:]) and given[4:] != (width, height):
+        return ImageStatus.SIZE_MISMATCH, f"it has {width} x {height} pixels, its camera is for {given[4]} x {given[5]}"
+    camera = None if given is None else camera_matrices(np.array(given[:4], np.float64))
     if camera is not None and (problem := camera_problem(camera, width, height)):
         return ImageStatus.LABEL_INVALID, problem
     return _Photo(resize(file.rgb, fit_size(width, height, side)[0]), (width, height), file.sha256, camera)
@@ -208,8 +210,7 @@ def list_pictures(folder: str, out: Path, subset: str = "", depth: str = "", sha
     """A manifest, in the parts of `out`, of all image files in or below a folder or URI, by name, without people.
 
     `subset`: name of their set, "" = that of the folder; `depth`: folder of depth maps named like the images with
-    ``.npy``. Raises: DtoError: no such folder, no image in it, or an unusable name of the set.
-    """
+    ``.npy``. Raises: DtoError: no such folder, no image in it, or an unusable name of the set."""
     root = absolute(folder)
     try:
         names = sorted(list_names(root, IMAGE_ENDINGS))
@@ -238,7 +239,7 @@ def list_pictures(folder: str, out: Path, subset: str = "", depth: str = "", sha
 def read_pictures(manifest: Manifest, shard: int, keep_camera: bool = False, fov: float | None = None) -> list[Picture]:
     """The images of a shard; `keep_camera`: with its cameras, otherwise with `fov` [rad] or no camera. Raises:
     ManifestError."""
-    columns = CAMERA_COLUMNS if keep_camera else ()
+    columns = (*CAMERA_COLUMNS, "width", "height") if keep_camera else ()
     rows = manifest.read_shard(shard, [*Picture._fields[:4], *columns]).to_pylist()
     cameras = [tuple(row.pop(name) for name in columns) or None for row in rows]
     return [Picture(**row, camera=camera, fov=fov) for row, camera in zip(rows, cameras, strict=True)]

@@ -137,6 +137,16 @@ def test_a_camera_that_no_picture_can_have_costs_its_picture_only(body: BodyMode
     assert third.num_people == 2
 
 
+def test_a_camera_for_another_size_costs_its_picture_where_that_size_is_known(body: BodyModel, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")  # 120 x 80
+    sizes = [(120, 80), (240, 160), (0, 0), ()]
+    pictures = [Picture(f"x/{k}", "x", "a.png", "a.png", (100.0, 100.0, 60.0, 40.0, *k)) for k in sizes]
+    right, other, *unknown = predict_scenes(stand_in(body), ImageStore(tmp_path), pictures)
+    assert other.problem == (ImageStatus.SIZE_MISMATCH, "it has 120 x 80 pixels, its camera is for 240 x 160")
+    assert [one.num_people for one in (right, *unknown)] == [2, 2, 2]
+    np.testing.assert_array_equal(right.intrinsics, [[100, 0, 60], [0, 100, 40], [0, 0, 1]])
+
+
 def test_a_known_field_of_view_decides_the_focal_length(body: BodyModel, tmp_path: Path) -> None:
     write_image(tmp_path / "a.png")
     scene = predict_one(body, tmp_path, Picture("x/a.png", "x", "a.png", "a.png", fov=math.pi / 2), StandIn())
