@@ -1,8 +1,7 @@
 """The training loop, in this process or in workers of Ray Train (Ray is used only here).
 
 Every start, also after a crash or in a worker that replaces a lost one, goes on from the newest checkpoint that can be
-read.
-docs/training.md lists the files of a training's folder.
+read. docs/training.md lists the files of a training's folder.
 """
 
 from __future__ import annotations
@@ -211,7 +210,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 
 def _line(values: Iterable[str | float]) -> str:
-    return ",".join(value if isinstance(value, str) else f"{value:.6g}" for value in values) + "\n"
+    return ",".join(value if isinstance(value, str) else f"{value:.9g}" for value in values) + "\n"
 
 
 @contextmanager

@@ -369,6 +369,12 @@ def test_half_a_row_of_a_killed_process_is_dropped(tmp_path: Path) -> None:
     assert read_rows(path) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 1.0}]
 
 
+def test_steps_over_a_million_keep_their_number_in_the_metrics(tmp_path: Path) -> None:
+    add_row(tmp_path / TRAINING, 1_234_567, {"loss": 0.5})
+    drop_rows(tmp_path / TRAINING, 1_234_567)
+    assert read_rows(tmp_path / TRAINING) == [{"step": 1_234_567, "loss": 0.5}]
+
+
 def test_a_file_of_an_older_version_keeps_its_columns(tmp_path: Path) -> None:
     (tmp_path / TRAINING).write_text("step,loss,old,rate\n1,0.5,7,0.1\n")
     add_row(tmp_path / TRAINING, 2, {"new": 3.0, "rate": 0.2, "loss": 0.4})
