@@ -133,7 +133,7 @@ class PredictionStatus(_Advised):
     IMAGE_UNKNOWN = "image_unknown", "The manifest has no such image; spell it as image_file, image_path or image_id."
     IMAGE_UNUSABLE = "image_unusable", "The manifest's image has a problem itself; mend it, build, merge again."
     INVALID_LABEL = "invalid_label", "Not finite, behind the camera, or with a damaged mask; see the message."
-    INVALID_CAMERA = "invalid_camera", "Its camera is not finite or not a pinhole without skew; refused."
+    INVALID_CAMERA = "invalid_camera", "Its camera is no pinhole without skew, or of an image of another size; refused."
     INVALID_SCORE = "invalid_score", "It has no finite score to rank it by; refused."
     BELOW_MIN_SCORE = "below_min_score", "Its score is lower than asked for (--min-score); refused."
     CROWD_TOO_LARGE = "crowd_too_large", "Its image has more predictions than are compared; only the best are."

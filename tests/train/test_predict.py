@@ -21,6 +21,7 @@ from dto_pipeline.data.label_files import find_label_files, flatten_table
 from dto_pipeline.data.labels import read_labels, read_placed
 from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.manifest_build.builder import build_manifest
+from dto_pipeline.data.manifest_build.merge import merge_predictions
 from dto_pipeline.data.tars import open_images
 from dto_pipeline.errors import DtoError
 from dto_pipeline.maths.camera import project
@@ -323,6 +324,20 @@ def test_the_predictions_of_a_manifest_keep_its_keys_shards_and_depth(
         for shard in range(made.num_shards):
             assert made.read_shard(shard)[name].to_pylist() == given.read_shard(shard)[name].to_pylist(), name
     assert made.depth_root == given.depth_root
+
+
+def test_people_predicted_on_images_of_another_size_are_not_merged(
+    body: BodyModel, tiny: TinyDataset, tmp_path: Path
+) -> None:
+    pictures, small = Manifest.open(tiny.manifest), tmp_path / "small"
+    small.mkdir()
+    for path in (tiny.manifest.parent / "images").iterdir():
+        with Image.open(path) as image:
+            image.reduce(2).save(small / path.name)
+    predict_run(stand_in(body), dataclasses.replace(pictures, images_root=small), tmp_path / "made", progress=False)
+    report = merge_predictions(tiny.manifest, tmp_path / "made", tmp_path / "more.parquet", body, progress=False)
+    assert report.predictions == 8
+    assert report.refused == {"invalid_camera: made on an image of another size": 8}
 
 
 def test_images_in_tars_are_found_again_by_the_new_manifest(body: BodyModel, tiny: TinyDataset, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from dto_pipeline.data.label_files import find_label_files, flatten_table, initi
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.sources.rows import SEEN_RANGES, LabelFileError, LabelSource, SourceOptions
 
+_SIZE = ("width", "height")  # of the image that the labels were made on [px], 0 = unknown
 _PERSON = ("pose", "betas", "transl", "bbox_xyxy", *SEEN_RANGES, "transl_init", "beta_index", "beta_init")
 
 
@@ -28,11 +29,12 @@ def open_dto_labels(path: Path, options: SourceOptions) -> LabelSource:
     Raises: LabelsError: there is no label file, or one is damaged. LabelFileError: they hold nobody.
     """
     files = [Path(file) for file in find_label_files(path)]
-    columns = flatten_table(read_labels(*files, columns=("image_path", *CAMERA_COLUMNS), people=_PERSON))
+    images = ("image_path", *_SIZE, *CAMERA_COLUMNS)
+    columns = flatten_table(read_labels(*files, columns=images, people=_PERSON))
     people, owner = dict(columns.people), columns.owner
     if not owner.size:
         raise LabelFileError(f"{files[0]}: no label row; expected at least one person")
     if options.values == "before":
         people |= {"transl": people["transl_init"], "betas": initial_betas(columns)}
-    people["intrinsics"] = columns.intrinsics[owner]
+    people |= {"intrinsics": columns.intrinsics[owner]} | {name: columns.images[name][owner] for name in _SIZE}
     return LabelSource(files, columns.images["image_path"][owner], people)
