@@ -92,6 +92,14 @@ def test_another_runs_labels_start_a_manifest_with_either_values(tmp_path, value
         assert (row["fx"], row["cx"]) == (40, WIDTH / 2)
 
 
+def test_labels_made_on_images_of_another_size_are_not_of_these_whatever_the_principal_point(tmp_path):
+    write_run(tmp_path)
+    write_image(tmp_path, "b.jpg", WIDTH // 2, HEIGHT // 2)
+    rows, _ = build(tmp_path, source="labels", labels="run", principal_point="free")
+    assert [row["problem_status"] for row in rows] == [None, "label_invalid"]
+    assert f"is {WIDTH // 2} x {HEIGHT // 2}; its labels were made on another size" in rows[1]["problem"]
+
+
 def test_one_label_file_is_enough_and_others_are_refused(tmp_path):
     write_run(tmp_path)
     shard = tmp_path / "run/labels/shard-00001.parquet"

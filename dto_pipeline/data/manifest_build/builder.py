@@ -218,6 +218,10 @@ def _build_shard(
     for image in np.flatnonzero(off_centre).tolist():
         text = describe_off_centre(files[image], headers[image][0], camera[image])
         problems[image] = problems[image] or (ImageStatus.SIZE_MISMATCH, text)
+    resized = inputs.source.is_resized(rows, np.repeat(sizes, counts, axis=0))
+    for image in np.unique(np.repeat(np.arange(len(counts)), counts)[resized]).tolist():
+        text = f"image {files[image]} is {sizes[image, 0]} x {sizes[image, 1]}; its labels were made on another size"
+        problems[image] = problems[image] or (ImageStatus.LABEL_INVALID, text)
     turned = sum(header.orientation != 1 for header, _ in headers)
     inputs.report.notes.update(strange | {text: n for text, n in ((CENTRED, centred), (TURNED, turned)) if n})
     _note_images(inputs.report, files, problems, seen.unreadable)

@@ -246,16 +246,11 @@ class _Merge:
             str(Status.INVALID_SCORE): ~np.isfinite(seen.det_score),
             str(Status.BELOW_MIN_SCORE): seen.det_score < self._min_score,
             **{_invalid(reason): found[_invalid(reason)] for reason in ROW_PROBLEMS if reason},
-            f"{Status.INVALID_CAMERA}: made on an image of another size": self._is_resized(shard.row, size),
+            f"{Status.INVALID_CAMERA}: made on an image of another size": self._people.is_resized(shard.row, size),
             str(Status.INVALID_CAMERA): fault > 0,
             **found,
         }
         return own, _select(checks)
-
-    def _is_resized(self, row: np.ndarray, size: np.ndarray) -> np.ndarray:
-        """(n,) bool: predictions of images of another width or height than `size` (n, 2) [px]; False where unknown."""
-        made = np.stack([pick(self._people.columns.get(name), row, ()) for name in ("width", "height")], axis=1)
-        return ((made > 0) & (size > 0) & (made != size)).any(axis=1)
 
     def _move(self, shard: _Shard, chosen: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, BodyViews, np.ndarray]:
         """The chosen (k,) predictions, made for cameras `own`, moved to the label's camera: transl (k, 3) float32 that

@@ -106,6 +106,11 @@ class LabelSource:
     def num_rows(self) -> int:
         return len(self.image_names)
 
+    def is_resized(self, index: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """(n,) bool: label rows (n,) not made on images of `size` (n, 2) w, h [px]; False where it is unknown."""
+        made = np.stack([pick(self.columns.get(name), index, ()) for name in ("width", "height")], axis=1)
+        return ((made > 0) & (size > 0) & (made != size)).any(axis=1)
+
     def rows(self, index: np.ndarray) -> LabelRows:
         """The people of some label rows (n,) int, in this order.
 
