@@ -314,7 +314,7 @@ def _write_people(root: Path, parts: Sequence[PersonRows], labels: str, sidecar:
         mask_width=given["mask_size"][:, 1],
     )
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **truth)
+    np.savez(buffer, **truth)
     write_bytes_atomic(root / TRUTH, buffer.getvalue())
     return len(given["pose"])
 

@@ -29,7 +29,7 @@ def numbers() -> dict[str, np.ndarray]:
 
 
 def write_prediction_npz(path: Path) -> Path:
-    np.savez(path, allow_pickle=False, image=NAMES, intrinsics=np.repeat(CAMERA[None], 3, 0), **numbers())
+    np.savez(path, image=NAMES, intrinsics=np.repeat(CAMERA[None], 3, 0), **numbers())
     return path
 
 
