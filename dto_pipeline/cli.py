@@ -72,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _complain(arguments.verb, _NO_MEMORY)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemError) as error:
+        if isinstance(error, SystemError) and not isinstance(error.__cause__, KeyboardInterrupt):
+            raise  # otherwise the signal came while an extension module was being loaded
         _complain(arguments.verb, "interrupted; finished work is kept")
         return 130
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ _NUMBERS: dict[tuple[float, float], tuple[str, ...]] = {  # least and most; othe
         *("prior.mean", "prior.sigma", "prior.adult_sigma_without_gender", "depth.scale"),
         *("joint.share_sigma", "joint.metric_sigma", "joint.slope_sigma", "joint.age_sigma"),
         *("joint.joint_sigma", "joint.hold_z_sigma", "joint.anybody_mean", "joint.usual_deviation"),
+        "joint.growth_ages",
         *("run.shard_timeout_s", "run.warm_up_timeout_s", "run.heartbeat_s"),
     ),
     (1, inf): (
@@ -59,6 +61,8 @@ _MIXTURES = (  # options of `joint` that hold as many numbers as each other
     ("noise_levels", "noise_level_weights"),
     ("noise_levels", "blurred_level_weights"),
 )
+_ASCENDING = ("prior.age_limits", "joint.unknown_age_below", "joint.growth_ages", "joint.blurred_corr")
+_DISTINCT = _ASCENDING[2:]  # limits of classes may coincide, points that are interpolated between may not
 
 
 @dataclass(frozen=True)
@@ -304,8 +308,18 @@ class PipelineConfig(Sections):
         for widths, weights in _MIXTURES:
             sizes = len(getattr(joint, widths)), len(getattr(joint, weights))
             expect(sizes[0] == sizes[1] > 0, f"joint.{widths} and joint.{weights} hold {sizes} numbers; want as many")
-        low, high = joint.blurred_corr
-        expect(low < high, f"joint.blurred_corr is {low:g}, {high:g}; expected the lower correlation first")
+            total = sum(getattr(joint, weights))
+            expect(0 < total < inf, f"joint.{weights} have the sum {total:g}; expected a finite one of more than 0")
+        for name in _ASCENDING:
+            limits = self.option(name)
+            sound = all(a < b if name in _DISTINCT else a <= b for a, b in pairwise(limits))
+            found = ", ".join(f"{limit:g}" for limit in limits)
+            expect(sound, f"{name} is {found}; expected ascending numbers{', all different' * (name in _DISTINCT)}")
+        female, male = self.prior.female_below, self.prior.male_from
+        expect(
+            female <= male,
+            f"prior.female_below is {female:g}, prior.male_from {male:g}; expected the lower probability first",
+        )
         unusual = joint.wrong_ages_probability, joint.size_error_probability
         expect(
             sum(unusual) < 1,

@@ -66,7 +66,8 @@ class SceneOptimizer:
         return self.config.solver.mode == "joint"
 
     def measure(self, maps: PersonMaps, batch: SceneBatch) -> DepthEvidence:
-        """Depth evidence of a batch; the joint solver also takes small people, whose depth is noisier."""
+        """Depth evidence of a batch; the joint solver also takes small people, whose depth is noisier, and leaves
+        out pixels of unknown depth."""
         options = self.config.evidence
         if self.joint:
             options = dataclasses.replace(
@@ -74,7 +75,7 @@ class SceneOptimizer:
                 min_pixels_grid=self.config.joint.min_pixels_grid,
                 min_visible_vertices=self.config.joint.min_visible_vertices,
             )
-        return measure_depth_evidence(maps, batch, options, self.config.depth.given_unit)
+        return measure_depth_evidence(maps, batch, options, self.config.depth.given_unit, zero_is_unknown=self.joint)
 
     def expect_heights(self, batch: SceneBatch) -> HeightPrior:
         """Height priors, for the joint solver with the mixture that they summarise."""

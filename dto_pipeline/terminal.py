@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from dto_pipeline.errors import DtoError
 
 # control characters (C0, DEL, C1), direction marks, line and paragraph separators, byte order mark, surrogates
 UNPRINTABLE = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff"
+_SILENT_S = 5.0  # what takes less has no progress line [s]
 _UNPRINTABLE = re.compile(f"[{UNPRINTABLE}]")
 
 
@@ -33,6 +34,14 @@ def printable(text: str) -> str:
         return sign if sign in "\n\t" else f"\\x{ord(sign):02x}" if ord(sign) < 256 else f"\\u{ord(sign):04x}"
 
     return _UNPRINTABLE.sub(escape, text)
+
+
+def show_progress(items: Iterable[Any] | None, unit: str, total: int | None = None) -> Any:
+    """A tqdm of `items`, or of `total` bytes, for what may take minutes: on a terminal only, while it lasts."""
+    from tqdm import tqdm
+
+    scale = unit == "B"
+    return tqdm(items, unit=unit, total=total, unit_scale=scale, delay=_SILENT_S, leave=False, disable=None)
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:

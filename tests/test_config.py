@@ -60,6 +60,17 @@ def test_differences_are_named_option_by_option() -> None:
         ("evidence.render_max_side=0", "evidence.render_max_side is 0; expected a finite number of at least 1"),
         ("masks.short_side=0", "masks.short_side is 0; expected a finite number of at least 32"),
         ("joint.anybody_weight=2", "joint.anybody_weight is 2.0; expected 0 to 0.999"),
+        ("prior.age_limits=[15, 8, 3]", "prior.age_limits is 15, 8, 3; expected ascending numbers"),
+        ("joint.unknown_age_below=[0.09, 0.045, 0.015]", "joint.unknown_age_below is 0.09, 0.045, 0.015; expected asc"),
+        (
+            "joint.growth_ages=[1, 1, 1, 1]",
+            "joint.growth_ages is 1, 1, 1, 1; expected ascending numbers, all different",
+        ),
+        ("joint.growth_ages=[0, 5, 11, 17]", "expected a finite number of more than 0"),
+        ("joint.blurred_corr=[0.4, 0.2]", "joint.blurred_corr is 0.4, 0.2; expected ascending numbers, all different"),
+        ("prior.female_below=0.8", "prior.female_below is 0.8, prior.male_from 0.67; expected the lower"),
+        ("joint.tail_weights=[0, 0, 0]", "joint.tail_weights have the sum 0; expected a finite one of more than 0"),
+        ("joint.blurred_level_weights=[0, 0, 0, 0]", "joint.blurred_level_weights have the sum 0"),
         ("run.gpus_per_worker=-2", "run.gpus_per_worker is -2.0; expected a finite number of at least -1"),
     ],
 )

@@ -39,6 +39,7 @@ from dto_pipeline.schema import (
     Column,
 )
 from dto_pipeline.status import ImageStatus, PersonStatus
+from dto_pipeline.terminal import show_progress
 
 if TYPE_CHECKING:  # a finished run answers without loading PyTorch
     from dto_pipeline.scene import PlacedScene
@@ -179,7 +180,8 @@ def read_labels(
     *paths: Location, columns: Sequence[str] | None = None, people: Sequence[str] | None = None
 ) -> pa.Table:
     """All rows of label files, in the given order; arguments and errors as `read_groups`."""
-    tables = [table for path in paths for table in read_groups(path, columns, people)]
+    read = show_progress(paths, "file") if len(paths) > 1 else paths
+    tables = [table for path in read for table in read_groups(path, columns, people)]
     return pa.concat_tables(tables or [LABELS_SCHEMA.empty_table()])
 
 

@@ -35,6 +35,7 @@ from dto_pipeline.data.inert_pickle import (
 from dto_pipeline.data.safe_pickle import NUMPY_ONLY, checked_values, safe_loads
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import IrregularFile, open_regular
+from dto_pipeline.terminal import show_progress
 
 ITEM_LIMITS = Limits()
 """What the items that are set at once may cost together."""
@@ -195,8 +196,8 @@ def read_items(path: str | Path, key: str, take: Callable[[Any, Any], object], l
     if not look:
         with npz.pickle(key) as stream:
             memo = _Memo(_count_fetches(stream))
-    with suppress(_Enough), npz.pickle(key) as stream:
-        items = _Items(stream, take)
+    with suppress(_Enough), npz.pickle(key) as stream, show_progress(None, "B", stream.size) as bar:
+        items = _Items(stream, take, bar)
         items.memo = memo
         items.load()
 
@@ -204,12 +205,15 @@ def read_items(path: str | Path, key: str, take: Callable[[Any, Any], object], l
 def _count_fetches(stream: Stream) -> Counter[int]:
     """How often each entry of the memo is fetched; no instruction is carried out."""
     fetches = Counter[int]()
-    for code, argument, _ in pickletools.genops(cast(IO[bytes], stream)):
-        stream.left = stream.max_bytes
-        if code.name in _FETCH and type(argument) is int:
-            fetches[argument] += 1
-            if len(fetches) > _MOST_SHARED:
-                raise BrokenPickle(f"fetches more than {_MOST_SHARED} objects again; at most so many are read")
+    with show_progress(None, "B", stream.size) as bar:
+        for code, argument, _ in pickletools.genops(cast(IO[bytes], stream)):
+            stream.left = stream.max_bytes
+            if code.name in _FETCH and type(argument) is int:
+                fetches[argument] += 1
+                if len(fetches) > _MOST_SHARED:
+                    raise BrokenPickle(f"fetches more than {_MOST_SHARED} objects again; at most so many are read")
+            elif code.name == "SETITEMS":
+                bar.update(stream.at - bar.n)
     return fetches
 
 
@@ -236,9 +240,9 @@ class _Memo(dict[int, Any]):
 class _Items(InertUnpickler):
     """Passes the items of the one dictionary on, and forgets them."""
 
-    def __init__(self, stream: Stream, take: Callable[[Any, Any], object]) -> None:
+    def __init__(self, stream: Stream, take: Callable[[Any, Any], object], bar: Any) -> None:
         super().__init__(stream, NUMPY_ONLY, ITEM_LIMITS, object_arrays=True)
-        self._take = take
+        self._take, self._bar = take, bar
 
     def set_items(self, items: list[Any]) -> None:
         super().set_items(items)
@@ -251,4 +255,5 @@ class _Items(InertUnpickler):
             if self._take(key, value):
                 raise _Enough
         target.clear()
+        self._bar.update(self._stream.at - self._bar.n)
         self.array_bytes, self._stream.left = 0, self._stream.max_bytes

@@ -201,11 +201,17 @@ def import_smpl(source: str | Path, out_dir: str | Path, kid_template: str | Pat
         kid_template: `smpl_kid_template.npy`, for a source without kid axis.
 
     Returns:
-        The files written. Where anything is wrong none is written, and it raises as `read_smpl` and `add_kid_axis`.
+        The files written, first the one that a folder is used by. Where anything is wrong none is written, and it
+        raises as `read_smpl` and `add_kid_axis`; also if another import's SMPLA_NEUTRAL.npz would hide a new model.
     """
     model, out = read_smpl(source), Path(out_dir)
     if kid_template is not None:
         model = add_kid_axis(model, _read_template(Path(kid_template)))
-    without = {**model, "shapedirs": model["shapedirs"][..., :NUM_DIRECTIONS]}
-    written = [write_smpl_npz(without, out / "SMPL_NEUTRAL.npz")]
-    return [*written, write_smpl_npz(model, out / "SMPLA_NEUTRAL.npz")] if _has_kid_axis(model) else written
+    without, grown = {**model, "shapedirs": model["shapedirs"][..., :NUM_DIRECTIONS]}, out / "SMPLA_NEUTRAL.npz"
+    if not _has_kid_axis(model) and grown.exists():
+        raise SmplFileError(
+            f"{out} holds SMPLA_NEUTRAL.npz of another import, which {out} would stand for in place of this model "
+            "without kid axis; choose another folder (-o), or give --kid-template"
+        )
+    written = [write_smpl_npz(model, grown)] if _has_kid_axis(model) else []
+    return [*written, write_smpl_npz(without, out / "SMPL_NEUTRAL.npz")]

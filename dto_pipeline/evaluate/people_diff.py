@@ -4,7 +4,8 @@ Images are matched by their names (`matching.py`). People of an image are matche
 pose, by label row, or by the nearest shape and place; the others by the nearest place in the picture. Their order is
 not used, because released DTO-Humans has another one (near people that moved, far ones that moved, the others). People
 whose numbers cannot be used are counted and left out. Equal means equal bits. Differences are after minus before: z and
-height in metres, the scale as z after over z before. Both sides are in memory, about 0.5 kB per person.
+height in metres, the scale as z after over z before. Both sides are in memory, about 0.5 kB per person, and those of
+their people that are compared once more.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import numpy as np
 import torch
 
 from dto_pipeline.data.people import People
-from dto_pipeline.evaluate.bodies import in_chunks
 from dto_pipeline.evaluate.matching import join_images, take_greedily
 from dto_pipeline.maths.person_matching import pairs_within
 from dto_pipeline.models.body import BodyModel
@@ -163,7 +163,8 @@ def diff_people(
         diff.unusable[side] = int((~fit & there).sum())
         kept = np.flatnonzero(fit & there)
         crowds.append((people.take(kept), image[kept], kept - np.searchsorted(people.owner, people.owner[kept])))
-    (first, image, position), (second, other_image, other_position) = crowds
+    second, other_image, other_position = crowds.pop()
+    first, image, position = crowds.pop()
     one, two, same = match_people(first, second, image, other_image, diff.whole)
     diff.people, diff.by_place = one.size, int((~same).sum())
     for side, people, places, matched in (("before", first, position, one), ("after", second, other_position, two)):
@@ -171,7 +172,9 @@ def diff_people(
         diff.people_only[side] = missing.size
         missing = missing[: _NAMED - len(diff.people_missing)]
         diff.people_missing += [f"{_person(people, places, person)}: {side} only" for person in missing]
-    first, second, position = first.take(one), second.take(two), position[one]
+    del people  # with the next two lines: no more than one copy of each side is in memory
+    first = first.take(one)
+    second, position = second.take(two), position[one]
     _measure(diff, first, second, body)
     dz = diff.values["dz"]
     for row in (row for row in np.argsort(-np.abs(dz), kind="stable")[:worst].tolist() if dz[row] != 0):
@@ -212,9 +215,8 @@ def _measure(diff: PeopleDiff, before: People, after: People, body: BodyModel | 
     if body is not None:
         change = diff.values["dheight"] = np.zeros(before.num_people)
         rows = np.flatnonzero((before.betas != after.betas).any(axis=1))  # equal shapes have equal heights
-        for some in (rows[part] for part in in_chunks(rows.size)):
-            old, new = (body.rest_height(torch.from_numpy(side.betas[some])).numpy() for side in (before, after))
-            change[some] = new - old
+        old, new = (body.rest_height(torch.from_numpy(side.betas[rows])).numpy() for side in (before, after))
+        change[rows] = new - old
     diff.values = {name: values.astype(np.float32) for name, values in diff.values.items()}
 
 

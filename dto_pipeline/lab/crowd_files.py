@@ -190,22 +190,24 @@ def _write_crowds(
         pages: number of people -> texts by file name, written to the same folder.
         broken: see `CrowdData`; the marker holds it too.
     """
-    marker, images = root / places[0], identity["images"]
-    if marker.exists():
+    marker, begun, images = root / places[0], root / _BEGUN, identity["images"]
+    if there := next((path for path in (marker, begun) if path.exists()), None):
         try:
-            facts = dict(json.loads(marker.read_text()))
+            facts = dict(json.loads(there.read_text()))
             wanted = json.loads(json.dumps(identity))  # tuples become lists
             differing = [f"{k}: {facts.get(k)!r} there, {v!r} wanted" for k, v in wanted.items() if facts.get(k) != v]
-            found = "; ".join(differing) or CrowdData(root, False, images, facts["persons"], facts.get("broken", {}))
+            persons = facts["persons"] if there == marker and not differing else 0
         except (OSError, ValueError, TypeError, KeyError) as error:
-            found = f"{marker.name} cannot be read: {error!r}"
-        if isinstance(found, str):
-            raise CrowdFilesError(f"{root} holds another data set ({found}); choose another folder or remove it")
-        return found
-    begun, parts = root / _BEGUN, []
-    if not begun.exists() and root.is_dir() and any(not path.name.startswith(".") for path in root.iterdir()):
+            differing = [f"{there.name} cannot be read: {error!r}"]
+        if differing:
+            found = f"{root} holds another data set ({'; '.join(differing)})"
+            raise CrowdFilesError(f"{found}; choose another folder or remove it")
+        if there == marker:
+            return CrowdData(root, False, images, persons, facts.get("broken", {}))
+    elif root.is_dir() and any(not path.name.startswith(".") for path in root.iterdir()):
         raise CrowdFilesError(f"{root} holds other files and no data set of this command; choose a new folder (-o)")
-    write_bytes_atomic(begun, b"")
+    write_json_atomic(begun, identity)
+    parts = []
     for number in range(images):
         parts.append(make(number))
         if progress is not None:

@@ -24,7 +24,7 @@ from dto_pipeline.data.label_files import find_label_files
 from dto_pipeline.data.labels import read_placed
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from dto_pipeline.evaluate.placements import PLACEMENT_MEASURES, SAME_DEPTH, Placement, placement_sums
-from dto_pipeline.lab.crowd_files import build_demo_data, build_true_pictures, read_truth, write_map
+from dto_pipeline.lab.crowd_files import CrowdFilesError, build_demo_data, build_true_pictures, read_truth, write_map
 from dto_pipeline.lab.own_bodies import rest_height
 from dto_pipeline.lab.solver_outcomes import EVERYBODY, Outcome
 from dto_pipeline.models.body import BodyModel, load_body
@@ -62,6 +62,8 @@ def run_demo(out: Path, images: int, workers: int, network: bool, progress: Call
         The exit code of the first run.
     """
     body, manifest = load_body(STAND_IN_BODY), out / "manifest.parquet"
+    if not (out / "data").exists() and out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise CrowdFilesError(f"{out} holds other files and no demo; choose a new folder (-o)")
     print(f"1  data set with known truth -> {out / 'data'}")
     data = build_demo_data(out / "data", body, images, progress=progress)
     print(f"2  manifest -> {manifest}")

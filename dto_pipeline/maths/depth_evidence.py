@@ -23,11 +23,12 @@ _PIXELS_AT_ONCE_CPU = 1 << 16  # looked through at once on a CPU: what stays in 
 _ROUNDING = 1e-24  # of float64 means, squared; single-precision depths differ by (6e-8)^2 or not at all
 
 
-def _sample_pixels(maps: PersonMaps, batch: SceneBatch) -> tuple[torch.Tensor, ...]:
+def _sample_pixels(maps: PersonMaps, batch: SceneBatch, skips_zeros: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Enlarge the person maps to the images by nearest neighbour and list every pixel of every person, n in all.
 
-    Ordered by scene, then row-major; where a batch is done at once by person, then row, as `Segments` wants it. Zeros
-    of a disparity map are replaced by its smallest positive value first.
+    Ordered by scene, then row-major; where a batch is done at once by person, then row, as `Segments` wants it. Pixels
+    of zero disparity are left out in the scenes of `skips_zeros` (B,) bool; in others they get the map's smallest
+    positive value, as published.
 
     Returns: all (n,): owner b * P + p int64; image row int64 [px]; depth 1 / disparity float32; z of the rendered label
     float32 [m].
@@ -43,6 +44,7 @@ def _sample_pixels(maps: PersonMaps, batch: SceneBatch) -> tuple[torch.Tensor, .
         columns = map_column.index_select(0, scene)
         source = line_start[:, None] + columns.clamp(min=0)
         person = _pick(maps.person.reshape(-1), source).masked_fill_(columns < 0, -1)
+        person.masked_fill_((batch.disparity[scene, row] <= 0) & skips_zeros[scene, None], -1)
         line, column = (person >= 0).nonzero(as_tuple=True)
         place, image_line = line * width + column, scene * height + row
         return (
@@ -74,7 +76,11 @@ def _sample_pixels(maps: PersonMaps, batch: SceneBatch) -> tuple[torch.Tensor, .
 
 
 def measure_depth_evidence(
-    maps: PersonMaps, batch: SceneBatch, config: EvidenceConfig, unit: float | None = 1.0
+    maps: PersonMaps,
+    batch: SceneBatch,
+    config: EvidenceConfig,
+    unit: float | None = 1.0,
+    zero_is_unknown: bool = False,
 ) -> DepthEvidence:
     """Everything `DepthEvidence` holds, for all people of a batch at once.
 
@@ -83,10 +89,11 @@ def measure_depth_evidence(
     Args:
         maps, batch: of the same B scenes and P people.
         unit: of relative maps, see `DepthEvidence.unit`; None = measured in each scene. Metric maps have the unit 1.
+        zero_is_unknown: leave out pixels of zero disparity, as is done in metric maps, and not take them for far ones.
     """
     shape, height = batch.present.shape, batch.disparity.shape[1]
     people = shape[0] * shape[1]
-    owner, row, single, z = _sample_pixels(maps, batch)
+    owner, row, single, z = _sample_pixels(maps, batch, batch.metric | zero_is_unknown)
     depth = single.to(torch.float64)
     person, line = Segments(owner, people), Segments(owner * height + row, people * height)
     least = batch.image_size.to(torch.float64).div(config.min_pixels_grid).prod(-1)[:, None].expand(shape).reshape(-1)

@@ -2,9 +2,9 @@
 
 Pure tensors; N independent fits at once, of P people each. Given the line people are independent, and the distance of
 each has a closed-form posterior: the prior of its height is a mixture of K normal laws of log height, and its depth
-noise has one of S widths, so log z has C = K S normal laws. A grid over the line's two numbers is refined twice; sums
-over the last grid are the posterior, and the logarithm of their total is the evidence for the fit. This needs no start
-values, has no local optimum, and takes the same steps for every fit. Logarithms of metres.
+noise has one of S widths, so log z has C = K S normal laws. A grid over the line's two numbers is refined until its
+steps are no wider than the posterior; sums over the last grid are the posterior, and the logarithm of their total is
+the evidence for the fit. This needs no start values and has no local optimum. Logarithms of metres.
 
 A line turns relative depth into metres in one of two ways. With d the depth of a person over the typical depth of the
 scene, both have the distance `scale` at d = 1 and a `share` m, which is 1 where the map has no offset; at m = 1 both
@@ -32,6 +32,7 @@ _FIRST_GRID = (25, 7)  # log scale x share, over everything the people allow
 _ZOOM_GRID = (13, 9)
 _LAST_GRID = (11, 7)
 _ZOOM_REACH = 4.0  # standard deviations covered by a refined grid, each way
+_MOST_ZOOMS = 6  # each may halve the grid: enough for a thousand people
 _SHARE_REACH = 3.5  # prior standard deviations of the share covered by the first grid
 _LEAST_SHARE = 0.05  # depth never runs backwards
 _MARGIN = 0.4  # the first grid goes this far beyond the distances that heights alone give [log m]
@@ -80,7 +81,8 @@ class CrowdPosterior(NamedTuple):
 
 
 def find_lines(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean (N, 2) and covariance (N, 2, 2) of log scale and share, from a coarse grid and one refinement."""
+    """Mean (N, 2) and covariance (N, 2, 2) of log scale and share, from a coarse grid that is refined until its steps
+    are no wider than the posterior."""
     found = []
     for part in _parts(problem, max(_FIRST_GRID, _ZOOM_GRID)):
         fits = problem.take(part)
@@ -95,8 +97,18 @@ def find_lines(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
         reach = lines.amax(1) - lines.amin(1)
         steps, laws = constant(_FIRST_GRID, reach.device, torch.int64) - 1, _laws(fits)
         mean, covariance = _moments(lines, _evaluate(fits, laws, lines)[0], (reach / steps).square() / 4)
-        lines, _ = _refined_grid(mean, covariance, _ZOOM_GRID)
-        found.append(_moments(lines, _evaluate(fits, laws, lines)[0], torch.full_like(mean, 1e-8)))
+        goes_on = torch.ones_like(mean[:, 0], dtype=torch.bool)
+        for _ in range(_MOST_ZOOMS):
+            lines, _ = _refined_grid(mean, covariance, _ZOOM_GRID)
+            middle, spread = _moments(lines, _evaluate(fits, laws, lines)[0], torch.full_like(mean, 1e-8))
+            coarse = goes_on & _is_coarse(spread, covariance)
+            spread = torch.where(coarse[:, None, None], spread + covariance / 4, spread)
+            mean = torch.where(goes_on[:, None], middle, mean)
+            covariance = torch.where(goes_on[:, None, None], spread, covariance)
+            goes_on = coarse
+            if not works_at_once(goes_on.device) and not goes_on.any():
+                break
+        found.append((mean, covariance))
     means, covariances = zip(*found, strict=True)
     return torch.cat(means), torch.cat(covariances)
 
@@ -154,6 +166,19 @@ def _refined_grid(
     share = mean[:, 1:] + (steps[:, 0] * cross + steps[:, 1] * second)
     cell = math.log((2 * _ZOOM_REACH) ** 2 / ((shape[0] - 1) * (shape[1] - 1)))
     return torch.stack([log_scale, share], -1), (first.log() + second.log()).squeeze(1) + cell
+
+
+def _is_coarse(found: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+    """(N,) bool: what was found (N, 2, 2) on a zoomed grid about `covariance` is less than half a step wide, as of many
+    people: then it shows a grid point rather than the posterior."""
+
+    def widths(value: torch.Tensor) -> torch.Tensor:
+        """(N, 2) variance of the log scale, and of the share given the scale."""
+        scale = value[:, 0, 0]
+        return torch.stack([scale, value[:, 1, 1] - value[:, 1, 0].square() / scale], -1)
+
+    half_step = constant(tuple(_ZOOM_REACH / (points - 1) for points in _ZOOM_GRID), found.device)
+    return (widths(found) < widths(covariance) * half_step.square()).any(-1)
 
 
 def _moments(lines: torch.Tensor, log_density: torch.Tensor, least: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -149,8 +149,11 @@ class BodyModel:
         """(...) height at zero pose, max y - min y of the vertices [m], of betas (..., 11) and in their dtype."""
         values, scale, bits = self._blend
         directions = ExactMatrix(values[:NUM_BETAS].view(NUM_BETAS, 3, -1)[:, 1], scale[:NUM_BETAS], bits)
-        y = self._template[1] + exact_product(betas.reshape(-1, NUM_BETAS), directions, parts=2)
-        return (y.amax(dim=-1) - y.amin(dim=-1)).reshape(betas.shape[:-1]).to(betas.dtype)
+        heights = []
+        for some in betas.reshape(-1, NUM_BETAS).split(_POSE_CHUNK):
+            y = self._template[1] + exact_product(some, directions, parts=2)
+            heights.append(y.amax(dim=-1) - y.amin(dim=-1))
+        return torch.cat(heights).reshape(betas.shape[:-1]).to(betas.dtype)
 
     def _pose(
         self, pose: torch.Tensor, betas: torch.Tensor, transl: torch.Tensor, subset: torch.Tensor | None

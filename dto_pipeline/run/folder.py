@@ -64,6 +64,7 @@ from dto_pipeline.reading import IrregularFile, parse_json
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference
 from dto_pipeline.run.lease import LEASE_FOLDER, DriverLock
 from dto_pipeline.run.sanity import judge_run
+from dto_pipeline.terminal import show_progress
 
 _LOG = logging.getLogger(__name__)
 RUN_SCHEMA = "dto-run/1"
@@ -83,7 +84,7 @@ _FAILURE = re.compile(r"shard-(\d{5,})\.json")
 _NOTE = re.compile(r"shard-\d{5,}\.[a-z-]+\.json")
 _NAMED = 5  # files an error lists
 LabelTable = Any  # a pyarrow.Table of schema.LABELS_SCHEMA; pyarrow itself is imported in data/ only
-_FOOTER_TAIL = 1 << 16  # bytes; the key-value part stands at the end of a Parquet file, well within them
+_FOOTER_TAIL = 1 << 16  # bytes read of every label file; footers with a long list of inputs are longer
 _MANIFEST_FACTS = ("manifest_path", "manifest_fingerprint", "subset", "shards", "images", "persons")
 
 
@@ -203,6 +204,8 @@ def open_run(directory: RunDirectory, identity: RunIdentity, lock: DriverLock | 
         return recorded
     if holds_labels(directory):
         advice = "use the recorded settings"
+        if identity.versions != recorded.versions:
+            advice = "install the recorded versions (what is done can be read with any)"
         if identity.manifest_fingerprint != recorded.manifest_fingerprint:
             advice = "put its manifest back (built again, it is another one once an image was repaired)"
         advice += " to go on, or take another folder to start anew"
@@ -408,7 +411,8 @@ def check_label_file(
 
 def find_damage(directory: RunDirectory, done: Mapping[int, Receipt]) -> dict[int, str]:
     """Shards whose label file differs from its receipt -> what was found. Reads every label file."""
-    wrong = {shard: check_label_file(directory, shard, receipt)[2] for shard, receipt in sorted(done.items())}
+    receipts = show_progress(sorted(done.items()), "shard")
+    wrong = {shard: check_label_file(directory, shard, receipt)[2] for shard, receipt in receipts}
     return {shard: f"its label file is damaged: {what}" for shard, what in wrong.items() if what}
 
 
@@ -421,6 +425,10 @@ def _check_footers(scan: RunScan) -> dict[int, str]:
     shards = {label_name(shard, receipt.generation): shard for shard, receipt in scan.done.items()}
     for name, tail in read_many(scan.root, list(shards), _FOOTER_TAIL):
         shard = shards[name]
+        footer = int.from_bytes(tail[-8:-4], "little") + 8
+        if footer > len(tail):
+            footer = min(footer, scan.done[shard].label_bytes)  # of a damaged file any number
+            tail = next((data for _, data in read_many(scan.root, [name], footer)), b"")
         if not tail.endswith(b"PAR1"):
             void[shard] = "its label file does not end as Parquet does: it is damaged"
         elif scan.done[shard].shard_key.encode() not in tail:

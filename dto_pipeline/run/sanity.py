@@ -301,6 +301,7 @@ def _contradictions(signs: Counter[str], found: Sanity, images: Counter[str], pe
     """Results that no sound run has."""
     negative, unmeasured, alone = _negative(signs, found), found.unmeasured or 0, images[ImageStatus.TOO_FEW_PEOPLE]
     placed = any(people[word] for word in PLACED)
+    kept = max(PersonStatus, key=lambda word: people[word] if word not in _NOT_PLACED else 0)  # the commonest outcome
     several, right, wrong = (signs[f"images {words}"] for words in ("of several bodies", "forwards", "backwards"))
     rules = (
         (negative > 0,
@@ -322,6 +323,10 @@ def _contradictions(signs: Counter[str], found: Sanity, images: Counter[str], pe
         (alone >= max(LEAST_IMAGES, MOST * images.total()) and not placed,
          f"nobody was placed: {alone} of {images.total()} images hold fewer than two people that can be compared; "
          "solver.mode=joint with joint.move_single=true places people who are alone by their heights"),
+        (signs["compared"] >= LEAST_PEOPLE and unmeasured < MOST and not placed,
+         f"nobody was placed, though {signs['compared']} people could be compared; {people[kept]} of them are {kept} "
+         f"({kept.advice}): check the options that were changed (--config, --set) and the labels' units; then run into "
+         "another folder"),
     )  # fmt: skip
     return [text for applies, text in rules if applies]
 

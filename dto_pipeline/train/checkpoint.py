@@ -208,14 +208,14 @@ def read_checkpoint(path: str | Path, heads: int | None = None) -> Checkpoint:
             _LOG.warning("%s; taking %s instead", reason, one)
         return checkpoint
     if damaged:
-        raise CheckpointError(f"no checkpoint can be read: {'; '.join(damaged)}; remove them to train from the start")
+        raise CheckpointError(f"no checkpoint can be read: {'; '.join(damaged)}; to train anew name a new folder (-o)")
     raise CheckpointError(f"{path} holds no {FOLDER}/step-*.pt; give a training's folder or a checkpoint file")
 
 
 def _checkpoint_of(content: Any, path: Path) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{path} is {found!r:.80}, not {FORMAT}; was it written by another program or version?")
+        raise CheckpointError(f"{path} is {found!r:.80}, not {FORMAT}; use the version that wrote it, or a new folder")
     odd = [name for name, kind in _KINDS.items() if not isinstance(content.get(name), kind)]
     at, names = content.get("position", {}), sorted(field.name for field in fields(Position))
     if not odd and (sorted(at) != names or any(type(number) is not int or number < 0 for number in at.values())):

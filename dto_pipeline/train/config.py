@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dto_pipeline.config import BodyConfig
-from dto_pipeline.config_tree import Sections, build_sections, expect, read_tree
+from dto_pipeline.config_tree import ABOVE_ZERO, Sections, build_sections, expect, read_tree
 from dto_pipeline.data.label_files import Limits
 
 PATCH, CELL, GROUP = 14, 28, 56  # sides of tokens of level 0, 1 and 2 [px]
@@ -31,8 +31,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     **{"encoder.additional": (0, 16), "model.denoising": (0, 100), "model.queries": (1, 2000)},
     **{"data.input_size": (GROUP, 5600), "data.holdout": (0, 0.999), "data.patience": (1e-3, inf)},
     **{f"loop.{key}": (1, inf) for key in ("steps", "log_every", "checkpoint_every", "torch_threads")},
-    **{f"data.{key}": (1, inf) for key in ("max_people", "min_joints", "batch_images", "shuffle_images")},
-    **{f"augment.{key}": (0, 1) for key in ("flip", "crop", "occlude", "colour")},
+    **{f"data.{key}": (1, inf) for key in ("max_people", "batch_images", "shuffle_images")} | {"loop.clip": ABOVE_ZERO},
+    **{f"augment.{key}": (0, 1) for key in ("flip", "crop", "occlude", "colour")} | {"data.min_joints": (1, 45)},
     **{"augment.max_angle": (0, 180), "augment.min_scale": (1e-3, 1e3), "augment.max_scale": (1e-3, 1e3)},
 }
 

@@ -179,6 +179,19 @@ def test_every_verb_that_is_asked_to_end_does_so_in_good_order(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupt_while_a_library_loads_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pandas and CPython report it; the traceback ended with 1, "done with failures"."""
+    causes: list[BaseException] = [KeyboardInterrupt(), ValueError()]
+
+    def load(*_: object) -> None:
+        raise SystemError("<class '__pyx_defaults'> returned a result with an exception set") from causes.pop(0)
+
+    monkeypatch.setattr("dto_pipeline.data.manifest.Manifest.open", load)
+    assert main(["run", "m.parquet", "-o", "run"]) == 130
+    with pytest.raises(SystemError):
+        main(["run", "m.parquet", "-o", "run"])
+
+
 @pytest.mark.parametrize(
     ("shell", "environment", "said"),
     [

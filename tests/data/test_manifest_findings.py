@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dto_pipeline.data.manifest import ManifestError
-from dto_pipeline.data.manifest_build.build_report import findings_path
+from dto_pipeline.data.manifest_build.build_report import ManifestReport, findings_path
 from dto_pipeline.data.manifest_build.builder import build_manifest
 from tests.data.small_set import (
     all_rows,
@@ -48,6 +48,18 @@ def test_unusable_people_and_images_are_listed_with_label_row_and_reason(root):
     assert person == expected
     assert (image["kind"], image["image"], image["label_row"]) == ("image_missing", "gone.jpg", None)
     assert report.findings == {"person": 1, "image_missing": 1}
+
+
+def test_a_build_that_is_ended_before_its_report_leaves_no_manifest(root, monkeypatch):
+    """Images without labels are listed for minutes after the last row; a manifest of that time was taken for built."""
+
+    def end(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ManifestReport, "note_unlabelled", end)
+    with pytest.raises(KeyboardInterrupt):
+        build_small(root, NAMES)
+    assert sorted(path.name for path in root.iterdir()) == ["images", "labels"]
 
 
 def test_images_without_labels_are_listed_unless_nobody_asks(root):

@@ -19,6 +19,7 @@ from dto_pipeline.cli import main
 from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.manifest import Manifest, ManifestError
+from dto_pipeline.data.manifest_build import merge as merging
 from dto_pipeline.data.manifest_build.build_report import MergeReport
 from dto_pipeline.data.manifest_build.merge import merge_predictions, outcomes_path
 from dto_pipeline.data.rle import encode_rle
@@ -342,6 +343,16 @@ def test_equal_input_gives_identical_bytes(merge, tiny, body):
     first = [path.read_bytes() for path in files]
     merge(people)
     assert [path.read_bytes() for path in files] == first
+
+
+def test_a_merge_that_is_ended_before_its_report_leaves_no_manifest(merge, tiny, body, monkeypatch):
+    def end(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(merging, "write_bytes", end)
+    with pytest.raises(KeyboardInterrupt):
+        merge(shifted(released(tiny, body), body, 0.5))
+    assert not (merge.folder / "merged.parquet").exists()
 
 
 def test_merging_again_adds_nobody_and_remembers_both_merges(merge, tiny, body):

@@ -17,6 +17,7 @@ import smplx
 import torch
 from scipy import sparse
 
+from dto_pipeline.data import smpl_file
 from dto_pipeline.data.inert_pickle import UnsafePickle
 from dto_pipeline.data.smpl_file import (
     Model,
@@ -202,7 +203,7 @@ def test_import_writes_what_the_body_model_loads(plain: Model, tmp_path: Path) -
         source = _write(tmp_path / "SMPL_NEUTRAL.pkl", python2_dumps(official_dict(classes, plain), 2))
     np.save(tmp_path / "kid.npy", KID_TEMPLATE)
     written = import_smpl(source, tmp_path / "out", tmp_path / "kid.npy")
-    assert [path.name for path in written] == ["SMPL_NEUTRAL.npz", "SMPLA_NEUTRAL.npz"]
+    assert [path.name for path in written] == ["SMPLA_NEUTRAL.npz", "SMPL_NEUTRAL.npz"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in written)
     imported, demo_body = load_body(tmp_path / "out"), load_body("demo")
     betas = torch.tensor([[0.5, -0.5, 0, 0, 0, 0, 0, 0, 0, 0, 0.6]])
@@ -210,7 +211,33 @@ def test_import_writes_what_the_body_model_loads(plain: Model, tmp_path: Path) -
     assert imported.has_kid_axis
     found, expected = imported.vertices(pose, betas, transl), demo_body.vertices(pose, betas, transl)
     assert torch.allclose(found, expected, atol=1e-6)
-    assert not load_body(written[0]).has_kid_axis
+    assert not load_body(written[1]).has_kid_axis
+
+
+def test_an_import_that_is_cut_off_leaves_the_whole_body_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder with SMPL_NEUTRAL.npz alone is a body without kid axis, and was taken for one."""
+
+    def die(*_: object) -> Path:
+        raise KeyboardInterrupt
+
+    def write_first(model: Model, path: Path) -> Path:
+        monkeypatch.setattr(smpl_file, "write_smpl_npz", die)
+        return write_smpl_npz(model, path)
+
+    monkeypatch.setattr(smpl_file, "write_smpl_npz", write_first)
+    with pytest.raises(KeyboardInterrupt):
+        import_smpl(ASSETS / "SMPLA_NEUTRAL.npz", tmp_path)
+    assert load_body(tmp_path).has_kid_axis
+
+
+def test_a_model_without_kid_axis_is_not_hidden_behind_another_import(tmp_path: Path) -> None:
+    import_smpl(ASSETS / "SMPLA_NEUTRAL.npz", tmp_path)
+    before = (tmp_path / "SMPL_NEUTRAL.npz").stat().st_mtime_ns
+    with pytest.raises(SmplFileError, match=r"SMPLA_NEUTRAL\.npz of another import.*--kid-template"):
+        import_smpl(ASSETS / "SMPL_NEUTRAL.npz", tmp_path)
+    assert (tmp_path / "SMPL_NEUTRAL.npz").stat().st_mtime_ns == before
 
 
 def test_nothing_is_written_if_the_kid_template_is_wrong(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -79,6 +80,9 @@ def test_another_runs_labels_start_a_manifest_with_either_values(tmp_path, value
     assert [row["image_path"] for row in rows] == ["a.jpg", "b.jpg"]
     assert [row["attribute_origin"] for row in rows] == ["labels", "labels"]
     assert report.persons == 5
+    (origin,) = json.loads(Manifest.open(tmp_path / "m.parquet").metadata["label_files"])  # in every label's footer
+    sizes = [file.stat().st_size for file in (tmp_path / "run/labels").iterdir()]
+    assert (origin["file"], origin["bytes"]) == (where, sum(sizes))
     for row, item in zip(rows, [placed[0], placed[2]], strict=True):
         wanted = item if values == "after" else item.scene
         for column, numbers in (("pose", item.scene.pose), ("betas", wanted.betas), ("transl", wanted.transl)):

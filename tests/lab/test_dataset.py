@@ -24,6 +24,7 @@ from dto_pipeline.lab.crowd_files import (
     plan_breakages,
     read_truth,
 )
+from dto_pipeline.lab.demo import run_demo
 from dto_pipeline.models.body import BodyModel
 from dto_pipeline.models.depth import DepthFiles, DepthInvalid
 
@@ -139,3 +140,11 @@ def test_small_crowds_to_train_on_have_nothing_broken_and_the_truth_beside_them(
     point = np.array([0.3, 0.8, 5.0])
     view = plan_crowd(9, 0).view
     assert view.scaled(0.5).project(point) == pytest.approx(view.project(point) / 2)  # a smaller view shows the same
+
+
+def test_the_demo_leaves_a_folder_of_other_files_as_it_is(tmp_path: Path) -> None:
+    """Its manifest replaced one of the same name, and the runs of that one had none any more."""
+    (tmp_path / "manifest.parquet").write_bytes(b"of a run")
+    with pytest.raises(CrowdFilesError, match="holds other files and no demo"):
+        run_demo(tmp_path, 2, 0, False, lambda done, images: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.parquet"]

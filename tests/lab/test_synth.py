@@ -63,6 +63,8 @@ def test_other_files_are_not_overwritten_and_an_interrupted_data_set_is_written_
     kind = choose_difficulty("easy")
     with pytest.raises(KeyboardInterrupt):
         write_synth(tmp_path / "new", kind, 1, 5, body, interrupt)
+    with pytest.raises(CrowdFilesError, match="seed: 5 there, 6 wanted; images: 1 there, 2 wanted"):
+        write_synth(tmp_path / "new", kind, 2, 6, body)  # its pictures would lie among those of seed 5
     assert write_synth(tmp_path / "new", kind, 1, 5, body).created
     write_synth(tmp_path / "whole", kind, 1, 5, body)
     assert digests(tmp_path / "new") == digests(tmp_path / "whole")

@@ -367,13 +367,25 @@ def test_the_coefficients_of_a_line_are_the_line(scale: float, share: float, typ
 def test_the_refined_grid_agrees_with_a_dense_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight crowds of people unlike their labels and each other, a few of them with gross errors, with an offset."""
     rng = np.random.default_rng(3)
-    z = rng.uniform(2.0, 14.0, (8, 5)).tolist()
-    height = rng.choice([0.8, 1.1, 1.45, 1.6, 1.75, 1.9], (8, 5)).tolist()
-    error = (0.03 * rng.standard_t(2, (8, 5))).clip(-0.5, 0.5).tolist()
-    quick = crowd(z, height, error=error, line=(480.0, 8.0), inverse=True)
+    z = rng.uniform(2.0, 14.0, (8, 5))
+    height = rng.choice([0.8, 1.1, 1.45, 1.6, 1.75, 1.9], (8, 5))
+    compare_with_a_dense_grid(z, height, (0.03 * rng.standard_t(2, (8, 5))).clip(-0.5, 0.5), monkeypatch)
+
+
+def test_many_people_determine_a_line_more_narrowly_than_the_first_grids_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    z = np.exp(rng.uniform(np.log(3), np.log(20), (1, 40)))
+    compare_with_a_dense_grid(z, rng.normal(1.7, 0.07, z.shape), 0.02 * rng.standard_t(3, z.shape), monkeypatch)
+
+
+def compare_with_a_dense_grid(
+    z: np.ndarray, height: np.ndarray, error: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = (z.tolist(), height.tolist())
+    quick = crowd(*people, error=error.tolist(), line=(480.0, 8.0), inverse=True)
     for name, size in (("_FIRST_GRID", (121, 41)), ("_ZOOM_GRID", (61, 41)), ("_LAST_GRID", (61, 41))):
         monkeypatch.setattr(line_posterior, name, size)
-    dense = crowd(z, height, error=error, line=(480.0, 8.0), inverse=True)
+    dense = crowd(*people, error=error.tolist(), line=(480.0, 8.0), inverse=True)
     sigma = posterior(dense)[1]
     assert ((quick.new_z - dense.new_z) / sigma).abs().max() < 0.1  # standard deviations
     assert (posterior(quick)[1] / sigma - 1).abs().max() < 0.1

@@ -13,6 +13,7 @@ import pytest
 import smplx
 import torch
 
+from dto_pipeline import models
 from dto_pipeline.maths.rotation import axis_angle_to_matrix
 from dto_pipeline.models.body import BodyModel, BodyModelError, load_body
 
@@ -40,6 +41,25 @@ def test_rest_height_is_the_vertical_extent_of_the_zero_pose_mesh(body: BodyMode
     _, betas, _ = random_people(4, seed=1)
     mesh = body.vertices(torch.zeros(4, 72), betas, torch.zeros(4, 3))[..., 1]
     assert torch.allclose(body.rest_height(betas), mesh.amax(-1) - mesh.amin(-1), atol=2e-6)
+
+
+def test_heights_of_a_whole_shard_do_not_fill_the_memory_with_its_vertices(
+    body: BodyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = list[int]()
+    multiply = models.body.exact_product
+
+    def counted(factors: torch.Tensor, *others: Any, **options: Any) -> torch.Tensor:
+        counts.append(len(factors))
+        return multiply(factors, *others, **options)
+
+    betas = random_people(1000, seed=3)[1]
+    alone = [body.rest_height(betas[person]) for person in (0, 500, 999)]
+    monkeypatch.setattr(models.body, "exact_product", counted)
+    heights = body.rest_height(betas)
+    assert sum(counts) == 1000
+    assert max(counts) <= 64
+    assert torch.equal(heights[[0, 500, 999]], torch.stack(alone))
 
 
 def test_leading_axes_and_long_batches_change_nothing(body: BodyModel) -> None:

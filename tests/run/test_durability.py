@@ -114,6 +114,14 @@ def test_a_label_file_of_the_right_size_that_is_not_its_shards_is_done_again(run
     assert label_bytes(run.root) == undisturbed
 
 
+def test_a_label_file_with_a_footer_longer_than_is_read_at_first_stays_done(run, tiny, monkeypatch):
+    monkeypatch.setattr(files, "_FOOTER_TAIL", 16)
+    cut_and_fill(run)
+
+    assert [*scan_run(run, read_identity(run), footers=True).void] == [1]
+    assert run_pipeline(tiny.manifest, run.root, tiny_config(), progress=False).done_now == 1
+
+
 def test_a_label_file_that_goes_while_it_is_looked_at_is_missing(run, monkeypatch):
     sizes = type(run.store).entries
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -217,6 +218,16 @@ def test_a_run_of_images_with_one_person_each_places_nobody_and_says_so() -> Non
     assert judged({"too_few_people": 5}, {"not_run": 5}) == []  # too few to say
     assert judged({"too_few_people": 20}, {"placed_by_prior": 20}) == []
     assert judged({"predicted": 20}, {"predicted": 20}) == []
+
+
+def test_a_run_that_could_compare_people_and_placed_nobody_says_so(sound: TinyDataset, tmp_path: Path) -> None:
+    """Options that no fit survives left every label as it was, with exit code 0."""
+    summary = run(sound, tmp_path, None, "joint", "joint.gender_power=1e9")
+    assert summary.exit_code == 1
+    (told,) = summary.sanity.contradictions
+    assert re.search(r"nobody was placed, though \d+ people could be compared; \d+ of them are no_fit \(.*--set", told)
+    assert judge({"compared": 100}, {"too_tall": 99, "moved": 1}).contradictions == []
+    assert judge({"compared": 3}, {"too_tall": 3}).contradictions == []  # too few to say
 
 
 def test_a_weak_map_is_not_taken_for_one_the_wrong_way_round() -> None:

@@ -49,6 +49,8 @@ def test_a_config_survives_being_written_down() -> None:
         ("loop.steps=0", "expected a finite number of at least 1"),
         ("loop.encoder_rate=0", "the encoder is untrained"),
         ("loop.rate=fast", "must be float"),
+        ("loop.clip=0", "expected a finite number of more than 0"),  # 0 is not "off": it made all gradients 0
+        ("data.min_joints=46", "expected 1 to 45"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_name(override: str, message: str) -> None:

@@ -186,7 +186,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         with pytest.raises(TorchFileError, match=r"half\.pt"):
             read_checkpoint(tmp_path / "half.pt")
     others = {"neither a checkpoint nor": [], "another program": {"weights": {}}}
-    others[r"other\.pt is 'dto-checkpoint/1', not dto-checkpoint/2; .*version"] = {"format": "dto-checkpoint/1"}
+    others[r"other\.pt is 'dto-checkpoint/1', not dto-checkpoint/2; use the version that wrote it, or a new f"] = {
+        "format": "dto-checkpoint/1"
+    }
     for sentence, content in others.items():
         torch.save(content, tmp_path / "other.pt")
         with pytest.raises(CheckpointError, match=sentence):
@@ -280,7 +282,7 @@ def test_a_training_does_not_begin_anew_where_no_checkpoint_can_be_read(data: Tr
         cut(path)
     for _ in range(2):  # the second start says the same
         with pytest.raises(
-            CheckpointError, match=r"no checkpoint can be read: .*00000004.*00000002.*train from the start"
+            CheckpointError, match=r"no checkpoint can be read: .*00000004.*00000002.*train anew name a new folder"
         ):
             train_network(config, BatchSource(data, 2), tmp_path, progress=False)
     assert len(list_checkpoints(tmp_path)) == 2

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,18 +13,30 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dto_pipeline import terminal
 from dto_pipeline.config import load_config
 from dto_pipeline.data import receipts
+from dto_pipeline.data.labels import read_labels
 from dto_pipeline.data.manifest import ManifestError
 from dto_pipeline.data.receipts import Receipt
+from dto_pipeline.data.sources.annots import open_ma_hmr
 from dto_pipeline.run.driver import run_pipeline
-from dto_pipeline.run.folder import Failure, RunDirectory, RunDirectoryError, record_failure
+from dto_pipeline.run.folder import (
+    Failure,
+    RunDirectory,
+    RunDirectoryError,
+    find_damage,
+    read_identity,
+    record_failure,
+    scan_run,
+)
 from dto_pipeline.run.plan import Selection
 from dto_pipeline.run.report import read_status
 from dto_pipeline.scene import PlacedScene
 from dto_pipeline.status import PersonStatus
 from dto_pipeline.view import verify
 from dto_pipeline.view.verify import Verdict, verify_run
+from tests.released_files import released_annots, write_released
 from tests.run.chaos import tiny_config
 from tests.tiny_dataset import TinyDataset
 from tests.view.conftest import Spoil, edit_receipt, first_moved, rewrite_shard
@@ -50,6 +64,31 @@ def test_a_run_of_the_joint_solver_obeys_its_own_limits(tiny: TinyDataset, tmp_p
     assert verdict.passed, verdict.as_table()
     assert verdict.doubtful == 0, verdict.as_table()
     assert verdict.judgements["joints keep their pixels"].checked > 0
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Screen, io.StringIO])
+def test_what_takes_minutes_with_a_whole_data_set_shows_on_a_terminal_only_how_far_it_is(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO]
+) -> None:
+    released = write_released(tmp_path / "COCO_CHMR_SMPL_OPT.npz", released_annots(3))
+    directory = RunDirectory(run_dir)
+    scan = scan_run(directory, read_identity(directory))
+    monkeypatch.setattr(terminal, "_SILENT_S", 0)
+    works: list[Callable[[], object]] = [
+        lambda: verify_run(run_dir),
+        lambda: find_damage(directory, scan.done),
+        lambda: read_labels(*scan.files.values()),
+        lambda: open_ma_hmr(released),
+    ]
+    for work in works:
+        monkeypatch.setattr(sys, "stderr", screen := stream())
+        work()
+        assert ("%" in screen.getvalue()) is (stream is Screen)
 
 
 def test_a_byte_changed_on_disk_is_found(copy: Path) -> None:

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from dto_pipeline.data.cameras import CAMERA_COLUMNS
 from dto_pipeline.data.exports.job import ExportError, ExportJob, Subset
@@ -48,15 +50,25 @@ def write_camerahmr(job: ExportJob) -> None:
         parts = [
             _arrays(job, flatten_table(table.select(_IMAGES), _PEOPLE), release, shapes)
             for tables, release in zip(subset.tables, releases, strict=True)
-            for table in job.read(tables)
+            for table in job.read(_drain(tables))
         ]
+        releases.clear()
         path = f"{subset.name}-dto.npz"
         with zipfile.ZipFile(job.folder / path, "w") as archive:
             for key in list(parts[0]):
-                array = np.concatenate([part.pop(key) for part in parts])
-                with open_member(archive, key, array.dtype, array.shape, packed=key == "imgname") as stream:
-                    stream.write(array.data)
+                arrays = [part.pop(key) for part in parts]
+                dtype = reduce(np.promote_types, {array.dtype for array in arrays})  # names are of several lengths
+                shape = (sum(map(len, arrays)), *arrays[0].shape[1:])
+                with open_member(archive, key, dtype, shape, packed=key == "imgname") as stream:
+                    for array in arrays:
+                        stream.write(np.ascontiguousarray(array, dtype).data)
         job.add(path, subset.images, subset.persons)
+
+
+def _drain(tables: list[pa.Table]) -> Iterator[pa.Table]:
+    """The tables, each forgotten once it was used: what it held and what is made of it would fill the memory twice."""
+    while tables:
+        yield tables.pop(0)
 
 
 def _arrays(

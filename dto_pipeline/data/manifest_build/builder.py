@@ -7,9 +7,9 @@ written next to the manifest. Sizes and intrinsics in pixels, lengths in metres.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from posixpath import splitext
@@ -24,13 +24,13 @@ from dto_pipeline.data.cameras import camera_columns, describe_off_centre, is_of
 from dto_pipeline.data.columns import build_table, pick_words, ragged_column, struct_column
 from dto_pipeline.data.dataset import Dataset
 from dto_pipeline.data.duplicates import LabelledPeople, find_duplicates
-from dto_pipeline.data.files import json_bytes, sha256_file, sweep_abandoned
+from dto_pipeline.data.files import json_bytes, sweep_abandoned
 from dto_pipeline.data.image_index import ImageIndex, index_images
 from dto_pipeline.data.images import ImageHeader, ImageStore
 from dto_pipeline.data.manifest import check_outputs, report_path
 from dto_pipeline.data.manifest_build.build_report import MASKS, PERSON, SOURCE, ManifestReport, findings_path
 from dto_pipeline.data.manifest_build.seen_people import join_seen
-from dto_pipeline.data.manifest_build.writer import describe_origin, open_manifest_writer
+from dto_pipeline.data.manifest_build.writer import describe_files, describe_origin, open_manifest_writer
 from dto_pipeline.data.people import recognise
 from dto_pipeline.data.sources import SOURCES
 from dto_pipeline.data.sources.rows import (
@@ -122,13 +122,13 @@ def build_manifest(
             report.add(SOURCE, image, "listed without people")
         if placement is not None:
             report.note_tars(placement)
-        _write_manifest(_Inputs(dataset, source, sidecar, index, images, report), out, progress)
-        if dataset.depth_root is not None:
-            report.look_for_depth(index, dataset.depth_root, dataset.depth_suffix)
-        if unlabelled:
-            report.note_unlabelled(index, dataset.images_root, placement)
-    report.write_findings(out)
-    write_bytes(report_path(out), json_bytes(report.to_json()))
+        with _new_manifest(_Inputs(dataset, source, sidecar, index, images, report), out, progress):
+            if dataset.depth_root is not None:
+                report.look_for_depth(index, dataset.depth_root, dataset.depth_suffix)
+            if unlabelled:
+                report.note_unlabelled(index, dataset.images_root, placement)
+            report.write_findings(out)
+            write_bytes(report_path(out), json_bytes(report.to_json()))
     return report
 
 
@@ -147,24 +147,30 @@ def _open_labels(dataset: Dataset, stack: ExitStack) -> tuple[LabelSource, Sidec
     return source, Sidecar(sidecar, source.num_rows)
 
 
-def _write_manifest(inputs: _Inputs, out: Location, progress: bool) -> None:
+@contextmanager
+def _new_manifest(inputs: _Inputs, out: Location, progress: bool) -> Iterator[None]:
+    """Write the manifest. It gets its name after the block: a build that is killed leaves none without a report."""
     dataset, source, sidecar = inputs.dataset, inputs.source, inputs.sidecar
     total, root = inputs.index.num_images, dataset.root
-    with (
-        open_manifest_writer(out) as writer,
-        ThreadPoolExecutor(_HEADER_THREADS) as pool,
-        tqdm(total=total, unit="image", desc=dataset.name, disable=not progress) as bar,
-    ):
-        for start in range(0, total, dataset.shard_images):
-            images = range(start, min(start + dataset.shard_images, total))
-            writer.add(_build_shard(inputs, images, _read_headers(inputs, images, pool, bar.update), pool))
+    with open_manifest_writer(out) as writer:
+        with (
+            ThreadPoolExecutor(_HEADER_THREADS) as pool,
+            tqdm(total=total, unit="image", desc=dataset.name, disable=not progress) as bar,
+        ):
+            for start in range(0, total, dataset.shard_images):
+                images = range(start, min(start + dataset.shard_images, total))
+                writer.add(_build_shard(inputs, images, _read_headers(inputs, images, pool, bar.update), pool))
         inputs.report.shards, inputs.report.fingerprint = len(writer.sizes), writer.fingerprint
+        inputs_of = {path: [path] for path in source.files}
+        if dataset.source == "labels" and isinstance(dataset.labels_path, Path):
+            inputs_of = {dataset.labels_path: source.files}  # every label file's footer holds this list
+        inputs_of |= {sidecar.path: [sidecar.path]} if sidecar.path else {}
         files = []
-        for path in [*source.files, *([sidecar.path] if sidecar.path else [])]:
+        for path, parts in inputs_of.items():
             inside = isinstance(root, Path) and path.is_relative_to(root)
-            name = str(path.relative_to(root)) if inside else path.name
-            files.append({"file": name, "bytes": path.stat().st_size, "sha256": sha256_file(path)})
+            files.append(describe_files(str(path.relative_to(root)) if inside else path.name, parts))
         writer.finish(describe_origin(dataset, files))
+        yield
 
 
 def _read_headers(

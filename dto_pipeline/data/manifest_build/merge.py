@@ -10,7 +10,6 @@ written next to the new manifest. Metres in the camera frame, pixels.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,13 +24,13 @@ from tqdm import tqdm
 
 from dto_pipeline.data.cameras import read_cameras
 from dto_pipeline.data.columns import build_table, ragged_column, single_array, struct_column
-from dto_pipeline.data.files import json_bytes, sha256_file
+from dto_pipeline.data.files import json_bytes
 from dto_pipeline.data.image_index import WHOLE_NAME, index_images
 from dto_pipeline.data.label_files import check_one_body, flatten_table
 from dto_pipeline.data.manifest import Manifest, ManifestError, check_outputs, report_path
 from dto_pipeline.data.manifest_build.build_report import MergeReport
 from dto_pipeline.data.manifest_build.builder import PERSON_PROBLEMS, judge_cameras, judge_people, person_columns
-from dto_pipeline.data.manifest_build.writer import open_manifest_writer
+from dto_pipeline.data.manifest_build.writer import describe_files, open_manifest_writer
 from dto_pipeline.data.parquet import new_parquet
 from dto_pipeline.data.people import FileKind, recognise
 from dto_pipeline.data.sources.dto_labels import open_dto_labels
@@ -117,17 +116,20 @@ def merge_predictions(
             footer = {"schema": MERGE_SCHEMA_NAME, "manifest_fingerprint": writer.fingerprint}
             outcomes = merge.list_outcomes().replace_schema_metadata(footer)
             with written(outcomes_path(out)) as local, new_parquet(local, outcomes.schema) as file:
-                file.write_table(outcomes)  # gets its name before the manifest
+                file.write_table(outcomes)  # gets its name before the manifest, as the report does
             rule = {"head_factor": HEAD_FACTOR, "min_share": MIN_SHARE, "min_confidence": MIN_CONFIDENCE}
             entry = {
-                "manifest": {**_describe(manifest, [Path(source.path)]), "fingerprint": source.fingerprint},
-                "predictions": _describe(predictions, people.files),
+                "manifest": {
+                    **describe_files(base_name(manifest), [Path(source.path)]),
+                    "fingerprint": source.fingerprint,
+                },
+                "predictions": describe_files(base_name(predictions), people.files),
                 "body_sha256": body.sha256,
                 "options": {"min_score": min_score, "match": rule},
                 "outcomes": merge.report.outcomes,
             }
             writer.finish({"merged": [*earlier, entry]}, source.metadata)
-    write_bytes(report_path(out), json_bytes(merge.report.to_json()))
+            write_bytes(report_path(out), json_bytes(merge.report.to_json()))
     return merge.report
 
 
@@ -151,13 +153,6 @@ def _open_people(path: Path, bodies: dict[str, str], body: BodyModel) -> LabelSo
                 "the body model of both (--set body.model_path=PATH)"
             )
     return people
-
-
-def _describe(place: Location, files: list[Path]) -> dict[str, Any]:
-    """Name, size and sha256 of a file; of several files the sum of the sizes and the sha256 of the joined sha256s."""
-    hashes = [sha256_file(path) for path in files]
-    whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    return {"file": base_name(place), "bytes": sum(path.stat().st_size for path in files), "sha256": whole}
 
 
 @dataclass(frozen=True)

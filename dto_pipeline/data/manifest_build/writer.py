@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from dto_pipeline import __version__
 from dto_pipeline.data.columns import build_table, hash_table, ragged_column, single_array, struct_column
 from dto_pipeline.data.dataset import Dataset
+from dto_pipeline.data.files import sha256_file
 from dto_pipeline.data.manifest import ShardSize
 from dto_pipeline.data.parquet import new_parquet
 from dto_pipeline.data.storage import Location, absolute, written
@@ -66,8 +68,15 @@ def open_manifest_writer(out: Location) -> Iterator[ManifestWriter]:
         yield ManifestWriter(writer)
 
 
+def describe_files(name: str, files: Sequence[Path]) -> dict[str, Any]:
+    """Name, size and sha256 of an input; of several files the sum of the sizes and the sha256 of the joined sha256s."""
+    hashes = [sha256_file(path) for path in files]
+    whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return {"file": name, "bytes": sum(path.stat().st_size for path in files), "sha256": whole}
+
+
 def describe_origin(dataset: Dataset, label_files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Footer entries about the data set of a manifest; `label_files`: file, bytes and sha256 of each."""
+    """Footer entries about the data set of a manifest; `label_files`: as of `describe_files`."""
     depth = dataset.depth_root
     roots = {"images": str(absolute(dataset.images_root)), "depth": depth and str(absolute(depth))}
     return {"dataset": dataset.describe(), "label_files": list(label_files), "roots": roots}

@@ -10,6 +10,7 @@ import pytest
 
 from dto_pipeline.cli import main
 from dto_pipeline.data.columns import read_numbers, single_array
+from dto_pipeline.data.exports import flat_npz
 from dto_pipeline.data.exports.flat_npz import NO_KEYPOINTS
 from dto_pipeline.data.exports.formats import export_labels
 from dto_pipeline.data.exports.job import ExportError, Selection
@@ -46,6 +47,25 @@ def test_a_manifest_built_from_the_export_has_the_labels_of_the_run(rebuilt, lab
                 name: person[name] for name in ("pose", "betas", "transl")
             }
             np.testing.assert_allclose(new["bbox_xyxy"], person["bbox_xyxy"], rtol=1e-6)
+
+
+def test_label_rows_are_not_kept_beside_the_arrays_made_of_them(runs, labels, tmp_path, monkeypatch) -> None:
+    kept, make = [], flat_npz._arrays
+
+    def arrays(job, *others):
+        kept.append(len(job.taken[0].tables[0]))
+        made = make(job, *others)
+        made["imgname"] = np.char.add(made["imgname"], "x" * len(kept))  # names of other lengths in every part
+        return made
+
+    monkeypatch.setattr(flat_npz, "_arrays", arrays)
+    export_labels([runs["mpii"]], "camerahmr", tmp_path / "out", Selection(persons="all"), progress=False)
+    assert len(kept) > 1
+    assert kept == [*reversed(range(len(kept)))]
+    with np.load(tmp_path / "out/mpii-dto.npz", allow_pickle=False) as file:
+        people = [person for row in labels["mpii"].to_pylist() for person in row["persons"]]
+        assert file["trans_cam"].tolist() == [person["transl"] for person in people]
+        assert len({len(name) - len(name.rstrip("x")) for name in file["imgname"].tolist()}) == len(kept)
 
 
 def test_arrays_are_plain_with_eleven_betas_and_keypoints_of_confidence_0_where_no_release_has_any(
