@@ -149,7 +149,7 @@ PERSON_COLUMNS = (
     _own("depth_std", _FLOAT, "its standard deviation", "1 / disparity"),
     _own("slope", _FLOAT, "rendered z against relative depth inside the person", "m * disparity"),
     _own("corr", _FLOAT, "correlation of the same"),
-    _own("mask_pixels", _INT, "pixels of the person in the id map"),
+    _own("mask_pixels", _INT, "pixels of the person in the id map (joint and metric maps: of known depth)"),
     _own("visible_vertices", _INT, "visible vertices, of 6890"),
     _own("depth_group", pa.int8(), "0 near, 1 far, -1 = not measured"),
     _own("z_sigma_m", _FLOAT, "posterior standard deviation of z; NaN where the solver gives none", "m"),

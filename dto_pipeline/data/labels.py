@@ -166,7 +166,7 @@ def read_groups(
     with _open_labels(path) as file:
         for group in range(file.num_row_groups) if groups is None else groups:
             try:
-                table = file.read_row_group(group, columns=wanted)
+                table = file.read_row_group(group, columns=wanted, use_threads=False)
             except READ_ERRORS as error:
                 raise LabelsError(f"{path} is damaged ({error}); delete it and run again to write it anew") from error
             for name in _ADDED:

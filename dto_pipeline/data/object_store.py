@@ -28,6 +28,7 @@ from dto_pipeline.errors import DtoError
 _ATTEMPTS = 6  # of one request
 _PAUSE_S = 0.2  # first pause between them; doubled each time [s]
 _TIMEOUTS = {"connect_timeout": "10s", "read_timeout": "60s", "timeout": "1h"}
+_AHEAD = 1 << 18  # at least so much is read at once; columns of a Parquet file may have some kB only [bytes]
 _GIVEN_UP = timedelta(minutes=5)  # after which a request is not sent again
 _ATOMIC_SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "memory")  # that know create-if-absent
 _SCHEMES = (*_ATOMIC_SCHEMES, "http", "https")
@@ -107,7 +108,7 @@ class RemoteStore:
 
     def open(self, name: str) -> pa.NativeFile:
         """An object for reading at any place; raises FileNotFoundError."""
-        return pa.PythonFile(_RemoteFile(self, name, self.size(name)), mode="r")
+        return pa.PythonFile(io.BufferedReader(_RemoteFile(self, name, self.size(name)), _AHEAD), mode="r")
 
     def size(self, name: str) -> int:
         """Bytes of an object; raises FileNotFoundError."""
@@ -223,7 +224,7 @@ class RemoteStore:
 
 
 class _RemoteFile(io.RawIOBase):
-    """An object as a file for reading; every read is a request."""
+    """An object as a file for reading; every call of `readinto` is a request."""
 
     def __init__(self, store: RemoteStore, name: str, size: int) -> None:
         self._store, self._name, self._size, self._at = store, name, size, 0
@@ -241,11 +242,11 @@ class _RemoteFile(io.RawIOBase):
         self._at = offset + (0, self._at, self._size)[whence]
         return self._at
 
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._size - self._at)
-        data = self._store.read_part(self._name, self._at, left if size < 0 else min(left, size))
+    def readinto(self, buffer: Any) -> int:
+        data = self._store.read_part(self._name, self._at, max(0, min(len(buffer), self._size - self._at)))
+        buffer[: len(data)] = data
         self._at += len(data)
-        return data
+        return len(data)
 
 
 @lru_cache(maxsize=64)  # one a folder, not one a request

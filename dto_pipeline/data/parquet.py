@@ -46,6 +46,9 @@ def new_parquet(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
 def open_parquet(path: Location, error: type[Exception], again: bool = False) -> pq.ParquetFile:
     """Open a Parquet file. Raises: `error` with a next step: it is missing, or damaged (names that are not UTF-8 too).
 
+    Read it with ``use_threads=False``: a thread of Arrow that still holds bytes of Python (a store's) when the process
+    ends aborts it, or waits for ever (Python 3.14; apache/arrow issue 50482). `pre_buffer` reads by such threads too.
+
     `again`: for a file that is opened repeatedly: its footer (0.2 s with 10,000 row groups) is parsed again only if its
     size or time has changed.
     """
@@ -53,7 +56,7 @@ def open_parquet(path: Location, error: type[Exception], again: bool = False) ->
         store, name = find_file(path)
         key = (path, *store.version_of(name)) if again else None
         footer = _FOOTERS.get(key)
-        file = pq.ParquetFile(store.open(name), metadata=footer, page_checksum_verification=True)
+        file = pq.ParquetFile(store.open(name), metadata=footer, page_checksum_verification=True, pre_buffer=False)
         if footer is not None:
             return file
         footer_text(file)

@@ -316,7 +316,7 @@ def _write_people(root: Path, parts: Sequence[PersonRows], labels: str, sidecar:
         mask_width=given["mask_size"][:, 1],
     )
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **truth)
+    np.savez(buffer, **dict[str, Any](truth))
     write_bytes_atomic(root / TRUTH, buffer.getvalue())
     return len(given["pose"])
 

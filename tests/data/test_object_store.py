@@ -10,8 +10,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from dto_pipeline.data import object_store
+from dto_pipeline.data.columns import rows_sha256
+from dto_pipeline.data.labels import build_label_table, read_labels, write_label_shard
+from dto_pipeline.data.manifest import Manifest
 from dto_pipeline.data.object_store import RemoteStore
 from dto_pipeline.data.storage import StoreError, error_text, open_store
+from tests.data.small_set import build_small, write_depth, write_image
+from tests.data.test_labels import make_placed
+from tests.memory_store import put
 from tests.s3_server import ENVIRONMENT
 
 Answer = tuple[int, bytes]
@@ -187,6 +193,32 @@ def test_any_part_of_an_object_is_read_and_an_empty_one_has_none():
         assert (source.size(), source.read_at(3, 5), source.read_at(9, 8)) == (10, b"567", b"89")
     assert store.read("x", 99) == b"0123456789"
     assert store.read("empty", 99) == b""
+
+
+def test_parquet_in_a_store_is_read_by_the_calling_thread_in_few_requests(tmp_path, monkeypatch):
+    """A thread of Arrow that holds Python's bytes as the process ends aborts it: exit code 134 after all was well."""
+    names = ["a.jpg", "b.jpg", "c.jpg"]
+    for name in names:
+        write_image(tmp_path, name)
+        write_depth(tmp_path, name)
+    manifest, _ = build_small(tmp_path, names)
+    labels = build_label_table([make_placed(number, 3) for number in range(4)])
+    write_label_shard(labels, tmp_path / "labels.parquet", {})
+    readers: list[str] = []
+    read_part = RemoteStore.read_part
+
+    def watched(store: RemoteStore, name: str, start: int, count: int) -> bytes:
+        readers.append(threading.current_thread().name)
+        return read_part(store, name, start, count)
+
+    monkeypatch.setattr(RemoteStore, "read_part", watched)
+    for name in ("small.parquet", "labels.parquet"):
+        put(f"reading/{name}", (tmp_path / name).read_bytes())
+    stored = Manifest.open("memory://reading/small.parquet").read_shard(0)
+    assert rows_sha256(stored) == rows_sha256(manifest.read_shard(0))
+    assert rows_sha256(read_labels("memory://reading/labels.parquet")) == rows_sha256(labels)
+    assert set(readers) == {threading.main_thread().name}
+    assert len(readers) <= 5  # two for each file that is opened, one where the footer alone is read
 
 
 def test_a_web_server_that_sends_no_parts_of_files_is_named_with_what_to_do(server):

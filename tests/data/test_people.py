@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ NAMES = np.array(["a/1.jpg", "a/2.jpg", "a/1.jpg"])
 CAMERA = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
 
 
-def numbers() -> dict[str, np.ndarray]:
+def numbers() -> dict[str, Any]:
     rng = np.random.default_rng(4)
     return {
         "pose": rng.normal(0, 0.3, (3, 72)).astype(np.float32),
@@ -29,7 +30,7 @@ def numbers() -> dict[str, np.ndarray]:
 
 
 def write_prediction_npz(path: Path) -> Path:
-    np.savez(path, allow_pickle=False, image=NAMES, intrinsics=np.repeat(CAMERA[None], 3, 0), **numbers())
+    np.savez(path, image=NAMES, intrinsics=np.repeat(CAMERA[None], 3, 0), **numbers())
     return path
 
 

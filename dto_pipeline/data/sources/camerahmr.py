@@ -96,5 +96,5 @@ def write_release_file(path: Path, image_names: np.ndarray, people: Mapping[str,
     if "keypoints" in people:
         columns["gtkps"] = people["keypoints"].astype(np.float32)
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **columns)
+    np.savez(buffer, **columns)
     write_bytes_atomic(path, buffer.getvalue())
