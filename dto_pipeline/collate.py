@@ -253,7 +253,7 @@ def _explain(scene: Scene, person: int, outcome: PersonStatus, results: _Results
     low, high = results.evidence.bounds[person].tolist()
     if cut == _SMALL_AT_FIRST:
         if pixels < least:
-            return f"{pixels} pixels are seen, fewer than {least:.0f}"
+            return f"{pixels} pixels of known depth are seen, fewer than {least:.0f}"
         vertices = int(results.visible_vertices[person])
         return f"{vertices} vertices are seen, fewer than {options.min_visible_vertices}"
     if inside >= least:

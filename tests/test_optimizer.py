@@ -180,7 +180,7 @@ def test_each_of_the_causes_of_too_small_is_told(body: BodyModel) -> None:
     whole, covered, patch, flat = placed.person_message
     assert placed.person_status[1:] == [PersonStatus.TOO_SMALL] * 3
     assert whole is None
-    assert covered == "16 pixels are seen, fewer than 288"
+    assert covered == "16 pixels of known depth are seen, fewer than 288"
     assert re.fullmatch(r"\d+ vertices are seen, fewer than 500", str(patch))
     assert re.fullmatch(r"its depth is flat: the middle half of its \d+ pixels is 3.333, and none .*", str(flat))
     assert all(word in PersonStatus.TOO_SMALL.advice for word in ("pixels", "vertices", "flat"))

@@ -95,19 +95,23 @@ def find_lines(problem: CrowdProblem) -> tuple[torch.Tensor, torch.Tensor]:
         share = 1 + _SHARE_REACH * fits.share_sigma * along
         lines = torch.stack(torch.broadcast_tensors(log_scale[:, :, None], share), -1).flatten(1, 2)
         reach = lines.amax(1) - lines.amin(1)
-        steps, laws = constant(_FIRST_GRID, reach.device, torch.int64) - 1, _laws(fits)
-        mean, covariance = _moments(lines, _evaluate(fits, laws, lines)[0], (reach / steps).square() / 4)
-        goes_on = torch.ones_like(mean[:, 0], dtype=torch.bool)
+        steps = constant(_FIRST_GRID, reach.device, torch.int64) - 1
+        mean, covariance = _moments(lines, _evaluate(fits, _laws(fits), lines)[0], (reach / steps).square() / 4)
+        rows = torch.arange(len(mean), device=mean.device)  # on a CPU those that go on, elsewhere all
+        goes_on = torch.ones_like(rows, dtype=torch.bool)
         for _ in range(_MOST_ZOOMS):
-            lines, _ = _refined_grid(mean, covariance, _ZOOM_GRID)
-            middle, spread = _moments(lines, _evaluate(fits, laws, lines)[0], torch.full_like(mean, 1e-8))
-            coarse = goes_on & _is_coarse(spread, covariance)
-            spread = torch.where(coarse[:, None, None], spread + covariance / 4, spread)
-            mean = torch.where(goes_on[:, None], middle, mean)
-            covariance = torch.where(goes_on[:, None, None], spread, covariance)
+            some, centre, width = fits.take(rows), mean[rows], covariance[rows]
+            lines, _ = _refined_grid(centre, width, _ZOOM_GRID)
+            middle, spread = _moments(lines, _evaluate(some, _laws(some), lines)[0], torch.full_like(centre, 1e-8))
+            coarse = goes_on & _is_coarse(spread, width)
+            spread = torch.where(coarse[:, None, None], spread + width / 4, spread)
+            mean[rows] = torch.where(goes_on[:, None], middle, centre)
+            covariance[rows] = torch.where(goes_on[:, None, None], spread, width)
             goes_on = coarse
-            if not works_at_once(goes_on.device) and not goes_on.any():
-                break
+            if not works_at_once(rows.device):
+                rows, goes_on = rows[coarse], coarse[coarse]
+                if not len(rows):
+                    break
         found.append((mean, covariance))
     means, covariances = zip(*found, strict=True)
     return torch.cat(means), torch.cat(covariances)

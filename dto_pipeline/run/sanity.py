@@ -319,13 +319,14 @@ def _contradictions(signs: Counter[str], found: Sanity, images: Counter[str], pe
         (signs["compared"] >= LEAST_PEOPLE and unmeasured >= MOST,
          f"nothing could be measured on {100 * unmeasured:.0f} % of the people, who keep their label or are placed by "
          "height priors alone: masks that do not fit the people (order or size of the run lengths, another image's), "
-         "labels in other units than metres, or flat depth maps; dto view draws it"),
+         "labels in other units than metres, or depth that is flat or unknown; dto view draws it"),
         (alone >= max(LEAST_IMAGES, MOST * images.total()) and not placed,
          f"nobody was placed: {alone} of {images.total()} images hold fewer than two people that can be compared; "
          "solver.mode=joint with joint.move_single=true places people who are alone by their heights"),
         (signs["compared"] >= LEAST_PEOPLE and unmeasured < MOST and not placed,
          f"nobody was placed, though {signs['compared']} people could be compared; {people[kept]} of them are {kept} "
-         f"({kept.advice}): check the options that were changed (--config, --set) and the labels' units; then run into "
+         f"({kept.advice}): check the options that were changed (--config, --set) and the labels' units"
+         f"{', or take solver.mode=joint, which has no groups' * (kept is PersonStatus.ALONE_IN_GROUP)}; then run into "
          "another folder"),
     )  # fmt: skip
     return [text for applies, text in rules if applies]
@@ -355,7 +356,7 @@ def _warnings(
          f"most people are alone in their group: {unit}, or the labels' distances are wrong"),
         (signs["compared"] >= LEAST_PEOPLE and UNMEASURED_SHARE <= (found.unmeasured or 0) < MOST,
          f"nothing could be measured on {100 * (found.unmeasured or 0):.0f} % of the people: masks that do not fit "
-         "them (order, parts of people), labels that do not lie on them, or flat depth maps; dto view draws it"),
+         "them (order, parts of people), labels that do not lie on them, or flat or unknown depth; dto view draws it"),
         (sum(people[word] for word in PLACED) >= LEAST_PEOPLE and _off(found.factor, 1.0) >= ODD_FACTOR,
          f"people stand at {found.factor or 1:.2g} times the distance of their labels (median): check that ages are "
          "in years (0 is a newborn; NaN or -1: unknown), and that labels are in metres and of this body model"),

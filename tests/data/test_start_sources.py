@@ -22,6 +22,7 @@ from dto_pipeline.errors import DtoError
 from dto_pipeline.scene import Scene
 from dto_pipeline.status import ImageStatus, PersonStatus
 from tests.data.small_set import HEIGHT, WIDTH, all_rows, read_findings, small_dataset, write_image
+from tests.memory_store import upload
 
 AFTER = SourceOptions("after")
 
@@ -98,6 +99,19 @@ def test_labels_made_on_images_of_another_size_are_not_of_these_whatever_the_pri
     rows, _ = build(tmp_path, source="labels", labels="run", principal_point="free")
     assert [row["problem_status"] for row in rows] == [None, "label_invalid"]
     assert f"is {WIDTH // 2} x {HEIGHT // 2}; its labels were made on another size" in rows[1]["problem"]
+
+
+def test_label_files_of_an_object_store_are_one_entry_of_the_manifest_too(tmp_path):
+    """A hundred thousand bytes of names in each of a thousand label files, and a run that looked at them one by one."""
+    write_run(tmp_path)
+    upload(tmp_path / "run", "start/run")
+    build_manifest(
+        small_dataset(tmp_path, source="labels", labels="x", places={"labels": "memory://start/run"}),
+        tmp_path / "m.parquet",
+        progress=False,
+    )
+    (origin,) = json.loads(Manifest.open(tmp_path / "m.parquet").metadata["label_files"])
+    assert origin["file"] == "run"
 
 
 def test_one_label_file_is_enough_and_others_are_refused(tmp_path):

@@ -228,6 +228,8 @@ def test_a_run_that_could_compare_people_and_placed_nobody_says_so(sound: TinyDa
     assert re.search(r"nobody was placed, though \d+ people could be compared; \d+ of them are no_fit \(.*--set", told)
     assert judge({"compared": 100}, {"too_tall": 99, "moved": 1}).contradictions == []
     assert judge({"compared": 3}, {"too_tall": 3}).contradictions == []  # too few to say
+    (told,) = judge({"compared": 12}, {"alone_in_group": 12}).contradictions  # of each pair one near and one far
+    assert "or take solver.mode=joint, which has no groups; then" in told
 
 
 def test_a_weak_map_is_not_taken_for_one_the_wrong_way_round() -> None:

@@ -162,8 +162,9 @@ def _new_manifest(inputs: _Inputs, out: Location, progress: bool) -> Iterator[No
                 writer.add(_build_shard(inputs, images, _read_headers(inputs, images, pool, bar.update), pool))
         inputs.report.shards, inputs.report.fingerprint = len(writer.sizes), writer.fingerprint
         inputs_of = {path: [path] for path in source.files}
-        if dataset.source == "labels" and isinstance(dataset.labels_path, Path):
-            inputs_of = {dataset.labels_path: source.files}  # every label file's footer holds this list
+        if dataset.source == "labels":  # one entry, because every label file's footer holds this list
+            labels = dataset.labels_path
+            inputs_of = {labels if isinstance(labels, Path) else Path(base_name(labels)): source.files}
         inputs_of |= {sidecar.path: [sidecar.path]} if sidecar.path else {}
         files = []
         for path, parts in inputs_of.items():
