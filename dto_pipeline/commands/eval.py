@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,11 @@ def _run(arguments: argparse.Namespace) -> int:
         write_json_atomic(Path(arguments.json), evaluation.to_json())
     if arguments.csv:
         write_bytes_atomic(Path(arguments.csv), evaluation.as_csv().encode())
+    recalls = [column["recall"].value for column in evaluation.estimates.values() if "recall" in column]
+    if recalls and not any(recalls):
+        advice = "are they of these images, in their pixels, in metres and radians, and of this body?"
+        print(f"dto eval: nobody of the truth was found among the people that were measured; {advice}", file=sys.stderr)
+        return 1
     return 0
 
 

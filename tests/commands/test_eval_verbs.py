@@ -57,6 +57,17 @@ def test_a_run_on_the_files_places_people_where_the_benchmark_in_memory_does(mad
     assert np.array_equal(people.transl, np.concatenate([item.transl for item in outcome.placed]))
 
 
+def test_people_who_are_elsewhere_than_all_of_the_truth_are_no_result(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = made / "data/truth.npz"
+    with np.load(truth, allow_pickle=False) as arrays:
+        np.savez(tmp_path / "aside.npz", **{**arrays, "transl": arrays["transl"] + [60.0, 0, 0]})
+    assert main(["eval", "meshes", str(truth), str(truth), "--body", "demo"]) == 0
+    assert main(["eval", "meshes", str(tmp_path / "aside.npz"), str(truth), "--body", "demo"]) == 1
+    assert "nobody of the truth was found among the people that were measured" in capsys.readouterr().err
+
+
 def test_labels_as_published_are_measured_like_the_run_s_input(made: Path) -> None:
     truth = str(made / "data")
     alone = evaluate(made, "synthetic", str(made / "data/labels/release.npz"), "--truth", truth)["measures"]["labels"]

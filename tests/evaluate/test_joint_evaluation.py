@@ -130,7 +130,7 @@ def test_true_joints_in_another_unit_are_refused(body: BodyModel, regressor: np.
         read_panoptic(tmp_path / "p", ["00_16"])
 
 
-def test_a_regressor_or_people_of_no_sense_are_refused_and_nobody_matched_is_no_warning(
+def test_a_regressor_or_people_of_no_sense_are_refused_and_nobody_matched_is_exit_code_1(
     body: BodyModel, regressor: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_mupots(tmp_path / "mupots", body, regressor)
@@ -145,8 +145,10 @@ def test_a_regressor_or_people_of_no_sense_are_refused_and_nobody_matched_is_no_
         assert "h36m.npy cannot be used: its rows do not all add up to 1" in capsys.readouterr().err
     np.save(path, regressor)
     write_found(tmp_path / "found.npz", ["TS1/img_000000.jpg", "TS1/img_000001.jpg"], shift=9)
-    assert main([*command, "--regressor", str(path)]) == 0
-    assert "matched people -, AUC" in capsys.readouterr().out
+    assert main([*command, "--regressor", str(path)]) == 1
+    said = capsys.readouterr()
+    assert "matched people -, AUC" in said.out
+    assert "nobody of the truth was found" in said.err
     with np.load(tmp_path / "found.npz") as found:
         np.savez(tmp_path / "found.npz", **{**found, "transl": found["transl"] * 1000})
     assert main([*command, "--regressor", str(path)]) == 2
