@@ -36,7 +36,7 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(escape, text)
 
 
-def show_progress(items: Iterable[Any] | None, unit: str, total: int | None = None) -> Any:
+def progress_bar(items: Iterable[Any] | None, unit: str, total: int | None = None) -> Any:
     """A tqdm of `items`, or of `total` bytes, for what may take minutes: on a terminal only, while it lasts."""
     from tqdm import tqdm
 

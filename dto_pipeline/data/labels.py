@@ -39,7 +39,7 @@ from dto_pipeline.schema import (
     Column,
 )
 from dto_pipeline.status import ImageStatus, PersonStatus
-from dto_pipeline.terminal import show_progress
+from dto_pipeline.terminal import progress_bar
 
 if TYPE_CHECKING:  # a finished run answers without loading PyTorch
     from dto_pipeline.scene import PlacedScene
@@ -166,7 +166,7 @@ def read_groups(
     with _open_labels(path) as file:
         for group in range(file.num_row_groups) if groups is None else groups:
             try:
-                table = file.read_row_group(group, columns=wanted, use_threads=False)
+                table = file.read_row_group(group, columns=wanted)
             except READ_ERRORS as error:
                 raise LabelsError(f"{path} is damaged ({error}); delete it and run again to write it anew") from error
             for name in _ADDED:
@@ -180,7 +180,7 @@ def read_labels(
     *paths: Location, columns: Sequence[str] | None = None, people: Sequence[str] | None = None
 ) -> pa.Table:
     """All rows of label files, in the given order; arguments and errors as `read_groups`."""
-    read = show_progress(paths, "file") if len(paths) > 1 else paths
+    read = progress_bar(paths, "file") if len(paths) > 1 else paths
     tables = [table for path in read for table in read_groups(path, columns, people)]
     return pa.concat_tables(tables or [LABELS_SCHEMA.empty_table()])
 

@@ -109,7 +109,7 @@ class Manifest:
             raise IndexError(f"shard {shard} of {self.path}; it has shards 0 .. {self.num_shards - 1}")
         try:
             with open_parquet(self.path, ManifestError, again=True) as file:
-                return file.read_row_group(shard, columns=columns and list(columns), use_threads=False)
+                return file.read_row_group(shard, columns=columns and list(columns))
         except READ_ERRORS as error:
             raise ManifestError(f"{self.path}, shard {shard} cannot be read ({error}); build it again") from error
 

@@ -35,7 +35,7 @@ from dto_pipeline.data.inert_pickle import (
 from dto_pipeline.data.safe_pickle import NUMPY_ONLY, checked_values, safe_loads
 from dto_pipeline.errors import DtoError
 from dto_pipeline.reading import IrregularFile, open_regular
-from dto_pipeline.terminal import show_progress
+from dto_pipeline.terminal import progress_bar
 
 ITEM_LIMITS = Limits()
 """What the items that are set at once may cost together."""
@@ -196,7 +196,7 @@ def read_items(path: str | Path, key: str, take: Callable[[Any, Any], object], l
     if not look:
         with npz.pickle(key) as stream:
             memo = _Memo(_count_fetches(stream))
-    with suppress(_Enough), npz.pickle(key) as stream, show_progress(None, "B", stream.size) as bar:
+    with suppress(_Enough), npz.pickle(key) as stream, progress_bar(None, "B", stream.size) as bar:
         items = _Items(stream, take, bar)
         items.memo = memo
         items.load()
@@ -205,7 +205,7 @@ def read_items(path: str | Path, key: str, take: Callable[[Any, Any], object], l
 def _count_fetches(stream: Stream) -> Counter[int]:
     """How often each entry of the memo is fetched; no instruction is carried out."""
     fetches = Counter[int]()
-    with show_progress(None, "B", stream.size) as bar:
+    with progress_bar(None, "B", stream.size) as bar:
         for code, argument, _ in pickletools.genops(cast(IO[bytes], stream)):
             stream.left = stream.max_bytes
             if code.name in _FETCH and type(argument) is int:

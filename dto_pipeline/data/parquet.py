@@ -7,7 +7,7 @@ page index. Equal input and versions give identical bytes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,22 @@ def new_parquet(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
         yield writer
 
 
+class _CallingThread(pq.ParquetFile):
+    """Read by the calling thread: a thread of Arrow that still holds bytes of Python (a store's) when the process ends
+    aborts it, or waits for ever (apache/arrow issues 34314 and 50482). `pre_buffer` reads by such threads too."""
+
+    def __init__(self, source: pa.NativeFile, metadata: pq.FileMetaData | None) -> None:
+        super().__init__(source, metadata=metadata, page_checksum_verification=True, pre_buffer=False)
+
+    def read(self, columns: Sequence[str] | None = None, **options: Any) -> pa.Table:
+        return super().read(columns, **{**options, "use_threads": False})
+
+    def read_row_group(self, i: int, columns: Sequence[str] | None = None, **options: Any) -> pa.Table:
+        return super().read_row_group(i, columns, **{**options, "use_threads": False})
+
+
 def open_parquet(path: Location, error: type[Exception], again: bool = False) -> pq.ParquetFile:
     """Open a Parquet file. Raises: `error` with a next step: it is missing, or damaged (names that are not UTF-8 too).
-
-    Read it with ``use_threads=False``: a thread of Arrow that still holds bytes of Python (a store's) when the process
-    ends aborts it, or waits for ever (Python 3.14; apache/arrow issue 50482). `pre_buffer` reads by such threads too.
 
     `again`: for a file that is opened repeatedly: its footer (0.2 s with 10,000 row groups) is parsed again only if its
     size or time has changed.
@@ -56,7 +67,7 @@ def open_parquet(path: Location, error: type[Exception], again: bool = False) ->
         store, name = find_file(path)
         key = (path, *store.version_of(name)) if again else None
         footer = _FOOTERS.get(key)
-        file = pq.ParquetFile(store.open(name), metadata=footer, page_checksum_verification=True, pre_buffer=False)
+        file = _CallingThread(store.open(name), footer)
         if footer is not None:
             return file
         footer_text(file)

@@ -166,7 +166,7 @@ class TarImages(ImageStore):
                 if metadata["schema"] != TAR_INDEX_SCHEMA_NAME:
                     raise ValueError(f"it is {metadata['schema']}, expected {TAR_INDEX_SCHEMA_NAME}")
                 self.summaries = [TarSummary(*fields) for fields in parse_json(metadata["tars"])]
-                self._rows = file.read(["member", "offset", "size", "problem"], use_threads=False)
+                self._rows = file.read(["member", "offset", "size", "problem"])
                 counts = [summary.members for summary in self.summaries]
                 if min(counts, default=0) < 0 or sum(counts) != self._rows.num_rows:
                     raise ValueError(f"its footer counts {sum(counts)} members, it has {self._rows.num_rows}")

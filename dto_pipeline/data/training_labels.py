@@ -54,7 +54,7 @@ from dto_pipeline.data.sources.rows import LabelSource
 from dto_pipeline.data.storage import Location, as_location
 from dto_pipeline.data.tars import open_images
 from dto_pipeline.status import PLACED, UNUSED
-from dto_pipeline.terminal import show_progress
+from dto_pipeline.terminal import progress_bar
 
 _IMAGE = ("image_id", "image_path", "width", "height", *CAMERA_COLUMNS)
 IMAGE_COLUMNS = (*_IMAGE, "image_sha256", "z_covariance")
@@ -151,7 +151,7 @@ class ParquetSet(LabelSet):
 
     def index(self, number: int, part: Part) -> list[Piece]:
         pieces = []
-        for file, path in enumerate(show_progress(self.files, "file")):
+        for file, path in enumerate(progress_bar(self.files, "file")):
             first = 0
             for group, table in enumerate(read_groups(path, ("image_path", *_SELECTING), ())):
                 taken = part.holds(table.column("image_path").to_pylist()) & _is_selected(table, part.select)

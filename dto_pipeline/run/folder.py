@@ -64,7 +64,7 @@ from dto_pipeline.reading import IrregularFile, parse_json
 from dto_pipeline.run.identity import RunIdentity, describe_run_difference
 from dto_pipeline.run.lease import LEASE_FOLDER, DriverLock
 from dto_pipeline.run.sanity import judge_run
-from dto_pipeline.terminal import show_progress
+from dto_pipeline.terminal import progress_bar
 
 _LOG = logging.getLogger(__name__)
 RUN_SCHEMA = "dto-run/1"
@@ -411,7 +411,7 @@ def check_label_file(
 
 def find_damage(directory: RunDirectory, done: Mapping[int, Receipt]) -> dict[int, str]:
     """Shards whose label file differs from its receipt -> what was found. Reads every label file."""
-    receipts = show_progress(sorted(done.items()), "shard")
+    receipts = progress_bar(sorted(done.items()), "shard")
     wrong = {shard: check_label_file(directory, shard, receipt)[2] for shard, receipt in receipts}
     return {shard: f"its label file is damaged: {what}" for shard, what in wrong.items() if what}
 

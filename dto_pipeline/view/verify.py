@@ -27,7 +27,7 @@ from dto_pipeline.models.body import BodyModel, BodyModelError
 from dto_pipeline.run.folder import check_label_file, find_strays, list_generations, scan_run
 from dto_pipeline.run.lease import read_holder
 from dto_pipeline.run.report import EXIT_DONE, EXIT_MISSING, EXIT_SELECTED
-from dto_pipeline.terminal import show_progress
+from dto_pipeline.terminal import progress_bar
 from dto_pipeline.view.run_files import RunFiles, load_run_body, open_run_files
 
 RECEIPTS, FILES = "every receipt is valid", "every label file is its receipt's"
@@ -134,7 +134,7 @@ def verify_run(run_dir: str | Path, manifest: str | Path | None = None, body_pat
     recorded = {"versions": identity.versions, "inputs": identity.inputs}
     wanted |= {name: json.dumps(value, sort_keys=True) for name, value in recorded.items() if value}
     seen = Counter[str]()
-    for shard in show_progress(run.shards, "shard"):
+    for shard in progress_bar(run.shards, "shard"):
         columns = _check_file(run, shard, wanted, verdict)
         if columns is not None:
             seen.update(columns.images["image_id"].tolist())

@@ -282,7 +282,7 @@ def read_table(path: Path, check: Callable[[pa.Schema], object], shapes: Shapes)
         masks = pa.nulls(rows, pa.large_binary())
         for name in file.schema_arrow.names:
             try:
-                table = file.read([name], use_threads=False)
+                table = file.read([name])
                 if (table.num_columns, table.num_rows) != (1, rows):
                     raise LabelFileError(f"{path}, column {name!r}: {table.num_rows} rows; the file says {rows}")
                 column = table.column(0)
