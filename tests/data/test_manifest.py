@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dto_pipeline.data import parquet
 from dto_pipeline.data.images import ImageHeader, ImageStore
 from dto_pipeline.data.manifest import Manifest, ManifestError, report_path
 from dto_pipeline.data.manifest_build.builder import build_manifest
@@ -289,13 +288,13 @@ def test_a_manifest_damaged_after_opening_is_an_error_of_its_kind(root):
 
 def test_the_footer_is_parsed_once_for_all_shards_and_again_when_the_file_is_another(root, monkeypatch):
     parsed: list[bool] = []
-    opened = pq.ParquetFile
+    opened = pq.ParquetFile.__init__
 
-    def count(*arguments, metadata=None, **options):
+    def count(self, *arguments, metadata=None, **options):
         parsed.append(metadata is None)
-        return opened(*arguments, metadata=metadata, **options)
+        opened(self, *arguments, metadata=metadata, **options)
 
-    monkeypatch.setattr(parquet.pq, "ParquetFile", count)
+    monkeypatch.setattr(pq.ParquetFile, "__init__", count)
     manifest, _ = build_small(root, NAMES, shard_images=1)
     parsed.clear()
     first = [manifest.read_shard(shard) for shard in range(manifest.num_shards)]
